@@ -1,0 +1,13 @@
+"""Cheaper pretraining of diffusion models and masked autoencoders, with proof."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+__all__ = ["InfoBatch"]
+
+
+def __getattr__(name: str):
+    """Import on first use: `--help` must not wait for torch."""
+    if name == "InfoBatch":
+        return import_module("pretrain.infobatch").InfoBatch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
