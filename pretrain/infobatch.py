@@ -205,6 +205,17 @@ class InfoBatch(Sampler[int]):
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise FloatingPointError(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite")
 
+    def mean(self) -> float:
+        """Mean over the data set of what was remembered this epoch, by the visits so far and their weights.
+
+        The same on every rank and after a resume; call it on all ranks.
+        """
+        self._loss = self.merge(self._loss)
+        loss = self._loss[:-1].cpu()
+        visited = loss != UNSEEN
+        weight = self.plan.weight[visited].double()
+        return ((weight * loss[visited]).sum() / weight.sum()).item()
+
     def _close(self) -> None:
         """End the epoch: turn the losses that came back, on any rank, into scores."""
         self._loss = self.merge(self._loss)

@@ -1,0 +1,150 @@
+"""A masked autoencoder built from a timm vision transformer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from einops import rearrange
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MAEConfig:
+    """A timm ViT as encoder, which sees the visible patches alone, and a light transformer as decoder.
+
+    Attributes:
+        encoder: name of a timm vision transformer; the fields below it replace its own.
+        patch: side of a patch in pixels.
+        width: channels of an encoder token.
+        depth: encoder blocks.
+        heads: encoder attention heads.
+        decoder_width: channels of a decoder token, a multiple of 4.
+        decoder_depth: decoder blocks.
+        decoder_heads: decoder attention heads.
+    """
+
+    encoder: str = "vit_base_patch16_224"
+    patch: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+    def __post_init__(self) -> None:
+        if self.decoder_width % (4 * self.decoder_heads) and self.decoder_width % 4 + self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width must be a multiple of 4 and of decoder_heads = {self.decoder_heads}, "
+                f"got {self.decoder_width}"
+            )
+
+    def timm_arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
+        """What `timm.create_model(self.encoder, ...)` needs to make the encoder for images of `shape`."""
+        own = {"patch_size": self.patch, "embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
+        chosen = {name: value for name, value in own.items() if value is not None}
+        size = shape[1] if shape[1] == shape[2] else shape[1:]
+        return {"img_size": size, "in_chans": shape[0], "num_classes": 0, **chosen}
+
+    def build(self, shape: tuple[int, int, int], classes: int) -> "MaskedAutoencoder":
+        """The network for images of `shape` (C, H, W); classes do not matter to it.
+
+        Raises:
+            ValueError: no such encoder, or the image is not a whole number of its patches.
+        """
+        if self.encoder not in timm.list_models("vit_*") or "naflex" in self.encoder:
+            from difflib import get_close_matches
+
+            near = " or ".join(get_close_matches(self.encoder, timm.list_models("vit_*"), 2, 0.3))
+            raise ValueError(f"timm has no vision transformer {self.encoder!r}; did you mean {near}?")
+        encoder = timm.create_model(self.encoder, **self.timm_arguments(shape))
+        patch = encoder.patch_embed.patch_size
+        if shape[1] % patch[0] or shape[2] % patch[1] or encoder.patch_embed.num_patches < 2:
+            raise ValueError(
+                f"an encoder with patch {patch[0]} needs images of two or more whole patches, got "
+                f"{shape[1]}x{shape[2]}; give another --model.patch or --data.size"
+            )
+        return MaskedAutoencoder(encoder, shape[0], self.decoder_width, self.decoder_depth, self.decoder_heads)
+
+
+def sincos_position(grid: tuple[int, int], width: int, prefix: int) -> Tensor:
+    """Fixed sine-cosine position embedding [1, prefix + L, width]; zero for the prefix (class) tokens."""
+    frequency = 10000.0 ** -torch.arange(0, 1, 4 / width)[: width // 4]
+    axes = [torch.outer(torch.arange(n).float(), frequency) for n in grid]
+    y = axes[0][:, None].expand(-1, grid[1], -1)
+    x = axes[1][None, :].expand(grid[0], -1, -1)
+    position = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1).flatten(0, 1)
+    return torch.cat([torch.zeros(prefix, width), position])[None]
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder on visible patches, decoder on all (He et al. 2022, section 3).
+
+    Args:
+        encoder: a timm vision transformer; it exports and loads without this project.
+        channels: of the images.
+        width, depth, heads: of the decoder.
+    """
+
+    def __init__(self, encoder: VisionTransformer, channels: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.grid: tuple[int, int] = encoder.patch_embed.grid_size
+        self.patch: tuple[int, int] = encoder.patch_embed.patch_size
+        self.embed = nn.Linear(encoder.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("position", sincos_position(self.grid, width, encoder.num_prefix_tokens), persistent=False)
+        self.decoder = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.out = nn.Linear(width, channels * self.patch[0] * self.patch[1])
+        self.initialise()
+
+    @property
+    def patches(self) -> int:
+        """L, patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+    def initialise(self) -> None:
+        """Xavier for linear maps and the patch embedding, fixed positions (He et al. 2022, appendix A.1)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.flatten(1))
+        nn.init.normal_(self.mask_token, std=0.02)
+        if self.encoder.cls_token is not None:
+            nn.init.normal_(self.encoder.cls_token, std=0.02)
+        if self.encoder.pos_embed is not None:
+            prefix = self.encoder.pos_embed.shape[1] - self.patches
+            with torch.no_grad():
+                self.encoder.pos_embed.copy_(sincos_position(self.grid, self.encoder.embed_dim, prefix))
+            self.encoder.pos_embed.requires_grad_(False)
+
+    def patchify(self, image: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, L, P], P = patch height * patch width * C."""
+        return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch[0], q=self.patch[1])
+
+    def unpatchify(self, patch: Tensor) -> Tensor:
+        """[B, L, P] -> [B, C, H, W]."""
+        (h, w), (p, q) = self.grid, self.patch
+        return rearrange(patch, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=q)
+
+    def encode(self, image: Tensor, visible: Tensor) -> Tensor:
+        """Tokens [B, prefix + V, D] of the visible patches, int64 [B, V], in the order given."""
+        encoder, prefix = self.encoder, self.encoder.num_prefix_tokens
+        tokens = encoder._pos_embed(encoder.patch_embed(image))
+        chosen = tokens[:, prefix:].gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
+        tokens = torch.cat([tokens[:, :prefix], chosen], dim=1)
+        return encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
+
+    def forward(self, image: Tensor, visible: Tensor) -> Tensor:
+        """Predicted patches [B, L, P], the visible ones included, from images and int64 [B, V]."""
+        prefix = self.encoder.num_prefix_tokens
+        tokens = self.embed(self.encode(image, visible))
+        hidden = self.mask_token.to(tokens.dtype).expand(len(image), self.patches, -1)
+        patches = hidden.scatter(1, visible[..., None].expand(-1, -1, hidden.shape[-1]), tokens[:, prefix:])
+        tokens = self.decoder(torch.cat([tokens[:, :prefix], patches], dim=1) + self.position)
+        return self.out(self.norm(tokens))[:, prefix:]

@@ -1,0 +1,34 @@
+"""How the programs say no: one sentence for the person who started them, exit status 2, no traceback."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Refused(ValueError):
+    """Something the user gave can't be used. The message says what was given, what is allowed, what to do.
+
+    Args:
+        sentence: the message.
+        local: this process alone knows of it (its share of the data), so it speaks whatever its rank.
+    """
+
+    def __init__(self, sentence: str, *, local: bool = False) -> None:
+        super().__init__(sentence)
+        self.local = local
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn `Refused` into a line on stderr and exit status 2, an interrupt before training into 130."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        yield
+    except Refused as refusal:
+        if rank == "0" or refusal.local:
+            print(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted before the first step; there is nothing to resume", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -1,0 +1,133 @@
+"""Finding a part, an adapter or a model, by name or by path; without torch until it is used.
+
+A part is the one frozen dataclass of its file that has the kind's method. Its fields are a section of the
+config, so `--help` needs them: they are read from the source, because importing torch takes seconds.
+"""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pretrain.errors import Refused
+
+
+class Kind(NamedTuple):
+    """Where parts of a kind live and what makes a class one."""
+
+    package: str
+    method: str
+
+
+KINDS = {"adapter": Kind("pretrain.adapters", "__call__"), "model": Kind("models", "build")}
+ROOT = Path(__file__).parents[1]
+
+
+def names(kind: str) -> list[str]:
+    """The parts that come with the project."""
+    folder = ROOT.joinpath(*KINDS[kind].package.split("."))
+    return sorted(path.stem for path in folder.glob("[!_]*.py"))
+
+
+def find(kind: str, name: str) -> Path:
+    """The file of a part.
+
+    Raises:
+        Refused: there is none.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise Refused(f"--{kind} {name}: there is no such file")
+        return Path(name).resolve()
+    if name not in names(kind):
+        near = get_close_matches(name, names(kind), 1, 0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise Refused(
+            f"--{kind} {name}: {hint}There are {', '.join(names(kind))}, or give the path of a .py file of your own"
+        )
+    return ROOT.joinpath(*KINDS[kind].package.split("."), f"{name}.py")
+
+
+def _part_class(kind: str, path: Path) -> tuple[ast.Module, ast.ClassDef]:
+    """The file's syntax tree and its part.
+
+    Raises:
+        Refused: the file is not Python, or has no part or several.
+    """
+    try:
+        tree = ast.parse(path.read_text(), str(path))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise Refused(f"--{kind} {path}: not a Python file: {error}") from None
+    method = KINDS[kind].method
+    found = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and any("dataclass" in ast.unparse(line) and "frozen=True" in ast.unparse(line) for line in node.decorator_list)
+        and any(isinstance(item, ast.FunctionDef) and item.name == method for item in node.body)
+    ]
+    if len(found) != 1:
+        count = ", ".join(node.name for node in found) or "none"
+        raise Refused(
+            f"--{kind} {path}: the file of a part of your own has exactly one class with "
+            f"`@dataclass(frozen=True)` and a method `{method}`, found {count}; docs/adapters.md shows a whole one"
+        )
+    return tree, found[0]
+
+
+def _without_types(node: ast.ClassDef) -> ast.ClassDef:
+    """The class with its methods' annotations removed: they may name what is not imported."""
+    for item in ast.walk(node):
+        if isinstance(item, ast.FunctionDef):
+            item.returns = None
+            arguments = item.args
+            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            for argument in filter(None, every):
+                argument.annotation = None
+    return node
+
+
+def declared(kind: str, name: str) -> type:
+    """A part's dataclass, for its fields, defaults and their checks; its methods may lack their imports."""
+    path = find(kind, name)
+    tree, node = _part_class(kind, path)
+    imports = [
+        item
+        for item in tree.body
+        if (isinstance(item, ast.Import) and all(alias.name in sys.stdlib_module_names for alias in item.names))
+        or (isinstance(item, ast.ImportFrom) and item.module in sys.stdlib_module_names - {"__future__"})
+    ]
+    module = ast.Module(body=[*imports, _without_types(node)], type_ignores=[])
+    scope: dict[str, Any] = {"__name__": f"pretrain.declared.{path.stem}"}
+    try:
+        exec(compile(module, str(path), "exec"), scope)
+    except NameError:  # a field whose type or default comes from elsewhere in the file
+        return load(kind, name)
+    return scope[node.name]
+
+
+def load(kind: str, name: str) -> type:
+    """A part's class, imported.
+
+    Raises:
+        Refused: the file of the user's own can't be imported.
+    """
+    path = find(kind, name)
+    class_name = _part_class(kind, path)[1].name
+    if not name.endswith(".py"):
+        return getattr(importlib.import_module(f"{KINDS[kind].package}.{name}"), class_name)
+    spec = importlib.util.spec_from_file_location(f"{kind}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise Refused(f"--{kind} {path}: importing it failed with {type(error).__name__}: {error}") from error
+    part = getattr(module, class_name)
+    assert is_dataclass(part)
+    return part
