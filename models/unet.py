@@ -1,5 +1,6 @@
 """diffusers' `UNet2DModel` behind the denoiser's signature."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,17 +27,22 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.channels or not all(width > 0 and width % self.groups == 0 for width in self.channels):
-            raise ValueError(f"channels must be one or more multiples of {self.groups}, got {self.channels}")
+        if not self.channels or not all(width > 0 and width % 4 == 0 for width in self.channels):
+            raise ValueError(f"channels must be one or more multiples of 4, got {self.channels}")
         if not 0 <= self.attention <= len(self.channels):
             raise ValueError(f"attention must be from 0 to {len(self.channels)} resolutions, got {self.attention}")
+        if self.attention and any(width % self.head_dim for width in self.channels):
+            raise ValueError(f"channels must be multiples of head_dim = {self.head_dim}, got {self.channels}")
         if self.layers < 1:
             raise ValueError(f"layers must be at least 1, got {self.layers}")
 
     @property
     def groups(self) -> int:
-        """Group normalisation's groups: 32 as in the DDPM paper where the widths allow it, else 8."""
-        return 32 if all(width % 32 == 0 for width in self.channels) else 8
+        """Groups of the group normalisation: up to 32, of two channels at least.
+
+        In a group of one channel the bias before it does nothing, and Adam turns its rounding errors into noise.
+        """
+        return min(32, math.gcd(*self.channels) // 2)
 
     def build(self, shape: tuple[int, int, int], classes: int) -> "UNet":
         """The network for images of `shape` (C, H, W) with `classes` classes, 0 for none.

@@ -330,13 +330,13 @@ def _tyro(cls: type, arguments: list[str], default: Any, source: str) -> Any:
     return config
 
 
-def _take(arguments: list[str], *flags: str, default: str | None = None) -> str | None:
+def _take(arguments: list[str], *flags: str) -> str | None:
     """The last value that one of the flags is given; it stays among the arguments."""
     for position in reversed(range(len(arguments))):
         flag, equals, value = arguments[position].partition("=")
         if flag in flags:
-            return value if equals else arguments[position + 1] if position + 1 < len(arguments) else default
-    return default
+            return value if equals else next(iter(arguments[position + 1 :]), None)
+    return None
 
 
 def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, output_dir: str, help: str) -> Config:
@@ -362,12 +362,13 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
             arguments[position] = "--resume=newest"
     path = _take(arguments, "--config")
     if path is not None:
-        kept = [*arguments]
-        position = next(n for n, item in enumerate(kept) if item.partition("=")[0] == "--config")
-        del kept[position : position + (1 if "=" in kept[position] else 2)]
-        arguments, recipe = kept, Path(path)
-    elif _take(arguments, "--resume"):
-        folder = Path(_take(arguments, "--output-dir", "--output_dir", default=output_dir) or output_dir)
+        position = next(n for n, item in enumerate(arguments) if item.partition("=")[0] == "--config")
+        del arguments[position : position + (1 if "=" in arguments[position] else 2)]
+        recipe = Path(path)
+    elif resume := _take(arguments, "--resume"):
+        if resume != "newest":  # <output_dir>/checkpoints/<one of them>
+            output_dir = str(Path(resume).resolve().parents[1])
+        folder = Path(_take(arguments, "--output-dir", "--output_dir") or output_dir)
         recipe = folder / "config.yaml" if (folder / "config.yaml").is_file() else recipe
     settings = {"output_dir": output_dir} | _read_yaml(recipe)
 
@@ -383,7 +384,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         sections[kind].__doc__ = part.__doc__
         sections[kind] = dataclass(frozen=True, kw_only=True)(sections[kind])
     cls = dataclasses.make_dataclass("Config", sections.items(), bases=(Config,), frozen=True, kw_only=True)
-    cls.__doc__ = (Config.__doc__ or "").replace("One run.", help, 1)
+    told = "--config FILE starts from a recipe (YAML); any setting given beside it is stronger."
+    cls.__doc__ = (Config.__doc__ or "").replace("One run.", f"{help} {told}", 1)
 
     source = f"{recipe}: "
     base = _tyro(cls, _arguments(settings, cls, source), None, source)

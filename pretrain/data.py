@@ -106,6 +106,8 @@ class Images(Dataset[Item]):
             if self.data.on_bad_image == "stop":
                 raise Refused(f"{problem}; mend or remove it, or skip such images with --on-bad-image skip", local=True)
             self.bad.add(problem)
+            if len(self.bad) == len(self):
+                raise Refused(f"none of the {len(self)} images can be used; for example, {problem}", local=True)
 
     def batches(self, index: Sequence[int], size: int) -> Iterator[Batch]:
         """The samples `index` as they are, without augmentation, in batches (uint8); unreadable ones left out."""

@@ -21,7 +21,7 @@ class Refused(ValueError):
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turn `Refused` into a line on stderr and exit status 2, an interrupt before training into 130."""
+    """Turn `Refused` into a line on stderr and exit status 2, an interrupt that nobody caught into 130."""
     rank = os.environ.get("RANK", "0")
     try:
         yield
@@ -30,5 +30,6 @@ def one_sentence() -> Iterator[None]:
             print(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted before the first step; there is nothing to resume", file=sys.stderr, flush=True)
+        if rank == "0":
+            print("interrupted at once; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
         sys.exit(130)

@@ -41,5 +41,6 @@ def grid(images: Tensor, columns: int) -> Tensor:
     images = torch.cat([images, torch.full_like(images[:1], -1).expand(empty, -1, -1, -1)])
     scale = max(1, 96 // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
+    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-0.6)
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
     return rearrange(pixels, "(r k) c h w -> (r h) (k w) c", k=columns)

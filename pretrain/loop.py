@@ -10,9 +10,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed
+import yaml
 from accelerate import Accelerator
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import ProjectConfiguration
 from PIL import Image
 from timm.optim import param_groups_weight_decay
@@ -65,15 +68,31 @@ def accelerate(config: Config) -> Accelerator:
         )
     except ValueError as error:
         raise Refused(" ".join(str(error).split())) from None
-    asked = int(os.environ.get("ACCELERATE_NUM_PROCESSES", world))
-    if accelerator.num_processes != world or accelerator.num_processes != asked:
+    if accelerator.num_processes != (asked := _asked_for()):
         raise Refused(
-            f"the launcher was asked for {max(world, asked)} processes and accelerate sees {accelerator.num_processes}; "
-            "on CPUs use `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`"
+            f"the launcher was asked for {asked} processes and started {accelerator.num_processes}; on CPUs use "
+            f"`torchrun --nproc_per_node {asked}` or `accelerate launch --multi_gpu --num_processes {asked}`"
         )
     if config.tracker and not accelerator.log_with:
         raise Refused(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
     return accelerator
+
+
+def _asked_for() -> int:
+    """How many processes the launcher was asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one and leaves no trace of the two but its command line.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    parent = psutil.Process().parent()
+    command = parent.cmdline() if parent is not None and "ACCELERATE_USE_CPU" in os.environ else []
+    if "launch" not in command:
+        return 1
+    asked, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    if asked.num_processes is None and asked.config_file is not None:
+        return int(yaml.safe_load(Path(asked.config_file).read_text()).get("num_processes") or 1)
+    return asked.num_processes or 1
 
 
 def train(
@@ -152,7 +171,7 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
     if config.tracker:
-        accelerator.init_trackers("trackers", {k: str(v) for k, v in flat(config.to_dict()).items()})
+        accelerator.init_trackers("run", {k: str(v) for k, v in flat(config.to_dict()).items()})
     stop, display = Stop(), Display(main)
 
     def save() -> None:
@@ -197,7 +216,7 @@ def train(
         f"{parameters / 1e6:.2f} M parameters, policy {config.policy}, {world} x {accelerator.device.type}"
     )
     if resumed is not None:
-        display.say(f"going on from {resumed}: epoch {infobatch.epoch}, step {step}")
+        display.say(f"going on from {resumed}: epoch {infobatch.epoch + 1}, step {step}{_changes(state, config)}")
     batches = loader(source.train, Visits(infobatch), micro_batch)
     fresh = resumed is None
     with display:
@@ -274,9 +293,10 @@ def train(
     summary: dict[str, Any] = {}
     if main:
         summary = _summary(config, source, infobatch.visited, seconds, flops, step, parameters, journal)
-        summary["model"] = export(average.model)
+        summary["pictures"], summary["model"] = str(folder / "pictures"), str(folder / "model")
+        summary["open_model_with"] = export(average.model)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        display.summary(_words(summary, folder, draw is not None))
+        display.summary(_words(summary, draw is not None))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return summary
@@ -323,6 +343,13 @@ def _same_run(values: dict[str, Any], config: Config, size: int, path: Path | No
         raise Refused(f"--resume {path}: the checkpoint is of {values['size']} images, --data has {size} now")
 
 
+def _changes(state: checkpoint.State, config: Config) -> str:
+    """The settings that are not what they were, in words."""
+    old, new = flat(state.values["config"]), flat(config.to_dict())
+    changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if new[name] != old.get(name)]
+    return f"; changed since: {', '.join(changed)}" if changed else ""
+
+
 def _summary(
     config: Config,
     source: Source,
@@ -357,7 +384,7 @@ def _summary(
     }
 
 
-def _words(summary: dict[str, Any], folder: Path, drawn: bool) -> list[tuple[str, str]]:
+def _words(summary: dict[str, Any], drawn: bool) -> list[tuple[str, str]]:
     """The summary for a person."""
     before, after = summary["quality_before"], summary["quality"]
     rows = [
@@ -375,5 +402,5 @@ def _words(summary: dict[str, Any], folder: Path, drawn: bool) -> list[tuple[str
     if summary["bad_images"]:
         rows.append(("bad images", f"{len(summary['bad_images'])} skipped, the first: {summary['bad_images'][0]}"))
     if drawn:
-        rows.append(("pictures", str(folder / "pictures")))
-    return [*rows, ("model", summary["model"])]
+        rows.append(("pictures", summary["pictures"]))
+    return [*rows, ("model", summary["model"]), ("open with", summary["open_model_with"])]

@@ -52,7 +52,10 @@ class MAE:
         return Losses(error.gather(1, hidden).mean(dim=1))
 
     def reconstruct(self, model: nn.Module, batch: Batch, rng: Draws) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] as the model sees them (hidden patches black) and as it completes them."""
+        """Images [B, C, H, W] as the model sees them (hidden patches grey) and as it completes them.
+
+        Under `norm_pix` the network does not predict a patch's mean and contrast; the original's are put back.
+        """
         network = bare(model)
         visible, _ = self.masks(network.patches, rng)
         patch = network.patchify(batch.image)
@@ -60,4 +63,4 @@ class MAE:
         shown = torch.zeros_like(patch[..., 0], dtype=torch.bool).scatter(1, visible, True)
         shown = rearrange(shown, "b l -> b l 1")
         completed = torch.where(shown, patch, model(batch.image, visible) * scale + mean)
-        return network.unpatchify(torch.where(shown, patch, -1.0)), network.unpatchify(completed)
+        return network.unpatchify(torch.where(shown, patch, 0.0)), network.unpatchify(completed)

@@ -9,7 +9,7 @@ from pretrain.adapter import Adapter
 from pretrain.data import Images, on_device
 from pretrain.rng import Draws
 
-DRAWS = 4  # visits of one image, evenly apart on the level axis
+DRAWS = 2  # visits of one image, evenly apart on the level axis
 BINS = 8  # of the level axis, for the loss by level
 
 

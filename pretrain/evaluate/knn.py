@@ -39,6 +39,8 @@ class KNN:
         stride = -(-len(self.train) // self.most)
         known, known_label = self._encode(model, self.train, range(0, len(self.train), stride))
         asked, asked_label = self._encode(model, self.test, range(len(self.test)))
+        if not len(asked) or not len(known):
+            return {}
         right = 0
         for feature, label in zip(asked.split(self.batch_size), asked_label.split(self.batch_size), strict=True):
             similarity, neighbour = (feature @ known.T).topk(min(self.k, len(known)), dim=1)
