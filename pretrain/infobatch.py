@@ -123,7 +123,7 @@ class InfoBatch(Sampler[int]):
 
     def _draw(self) -> None:
         """This epoch's plan: a function of the scores, the seed and the epoch alone."""
-        first_full = math.floor(self.total_epochs * (1 - self.anneal))
+        first_full = self.total_epochs - math.ceil(self.anneal * self.total_epochs - 1e-9)
         policy = self.policy if self.epoch < first_full else POLICIES["full"]
         start = Draws(self.seed, index=torch.arange(self.size)).uniform(1)[:, 0].double()
         level = ((start + self.epoch * ROTATION) % 1.0).float().clamp_(max=1 - 2**-24)
@@ -189,8 +189,9 @@ class InfoBatch(Sampler[int]):
             self._finite = self._finite.to(loss.device)
         slot = torch.where(index < 0, self.size, index)
         remembered = (loss if score is None else score).detach().float()
-        self._loss[slot] = remembered
-        self._finite = self._finite & remembered.isfinite().all() & loss.detach().isfinite().all()
+        good = remembered.isfinite() & loss.detach().isfinite()
+        self._loss[slot] = torch.where(good, remembered, math.inf)  # infinite: what a maximum over ranks keeps
+        self._finite = self._finite & good.all()
         self.seen += n
         return (loss * self._weight[slot]).sum() * (self.world / n)
 
@@ -201,7 +202,7 @@ class InfoBatch(Sampler[int]):
             FloatingPointError: naming the samples.
         """
         if not self._finite:
-            bad = (~self._loss[:-1].isfinite() & (self._loss[:-1] != UNSEEN)).nonzero().squeeze(1).tolist()
+            bad = self._loss[:-1].isposinf().nonzero().squeeze(1).tolist()
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise FloatingPointError(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite")
 
@@ -219,6 +220,7 @@ class InfoBatch(Sampler[int]):
     def _close(self) -> None:
         """End the epoch: turn the losses that came back, on any rank, into scores."""
         self._loss = self.merge(self._loss)
+        self._finite = self._finite & ~self._loss[:-1].isposinf().any()
         self.check()
         loss = self._loss[:-1].cpu()
         visited = (loss != UNSEEN).nonzero().squeeze(1)
@@ -252,7 +254,7 @@ class InfoBatch(Sampler[int]):
         total, count = self.usual
         overall = total.sum() / count.sum().clamp(min=1)
         mean = torch.where(count > 0, total / count.clamp(min=1e-12), overall)
-        within = by_bin(weight * (loss - mean[bin]) ** 2).sum() / weight.sum().clamp(min=1)
+        within = (weight * (loss - mean[bin]) ** 2).sum() / (weight.sum() - BINS).clamp(min=1)
         by_chance = within * BINS / count.sum().clamp(min=1)
         between = (mean - overall).square().mean()
         trust = (1 - by_chance / between.clamp(min=1e-300)).clamp(0, 1)

@@ -39,16 +39,20 @@ GLANCE = 16  # steps between looks at what an accelerator has computed; a look w
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM; a second one acts as if nobody listened."""
+    """While it is entered, notes SIGINT and SIGTERM; a second one acts as if nobody listened."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "Stop":
         self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
         self.signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, self.before[number])
 
 
 def accelerate(config: Config) -> Accelerator:
@@ -172,7 +176,7 @@ def train(
     bare = accelerator.unwrap_model(model)
     if config.tracker:
         accelerator.init_trackers("run", {k: str(v) for k, v in flat(config.to_dict()).items()})
-    stop, display = Stop(), Display(main)
+    display = Display(main)
 
     def save() -> None:
         memory = infobatch.state_dict()
@@ -219,7 +223,7 @@ def train(
         display.say(f"going on from {resumed}: epoch {infobatch.epoch + 1}, step {step}{_changes(state, config)}")
     batches = loader(source.train, Visits(infobatch), micro_batch)
     fresh = resumed is None
-    with display:
+    with display, Stop() as stop:
         if fresh:
             evaluate(0)
         for epoch in infobatch.epochs():

@@ -1,0 +1,66 @@
+"""What the tests share: small images, and the programs as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "train_diffusion.py": "--model.channels 8 16 --model.layers 1 --model.attention 0 --evaluate.images 4 --evaluate.steps 2",
+    "train_mae.py": "--model.patch 4 --model.width 16 --model.depth 1 --model.heads 2 --model.decoder-width 16 "
+    "--model.decoder-depth 1 --model.decoder-heads 2 --evaluate.images 4",
+}
+
+
+def draw_images(folder: Path, count: int, size: int = 12, classes: int = 2) -> Path:
+    """A folder of grey images of one class each: squares and discs of random place and brightness."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        kind = number % classes
+        image = Image.new("L", (size, size))
+        x, y = rng.integers(0, size // 2, 2).tolist()
+        box = (x, y, x + size // 2, y + size // 2)
+        pen = ImageDraw.Draw(image)
+        (pen.rectangle if kind == 0 else pen.ellipse)(box, fill=int(rng.integers(80, 255)))
+        path = folder / f"class {kind}" / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """47 images of 12 x 12, two classes: 43 to train on, which no world size divides, and 4 held out."""
+    return draw_images(tmp_path_factory.mktemp("pictures"), 47)
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program of the project as a user would; `processes` > 1 under torchrun."""
+
+    def call(script: str, *arguments: object, processes: int = 1, cwd: Path = ROOT, check: bool = True):
+        words = [*TINY.get(script, "").split(), *map(str, arguments)] if "--help" not in arguments else ["--help"]
+        python = [sys.executable]
+        if processes > 1:
+            python += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+        done = subprocess.run(
+            [*python, str(ROOT / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+def journal(folder: Path) -> list[dict]:
+    """A run's statuses without the wall clock."""
+    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]

@@ -1,0 +1,200 @@
+"""One declaration for YAML, command line and help; every mistake is one sentence."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT
+from pretrain.config import Config, Pruning, flat, parse
+from pretrain.errors import Refused
+
+RECIPE = ROOT / "configs" / "fashion_mnist_flow.yaml"
+
+
+def config(*arguments: str, recipe: Path = RECIPE) -> Config:
+    return parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="runs/x", help="Help.")
+
+
+def test_the_later_the_stronger(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("optim:\n  lr: 1e-4\nepochs: 3\nadapter: ddpm\nmodel:\n  name: dit\n  depth: 2\ndata: somewhere\n")
+    c = config("--config", str(recipe), "--epochs", "5", "--adapter.prediction=sample", "--data.size", "8")
+    assert (c.optim.lr, c.epochs, c.adapter.prediction, c.model.depth, c.seed) == (1e-4, 5, "sample", 2, 0)
+    assert (c.data.source, c.data.size, c.output_dir) == ("somewhere", 8, Path("runs/x"))
+    assert config("--data", "elsewhere", recipe=recipe).data.source == "elsewhere"
+
+
+def test_another_part_on_the_command_line_drops_the_files_fields_of_the_first(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("adapter: {name: ddpm, prediction: sample}\n")
+    assert config("--config", str(recipe), "--adapter", "flow").adapter.label_dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "policy"),
+    [
+        ((), "full"),
+        (("--infobatch",), "infobatch"),
+        (("--pruning.policy", "infobatch"), "infobatch"),
+        (("--infobatch", "--pruning.policy", "full"), "full"),
+    ],
+)
+def test_infobatch_is_a_bare_flag(arguments: tuple[str, ...], policy: str) -> None:
+    assert config(*arguments).policy == policy
+
+
+def test_the_policies_that_can_be_named_are_those_there_are() -> None:
+    from pretrain.policies import POLICIES
+
+    named = typing.get_args(typing.get_args(typing.get_type_hints(Pruning)["policy"])[0])
+    assert list(named) == list(POLICIES)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_its_resolved_config_gives_the_same_one(recipe: Path, tmp_path: Path) -> None:
+    one = config("--config", str(recipe), "--infobatch", "--optim.betas", "0.8", "0.9")
+    again = tmp_path / "config.yaml"
+    again.write_text(yaml.safe_dump(one.to_dict()))
+    assert config("--config", str(again)).to_dict() == one.to_dict()
+    assert recipe.read_text().startswith("# "), "a recipe opens with its command"
+
+
+def test_every_setting_is_explained() -> None:
+    for cls in (Config, *(hint for hint in typing.get_type_hints(Config).values() if dataclasses.is_dataclass(hint))):
+        for field in dataclasses.fields(cls):
+            nested = dataclasses.is_dataclass(typing.get_type_hints(cls)[field.name])
+            assert nested or field.name in ("adapter", "model") or f"{field.name}: " in cls.__doc__, (cls, field.name)
+
+
+def test_parts_become_objects() -> None:
+    c = config("--adapter.label-dropout", "0.5")
+    assert c.part("adapter").label_dropout == 0.5
+    assert c.part("model").channels == (16, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--optim.lrr 3", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("--lr 3", "there is no setting 'lr'; did you mean 'optim.lr'?"),
+        ("--optim.lr fast", "--optim.lr must be a number, got 'fast'"),
+        ("--epochs 1.5", "--epochs must be a whole number, got '1.5'"),
+        ("--epochs 0", "epochs must be at least 1, got 0"),
+        ("--pruning.ratio 1", "pruning.ratio must be in [0, 1), got 1"),
+        ("--adapter flwo", "did you mean flow? There are ddpm, flow, mae"),
+        ("--adapter nowhere.py", "there is no such file"),
+        ("--adapter.label-dropout 2", "label_dropout must be in [0, 1], got 2"),
+        ("--precision half", "'half' for argument '--precision'. Expected one of ('no', 'fp16', 'bf16')"),
+        ("--config nope.yaml", "there is no such file"),
+        ("--resume --overwrite", "exclude each other"),
+        ("stray", "unexpected argument 'stray'"),
+        ("--seed -1", "seed must be 0 or more, got -1"),
+        ("--batch-size", "--batch-size"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, said: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        config(*arguments.split())
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim:\n  lrr: 1\n", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("optim:\n  lr: fast\n", "--optim.lr must be a number, got 'fast'"),
+        ("optim: 3\n", "there is no setting 'optim'"),
+        ("infobatch: maybe\n", "infobatch must be true or false, got 'maybe'"),
+        ("epochs: [1, 2]\n", "epochs must be one value"),
+        ("epochs: true\n", "--epochs must be a whole number, got 'True'"),
+        ("pruning: {ratio: 1.5}\n", "pruning.ratio must be in [0, 1), got 1.5"),
+        ("adapter: {name: nope}\n", "There are ddpm, flow, mae"),
+        ("a: !!python/object/apply:os.system ['touch x']\n", "not plain YAML"),
+        ("just words\n", "a recipe is settings"),
+        ("a: [\n", "not plain YAML"),
+        ("resume: x\noverwrite: true\n", "exclude each other"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(text: str, said: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(Refused) as refusal:
+        config("--config", str(recipe))
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert str(recipe) in str(refusal.value) or "nope" in text
+
+
+def test_a_nearby_file_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("epochs: 1\n")
+    with pytest.raises(Refused, match=r"did you mean recipe\.yaml"):
+        config("--config", str(tmp_path / "recip.yaml"))
+
+
+OWN = '''
+from dataclasses import dataclass
+import torch
+from pretrain.adapter import Batch, Losses
+
+@dataclass(frozen=True)
+class Mine:
+    """My own objective.
+
+    Attributes:
+        power: of the error.
+    """
+
+    power: float = 2.0
+
+    def __call__(self, model: torch.nn.Module, batch: Batch, rng: "Draws") -> Losses:
+        return Losses(torch.zeros(1))
+'''
+
+
+def test_an_adapter_of_ones_own_has_its_section(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    c = config("--adapter", str(path), "--adapter.power", "3")
+    assert c.part("adapter").power == 3.0
+    assert flat(c.to_dict())["adapter.name"] == str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\n", "found none"),
+        (OWN.replace("frozen=True", "order=True"), "found none"),
+        (OWN + OWN.replace("class Mine", "class Other"), "found Mine, Other"),
+        ("def (:\n", "not a Python file"),
+    ],
+)
+def test_a_file_without_an_adapter_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(Refused, match=said):
+        config("--adapter", str(path))
+
+
+def test_an_adapter_that_cant_be_imported_is_refused_when_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import no_such_package\n" + OWN)
+    c = config("--adapter", str(path))
+    with pytest.raises(Refused, match="no_such_package"):
+        c.part("adapter")
+
+
+@pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
+def test_help_comes_without_torch(script: str) -> None:
+    code = f"import runpy, sys; sys.argv = ['{script}', '--help']\ntry: runpy.run_path('{script}', run_name='__main__')\n"
+    code += "except SystemExit: pass\nprint('TORCH' if 'torch' in sys.modules else 'LIGHT')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    assert done.stdout.endswith("LIGHT\n"), done.stdout + done.stderr
+    for flag in "--data --output-dir --epochs --batch-size --seed --resume --overwrite --adapter --infobatch".split():
+        assert f"{flag} " in done.stdout or f"{flag}," in done.stdout
+    for flag in ("--config", "--pruning.policy", "--pruning.ratio", "--tracker", "--on-bad-image"):
+        assert flag in done.stdout
