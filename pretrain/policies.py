@@ -33,14 +33,9 @@ class Policy(Protocol):
     def __call__(self, score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) -> Plan: ...
 
 
-def _plan(weight: Tensor, level: Tensor, rng: torch.Generator) -> Plan:
-    kept = weight.nonzero().squeeze(1)
-    return Plan(kept[torch.randperm(len(kept), generator=rng)], weight, level)
-
-
 def full(score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) -> Plan:
     """Everybody, weight 1: ordinary training."""
-    return _plan(torch.ones_like(score), level, rng)
+    return Plan(torch.randperm(len(score), generator=rng), torch.ones_like(score), level)
 
 
 def infobatch(score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) -> Plan:
@@ -50,6 +45,7 @@ def infobatch(score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generato
     drawn without replacement, so that the weights sum to N whatever n and `ratio` are. A sample that was never
     visited is never pruned.
     """
+    order = torch.randperm(len(score), generator=rng)  # first, so that skipping nobody is `full` to the bit
     # The threshold is rounded to the scores' own precision: equal scores are then not below their mean.
     mean = score[~score.isnan()].double().mean().to(score.dtype)
     low = (score < mean).nonzero().squeeze(1)
@@ -58,7 +54,7 @@ def infobatch(score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generato
     weight = torch.ones_like(score)
     weight[skipped] = 0.0
     weight[kept] = len(low) / max(len(kept), 1)
-    return _plan(weight, level, rng)
+    return Plan(order[weight[order] > 0], weight, level)
 
 
 POLICIES: dict[str, Callable[..., Plan]] = {"full": full, "infobatch": infobatch}

@@ -49,10 +49,10 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
         words = [*TINY.get(script, "").split(), *map(str, arguments)] if "--help" not in arguments else ["--help"]
         python = [sys.executable]
         if processes > 1:
-            python += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+            python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
         done = subprocess.run(
-            [*python, str(ROOT / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+            [*python, str(ROOT / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=150
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done

@@ -1,0 +1,262 @@
+"""Anything a user has becomes images of one shape, by a number that never moves."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from conftest import draw_images
+from pretrain.config import Data
+from pretrain.data import Images, Visits, collate, decode, loader, on_device, open_data
+from pretrain.errors import Refused
+from pretrain.infobatch import InfoBatch
+
+
+def source(path: object, **settings):
+    return open_data(Data(source=str(path), **settings), seed=0)
+
+
+def save(folder: Path, name: str, image: Image.Image, **options) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def plain(color: int | tuple = 100, mode: str = "L", size: tuple[int, int] = (6, 6)) -> Image.Image:
+    return Image.new(mode, size, color)
+
+
+def test_the_embedded_images() -> None:
+    s = source("fashion-mnist")
+    assert (len(s.train), len(s.test), s.shape, s.classes) == (6000, 1000, (1, 28, 28), 10)
+    assert [s.train[0, i].label for i in range(3)] == [9, 0, 0]
+    folder = Path(str(open_data.__globals__["EMBEDDED"]["fashion-mnist"]))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
+    assert "Permission is hereby granted" in (folder / "LICENSE").read_text()
+
+
+def test_a_folder_of_class_folders(pictures: Path) -> None:
+    s = source(pictures)
+    assert (len(s.train), len(s.test), s.shape, s.classes) == (43, 4, (1, 12, 12), 2)
+    names = [s.train.table[int(row)]["image"]["path"] for row in s.train.rows]
+    assert names == sorted(names)
+    assert [s.train[0, i].label for i in range(43)] == [int("class 1" in name) for name in names]
+    held_out = {s.test.table[int(row)]["image"]["path"] for row in s.test.rows}
+    assert len(held_out) == 4 and not held_out & set(names)
+
+
+def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path, f"{number}.png", plain(number))
+    s = source(tmp_path)
+    assert s.classes == 0 and s.train[0, 0].label == -1
+
+
+def test_splits_by_folder(tmp_path: Path) -> None:
+    draw_images(tmp_path / "train", 6)
+    draw_images(tmp_path / "validation", 4)
+    (tmp_path / "validation" / "unheard of").mkdir()
+    save(tmp_path / "validation" / "unheard of", "x.png", plain(size=(12, 12)))
+    s = source(tmp_path)
+    assert (len(s.train), len(s.test), s.classes) == (6, 5, 2)
+    assert sorted(s.test[None, i].label for i in range(5)) == [-1, 0, 0, 1, 1]
+
+
+def test_a_strange_folder(tmp_path: Path) -> None:
+    """Names with brackets, spaces and letters of the world, capitals, depth, links, hidden and foreign files."""
+    save(tmp_path, "a/[1] x*.PNG", plain())
+    save(tmp_path, "a/deep/er/ü 猫.JPeG", plain())
+    save(tmp_path, "b/x.bmp", plain())
+    save(tmp_path, ".hidden/x.png", plain())
+    save(tmp_path, "b/.x.png", plain())
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "b" / "folder.png").mkdir()
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    s = source(tmp_path)
+    found = {Path(s.train.table[row]["image"]["path"]).name for row in range(len(s.train.table))}
+    assert found == {"[1] x*.PNG", "ü 猫.JPeG", "x.bmp"}
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_parquet_files(tmp_path: Path, folder: bool) -> None:
+    rows = {"pic": [plain(n) for n in range(20)], "label": [n % 3 for n in range(20)]}
+    features = datasets.Features({"pic": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    if folder:
+        table.select(range(5)).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    s = source(tmp_path if folder else tmp_path / "train-00000-of-00001.parquet")
+    assert (len(s.train), len(s.test)) == ((20, 5) if folder else (18, 2))
+    assert s.classes == 3 and s.shape == (1, 6, 6)
+    value = [s.train[0, i].image.float().mean().item() for i in range(len(s.train))]
+    assert value == [float(row) for row in s.train.rows]
+
+
+def test_the_same_images_the_same_numbers(pictures: Path) -> None:
+    assert np.array_equal(source(pictures).train.rows, source(pictures).train.rows)
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "expected"),
+    [
+        (plain(100), 1, [100]),
+        (plain(100), 3, [100, 100, 100]),
+        (plain((10, 20, 30), "RGB"), 3, [10, 20, 30]),
+        (plain((255, 0, 0), "RGB"), 1, [76]),
+        (plain((0, 0, 0, 0), "RGBA"), 3, [255, 255, 255]),  # what is transparent is white, not what lies under it
+        (plain((200, 0, 0, 255), "RGBA"), 3, [200, 0, 0]),
+        (plain((50, 0), "LA"), 1, [255]),
+        (plain(1, "1"), 1, [255]),
+        (Image.fromarray(np.full((6, 6), 257 * 100, np.uint16)), 1, [100]),  # scaled, not clipped
+        (Image.fromarray(np.full((6, 6), 257 * 100, np.int32)), 1, [100]),
+        (plain((10, 20, 30), "RGB").convert("P", palette=Image.Palette.ADAPTIVE), 3, [10, 20, 30]),
+        (plain((0, 255, 255, 0), "CMYK"), 3, [255, 0, 0]),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_every_mode_is_read_for_what_it_shows(tmp_path: Path, image: Image.Image, channels: int, expected: list) -> None:
+    path = save(tmp_path, f"x.{'tif' if image.mode in ('CMYK', 'I') else 'png'}", image)
+    decoded = decode({"bytes": None, "path": str(path)}, channels, None)
+    assert decoded.dtype == torch.uint8 and decoded.shape == (channels, 6, 6)
+    assert decoded[:, 0, 0].tolist() == expected
+
+
+def test_upright_and_cropped_to_the_middle(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    path = save(tmp_path, "x.png", plain(size=(8, 4)), exif=exif)
+    assert decode({"bytes": None, "path": str(path)}, 1, None).shape == (1, 8, 4)
+    wide = np.zeros((4, 12), np.uint8)
+    wide[:, 4:8] = 200
+    path = save(tmp_path, "y.png", Image.fromarray(wide))
+    assert (decode({"bytes": None, "path": str(path)}, 1, 4) == 200).all()
+
+
+def test_a_float_image_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, "x.tif", Image.fromarray(np.ones((4, 4), np.float32)))
+    with pytest.raises(ValueError, match="floating-point"):
+        decode({"bytes": None, "path": str(path)}, 1, None)
+
+
+def test_grey_and_colour_together_are_colour(tmp_path: Path) -> None:
+    for number in range(4):
+        save(tmp_path, f"{number}.png", plain())
+    assert source(tmp_path).shape == (1, 6, 6)
+    save(tmp_path, "9.png", plain((1, 2, 3), "RGB"))
+    assert source(tmp_path).shape == (3, 6, 6)
+    assert source(tmp_path, channels=1).shape == (1, 6, 6)
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["./not/there", "/not/there", "~/not/there", "a/b/c"])
+def test_a_path_that_is_not_there(path: str) -> None:
+    with pytest.raises(Refused, match="there is no such file or folder"):
+        source(path)
+
+
+def test_empty_folders_and_other_files(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(Refused, match="there are no images in it"):
+            source(tmp_path)
+        (tmp_path / "words.txt").write_text("x")
+    with pytest.raises(Refused, match="must be a parquet file"):
+        source(tmp_path / "words.txt")
+    (tmp_path / "x.parquet").write_text("x")
+    with pytest.raises(Refused, match="reading it failed"):
+        source(tmp_path / "x.parquet")
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(Refused, match="its columns are text"):
+        source(tmp_path / "x.parquet")
+
+
+def test_one_image_is_not_enough(tmp_path: Path) -> None:
+    save(tmp_path, "x.png", plain())
+    with pytest.raises(Refused, match="one image is not enough"):
+        source(tmp_path)
+
+
+BROKEN = {
+    "truncated": lambda good: good[: len(good) // 2],
+    "empty": lambda good: b"",
+    "html": lambda good: b"<html>404</html>",
+    "vanished": None,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_bad_image_among_good_ones(tmp_path: Path, kind: str) -> None:
+    folder = draw_images(tmp_path, 24)
+    stop, skip = source(folder), source(folder, on_bad_image="skip")
+    victim = Path(stop.train.table[int(stop.train.rows[5])]["image"]["path"])
+    if BROKEN[kind] is None:
+        victim.unlink()
+    else:
+        victim.write_bytes(BROKEN[kind](victim.read_bytes()))
+    batch, problems = collate([stop.train[0, i] for i in range(8)])
+    assert batch.index.tolist() == [0, 1, 2, 3, 4, ~5, 6, 7]
+    with pytest.raises(Refused, match=rf"{victim.name} can't be used.*--on-bad-image skip"):
+        stop.train.settle(problems)
+    skip.train.settle(problems)
+    skip.train.settle(problems)
+    assert len(skip.train.bad) == 1
+    assert [len(b.index) for b in skip.train.batches(range(8), 4)] == [4, 3]
+
+
+def test_sizes_that_differ(tmp_path: Path) -> None:
+    for number, size in enumerate([(6, 6), (6, 6), (8, 6), (6, 6)]):
+        save(tmp_path, f"{number}.png", plain(size=size))
+    s = source(tmp_path)
+    problems = [image.problem for i in range(len(s.train)) if (image := s.train[0, i]).problem]
+    problems += [image.problem for i in range(len(s.test)) if (image := s.test[0, i]).problem]
+    assert len(problems) == 1 and "it is 8x6 where the first image is 6x6; give --data.size N" in problems[0]
+    s = source(tmp_path, size=4)
+    assert s.shape == (1, 4, 4) and not any(s.train[0, i].problem for i in range(len(s.train)))
+
+
+# -- visits ----------------------------------------------------------------------------------------
+
+
+def test_augmentation_is_a_function_of_epoch_and_index(pictures: Path) -> None:
+    images = source(pictures, crop=0.3, flip=True).train
+    state = torch.get_rng_state()
+    first = [images[2, i].image for i in range(20)]
+    torch.manual_seed(5)
+    assert all(torch.equal(images[2, i].image, first[i]) for i in reversed(range(20)))
+    assert any(not torch.equal(images[3, i].image, first[i]) for i in range(20))
+    untouched = source(pictures).train
+    assert all(torch.equal(images[None, i].image, untouched[7, i].image) for i in range(20))
+    torch.set_rng_state(state)
+    images[2, 0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_hands_out_the_plan_epoch_after_epoch(pictures: Path, workers: int) -> None:
+    images: Images = source(pictures, flip=True, workers=workers).train
+    infobatch = InfoBatch(len(images), epochs=3)
+    batches: DataLoader = loader(images, Visits(infobatch), 8)
+    state = torch.get_rng_state()
+    for epoch in infobatch.epochs():
+        seen = []
+        for batch, problems in batches:
+            assert not problems
+            for image, index in zip(batch.image, batch.index.tolist(), strict=True):
+                assert torch.equal(image, images[epoch, index].image)
+            seen += batch.index.tolist()
+            infobatch(batch.image.float().mean((1, 2, 3)), batch.index)
+        assert seen == infobatch.plan.order.tolist()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pixels_are_between_minus_one_and_one(pictures: Path) -> None:
+    images = source(pictures).train
+    batch = on_device(next(iter(images.batches(range(9), 9))), torch.device("cpu"))
+    assert batch.image.dtype == torch.float32 and batch.image.min() == -1 and batch.image.max() <= 1
