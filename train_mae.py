@@ -1,6 +1,7 @@
 """Pretrain a vision transformer as a masked autoencoder."""
 
 from pathlib import Path
+from typing import Any
 
 from pretrain.config import Config, from_command_line
 from pretrain.errors import Refused, one_sentence
@@ -11,6 +12,7 @@ def main(config: Config) -> None:
     import torch
     from einops import rearrange
 
+    from pretrain.adapter import bare
     from pretrain.data import on_device, open_data
     from pretrain.evaluate.heldout import HeldOutLoss
     from pretrain.evaluate.knn import KNN
@@ -28,14 +30,14 @@ def main(config: Config) -> None:
         raise Refused(str(error)) from None
 
     @torch.no_grad()
-    def draw(model: torch.nn.Module) -> torch.Tensor:
+    def draw(model: Any) -> torch.Tensor:
         (batch,) = source.test.batches(range(min(config.evaluate.images, len(source.test))), config.evaluate.images)
         batch = on_device(batch, next(model.parameters()).device)
         seen, completed = adapter.reconstruct(model, batch, Draws(0, index=batch.index))
         rows = rearrange(torch.stack([batch.image, seen, completed]), "n b c h w -> (b n) c h w")
         return grid(rows, columns=12)
 
-    evaluators = [HeldOutLoss(adapter, source.test)]
+    evaluators: list[Any] = [HeldOutLoss(adapter, source.test)]
     if source.classes:
         evaluators.append(KNN(lambda model, image: model.encoder(image), source.train, source.test, source.classes))
     train(
@@ -46,7 +48,7 @@ def main(config: Config) -> None:
         evaluators=evaluators,
         draw=draw if hasattr(adapter, "reconstruct") else None,
         export=lambda model: to_timm(
-            model.encoder, size.encoder, size.timm_arguments(source.shape), config.output_dir / "model"
+            bare(model).encoder, size.encoder, size.timm_arguments(source.shape), config.output_dir / "model"
         ),
     )
 

@@ -1,6 +1,7 @@
 """A diffusion transformer. This file stands alone: an exported pipeline carries it beside its weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -60,7 +61,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # [B, L, D], [B, D]
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Tokens [B, L, D] from tokens [B, L, D] and the condition [B, D]."""
         parts = rearrange(self.modulate(condition), "b (n d) -> n b 1 d", n=6)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         qkv = self.qkv(self.norm1(x) * (1 + scale1) + shift1)
@@ -84,6 +86,7 @@ class DiT(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         channels, height, side = shape
+        self.patch, self.null = patch, classes
         self.grid = (height // patch, side // patch)
         self.embed = nn.Linear(channels * patch**2, width)
         position = get_2d_sincos_pos_embed(width, self.grid, output_type="pt").float()
@@ -104,13 +107,15 @@ class DiT(ModelMixin, ConfigMixin):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.label.weight, std=0.02)
-        for linear in (*(block.modulate[1] for block in self.blocks), self.modulate[1], self.out):
+        gates: Any = (module for name, module in self.named_modules() if name.endswith("modulate"))
+        for linear in (*(gate[1] for gate in gates), self.out):
             nn.init.zeros_(linear.weight)
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:  # [B, C, H, W], [B], int64 [B]
-        p, (h, w) = self.config.patch, self.grid
+    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        """A tensor like x [B, C, H, W], from time [B] and label int64 [B] (-1: none)."""
+        p, (h, w) = self.patch, self.grid
         tokens = self.embed(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)) + self.position
-        label = torch.where(label < 0, self.config.classes, label)
+        label = torch.where(label < 0, self.null, label) if self.null else torch.zeros_like(label)
         condition = self.time(self.time_features(time).to(x.dtype)) + self.label(label)  # [B, D]
         for block in self.blocks:
             tokens = block(tokens, condition)

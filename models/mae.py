@@ -35,7 +35,7 @@ class MAEConfig:
     decoder_heads: int = 16
 
     def __post_init__(self) -> None:
-        if self.decoder_width % (4 * self.decoder_heads) and self.decoder_width % 4 + self.decoder_width % self.decoder_heads:
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
             raise ValueError(
                 f"decoder_width must be a multiple of 4 and of decoder_heads = {self.decoder_heads}, "
                 f"got {self.decoder_width}"
@@ -59,7 +59,7 @@ class MAEConfig:
 
             near = " or ".join(get_close_matches(self.encoder, timm.list_models("vit_*"), 2, 0.3))
             raise ValueError(f"timm has no vision transformer {self.encoder!r}; did you mean {near}?")
-        encoder = timm.create_model(self.encoder, **self.timm_arguments(shape))
+        encoder: Any = timm.create_model(self.encoder, **self.timm_arguments(shape))
         patch = encoder.patch_embed.patch_size
         if shape[1] % patch[0] or shape[2] % patch[1] or encoder.patch_embed.num_patches < 2:
             raise ValueError(
@@ -95,6 +95,7 @@ class MaskedAutoencoder(nn.Module):
         self.patch: tuple[int, int] = encoder.patch_embed.patch_size
         self.embed = nn.Linear(encoder.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position: Tensor
         self.register_buffer("position", sincos_position(self.grid, width, encoder.num_prefix_tokens), persistent=False)
         self.decoder = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)

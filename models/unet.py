@@ -82,6 +82,7 @@ class UNet(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        null = (self.network.config.num_class_embeds or 0) - 1
-        label = torch.where(label < 0, null, label) if null >= 0 else None
-        return self.network(x, time, class_labels=label, return_dict=False)[0]
+        """A tensor like x [B, C, H, W], from time [B] and label int64 [B] (-1: none)."""
+        labels = self.network.config["num_class_embeds"]
+        known = torch.where(label < 0, labels - 1, label) if labels else None
+        return self.network(x, time, class_labels=known, return_dict=False)[0]

@@ -1,6 +1,10 @@
 """Cheaper pretraining of diffusion models and masked autoencoders, with proof."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.infobatch import InfoBatch
 
 __version__ = "0.1.0"
 __all__ = ["InfoBatch"]

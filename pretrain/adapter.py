@@ -5,14 +5,11 @@ of the config; it keeps no state, and all its randomness comes from `rng`. `adap
 `--adapter path/to/mine.py` takes anybody's.
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from pretrain.rng import Draws
-
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
 
 
 class Batch(NamedTuple):
@@ -43,7 +40,7 @@ class Adapter(Protocol):
 class Generative(Protocol):
     """An adapter whose model makes images: it names the diffusers scheduler that undoes its noise."""
 
-    def scheduler(self) -> "SchedulerMixin":
+    def scheduler(self) -> Any:
         """A fresh scheduler; the model is called as ``model(x, timestep, label)`` with its timesteps."""
         ...
 
@@ -53,7 +50,7 @@ def drop_labels(label: Tensor, probability: float, rng: Draws) -> Tensor:
     return label.masked_fill(rng.uniform() < probability, -1)
 
 
-def bare(model: nn.Module) -> nn.Module:
+def bare(model: nn.Module) -> Any:
     """The network inside DistributedDataParallel or torch.compile, whose attributes those hide."""
     model = getattr(model, "module", model)
     return getattr(model, "_orig_mod", model)

@@ -97,8 +97,8 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None
     wrong = sorted(own.keys() ^ tensors.keys()) or [k for k, v in own.items() if v.shape != tensors[k].shape]
     if wrong:
         raise Refused(
-            f"--resume {path}: the checkpoint is of another model ({wrong[0]} and {len(wrong) - 1} more tensors differ); "
-            "resume with the settings it was trained with"
+            f"--resume {path}: the checkpoint is of another model ({wrong[0]} and {len(wrong) - 1} more tensors "
+            "differ); resume with the settings it was trained with"
         )
     model.load_state_dict(tensors)
 

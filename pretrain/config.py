@@ -298,7 +298,7 @@ def _arguments(settings: dict[str, Any], cls: type, source: str) -> list[str]:
 
 
 def _sentence(box: str) -> str:
-    """tyro's first paragraph, out of its frame and in the user's words."""
+    """Tyro's first paragraph, out of its frame and in the user's words."""
     lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).strip() for line in box.splitlines()]
     text: list[str] = []
     for line in lines[1:]:

@@ -66,7 +66,9 @@ class Images(Dataset[Item]):
         self.bad: set[str] = set()  # names of the images that were skipped
         steps: list[v2.Transform] = []
         if data.crop < 1:
-            steps.append(v2.RandomResizedCrop(shape[1:], scale=(data.crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC))
+            steps.append(
+                v2.RandomResizedCrop(shape[1:], scale=(data.crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+            )
         if data.flip:
             steps.append(v2.RandomHorizontalFlip())
         self.augment = v2.Compose(steps) if steps else None
@@ -83,8 +85,8 @@ class Images(Dataset[Item]):
             image = decode(row["image"], self.shape[0], self.data.size)
             if image.shape != self.shape:
                 raise ValueError(
-                    f"it is {image.shape[2]}x{image.shape[1]} where the first image is {self.shape[2]}x{self.shape[1]}; "
-                    "give --data.size N to bring all to one size"
+                    f"it is {image.shape[2]}x{image.shape[1]} where the first image is {self.shape[2]}x{self.shape[1]}"
+                    "; give --data.size N to bring all to one size"
                 )
         except Exception as error:  # image decoders raise whatever they like
             name = row["image"]["path"] or f"row {self.rows[number]} of {self.name}"
@@ -212,6 +214,12 @@ def decode(image: dict[str, Any], channels: int, size: int | None) -> Tensor:
     return values.view(picture.height, picture.width, channels).permute(2, 0, 1).contiguous()
 
 
+def _grey_palette(picture: Image.Image) -> bool:
+    """Whether an image has a palette and it holds nothing but greys."""
+    colours: Any = picture.convert("RGB").getcolors(256) if picture.mode in ("P", "PA") else None
+    return bool(colours) and all(red == green == blue for _, (red, green, blue) in colours)
+
+
 def _look(table: datasets.Dataset, data: Data) -> tuple[int, int, int]:
     """(C, H, W) of a data set from the headers of its first images and what the user asks for."""
     grey, sizes = True, []
@@ -221,10 +229,8 @@ def _look(table: datasets.Dataset, data: Data) -> tuple[int, int, int]:
             with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as picture:
                 upright = picture.getexif().get(0x0112, 1) < 5
                 sizes.append(picture.size[:: 1 if upright else -1])
-                palette = picture.convert("RGB").getcolors(256) if picture.mode in ("P", "PA") else []
-                grey &= picture.mode[0] in "1LIF" and picture.mode != "LAB" or bool(palette)
-                grey &= all(len(set(colour)) == 1 for _, colour in palette or [])
-        except Exception:  # noqa: S112 -- a bad image; it is named when it is visited
+                grey &= picture.mode in ("1", "L", "LA", "F") or picture.mode[0] == "I" or _grey_palette(picture)
+        except Exception:
             continue
     if not sizes and data.size is None:
         raise Refused(f"--data {data.source}: none of the first {LOOKED_AT} images can be read")
@@ -273,20 +279,21 @@ def open_data(data: Data, seed: int) -> Source:
 
 def _splits(source: str) -> dict[str, Any]:
     """The tables of a data set by split."""
+    load: Any = datasets.load_dataset
     path = EMBEDDED.get(source, Path(source).expanduser())
     try:
         if path.is_file():
             if path.suffix != ".parquet":
                 raise Refused(f"--data {source}: a file must be a parquet file, or give a folder of images")
-            return {"train": datasets.load_dataset("parquet", data_files=str(path), split="train")}
+            return {"train": load("parquet", data_files=str(path), split="train")}
         if path.is_dir():
             if any(path.rglob("*.parquet")):
-                return dict(datasets.load_dataset("parquet", data_dir=str(path)))
+                return {str(name): table for name, table in load("parquet", data_dir=str(path)).items()}
             return _folder(path)
         if source.startswith((".", "/", "~")) or source.count("/") > 1 or not source:
             raise Refused(f"--data {source}: there is no such file or folder")
         _ask_hub(source)
-        return dict(datasets.load_dataset(source))
+        return {str(name): table for name, table in load(source).items()}
     except Refused:
         raise
     except Exception as error:  # whatever arrow or the hub has to say
@@ -351,11 +358,13 @@ def _columns(table: datasets.Dataset, source: str) -> tuple[datasets.Dataset, in
     if image is None:
         raise Refused(f"--data {source}: no column holds images; its columns are {', '.join(features)}")
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels += [name for name in ("label", "labels", "class", "cls") if name in features and features[name].dtype == "int64"]
+    labels += [
+        name for name in ("label", "labels", "class", "cls") if name in features and features[name].dtype == "int64"
+    ]
     table = table.select_columns([image, *labels[:1]])
     table = table.rename_columns({image: "image"} | ({labels[0]: "label"} if labels else {}))
     if not labels:
         table = table.add_column("label", np.full(len(table), -1))
     kind = table.features["label"]
-    classes = kind.num_classes if isinstance(kind, datasets.ClassLabel) else int(max(table["label"])) + 1
+    classes = len(kind.names) if isinstance(kind, datasets.ClassLabel) else int(max(table["label"])) + 1
     return table.cast_column("image", datasets.Image(decode=False)), classes

@@ -21,7 +21,7 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
     code of the pipeline along, which `from_pretrained` runs only if told to trust it. A network that is no diffusers
     model, or an adapter without a scheduler, leaves its parameters alone.
     """
-    network = getattr(model, "network", model)
+    network: Any = getattr(model, "network", model)
     if not isinstance(network, ModelMixin) or not isinstance(adapter, Generative):
         folder.mkdir(parents=True, exist_ok=True)
         _save(model, folder / "model.safetensors")
@@ -29,7 +29,8 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
     scheduler = adapter.scheduler()
     stock = type(network).__module__.startswith("diffusers.")
     if stock and network.config.get("num_class_embeds") is None:
-        DDPMPipeline(network, scheduler).save_pretrained(folder)
+        pipe: Any = DDPMPipeline  # made for a DDPMScheduler, it takes any whose `step` is like it
+        pipe(network, scheduler).save_pretrained(folder)
         return f"diffusers.DiffusionPipeline.from_pretrained('{folder}')"
     network.save_pretrained(folder / "network")
     scheduler.save_pretrained(folder / "scheduler")
@@ -37,8 +38,8 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
     library = "diffusers"
     if not stock:
         source = Path(inspect.getfile(type(network)))
-        shutil.copy(source, folder / "network" / source.name)
-        library = source.stem
+        library = f"{source.stem}_network"  # no name that diffusers itself has
+        shutil.copy(source, folder / "network" / f"{library}.py")
     index = {
         "_class_name": ["pipeline", pipeline.LabelPipeline.__name__],
         "network": [library, type(network).__name__],
@@ -67,4 +68,6 @@ def to_timm(encoder: nn.Module, name: str, arguments: dict[str, Any], folder: Pa
 
 
 def _save(model: nn.Module, file: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, file, {"format": "pt"})
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, file, {"format": "pt"}
+    )

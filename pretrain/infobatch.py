@@ -153,6 +153,10 @@ class InfoBatch(Sampler[int]):
 
         return visits()
 
+    def counted(self, index: Tensor) -> int:
+        """Samples that this batch and those of the other ranks beside it are together."""
+        return min(len(index) * self.world, self.length - self.seen)
+
     def level(self, index: Tensor) -> Tensor:
         """float32 [B] in [0, 1): where this epoch's plan visits the samples `index`, int64 [B]."""
         return self.plan.level[torch.where(index < 0, ~index, index).cpu()].to(index.device)
@@ -181,7 +185,7 @@ class InfoBatch(Sampler[int]):
                 f"shape {tuple(index.shape)}; is the loss reduced? Use reduction='none' and average over all but "
                 "the first axis"
             )
-        n = min(len(index) * self.world, self.length - self.seen)
+        n = self.counted(index)
         if n <= 0:
             raise ValueError(f"epoch {self.epoch} has {self.length} visits, and all of them have been scored")
         if self._loss.device != loss.device:

@@ -13,11 +13,12 @@ class Journal:
         path: the file; it is created by the first line.
         position: its length in bytes at the checkpoint that the run goes on from; what follows is dropped,
             because it will be written again.
+        writes: whether this process is the one that writes; the others say nothing.
     """
 
-    def __init__(self, path: Path, position: int = 0) -> None:
-        self.path = path
-        if path.exists():
+    def __init__(self, path: Path, position: int = 0, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+        if writes and path.exists():
             os.truncate(path, position)
 
     @property
@@ -27,6 +28,8 @@ class Journal:
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one status; on disk when this returns."""
+        if not self.writes:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"kind": kind, **values}) + "\n")
             file.flush()

@@ -1,5 +1,7 @@
 """A diffusers pipeline for networks that know labels. It stands alone: exported models carry this file."""
 
+from typing import Any
+
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -60,14 +62,15 @@ class LabelPipeline(DiffusionPipeline):
         x = randn_tensor((len(labels), *shape), generator=generator, device=self.device, dtype=self.network.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        for t in self.progress_bar(self.scheduler.timesteps):
+        bar: Any = self.progress_bar
+        for t in bar(self.scheduler.timesteps):
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
             output = self.predict(scaled, t.expand(len(x)), labels)
             if guidance != 1.0:
                 without = self.predict(scaled, t.expand(len(x)), torch.full_like(labels, -1))
                 output = without + guidance * (output - without)
             x = self.scheduler.step(output, t, x).prev_sample
-        images = (x.clamp(-1, 1) + 1) / 2
+        images: Any = (x.clamp(-1, 1) + 1) / 2
         if output_type != "pt":
             images = images.float().cpu().permute(0, 2, 3, 1).numpy()
             images = self.numpy_to_pil(images) if output_type == "pil" else images

@@ -30,7 +30,9 @@ class Policy(Protocol):
         rng: the only source of randomness.
     """
 
-    def __call__(self, score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) -> Plan: ...
+    def __call__(self, score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) -> Plan:
+        """Draw one epoch."""
+        ...
 
 
 def full(score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) -> Plan:
@@ -41,9 +43,8 @@ def full(score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) ->
 def infobatch(score: Tensor, level: Tensor, *, ratio: float, rng: torch.Generator) -> Plan:
     """Skip a share `ratio` of the samples below the mean score; the k kept of those n weigh n / k.
 
-    Qin et al., "InfoBatch: Lossless training speed up by unbiased dynamic data pruning" (ICLR 2024), equations 3 and 4, with k of n
-    drawn without replacement, so that the weights sum to N whatever n and `ratio` are. A sample that was never
-    visited is never pruned.
+    Qin et al. (ICLR 2024), section 2, with k of n drawn without replacement, so that the weights sum to N whatever
+    n and `ratio` are. A sample that was never visited is never pruned.
     """
     order = torch.randperm(len(score), generator=rng)  # first, so that skipping nobody is `full` to the bit
     # The threshold is rounded to the scores' own precision: equal scores are then not below their mean.

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: sums of floats depend on how many threads share them
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 ROOT = Path(__file__).parents[1]
 TINY = {
-    "train_diffusion.py": "--model.channels 8 16 --model.layers 1 --model.attention 0 --evaluate.images 4 --evaluate.steps 2",
+    "train_diffusion.py": "--model.channels 8 16 --model.layers 1 --model.attention 0 "
+    "--evaluate.images 4 --evaluate.steps 2",
     "train_mae.py": "--model.patch 4 --model.width 16 --model.depth 1 --model.heads 2 --model.decoder-width 16 "
     "--model.decoder-depth 1 --model.decoder-heads 2 --evaluate.images 4",
 }
@@ -50,7 +54,7 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
         python = [sys.executable]
         if processes > 1:
             python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+        environment = {**os.environ, "COLUMNS": "120"}
         done = subprocess.run(
             [*python, str(ROOT / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=150
         )

@@ -65,7 +65,9 @@ class TestContract:
         model, b, adapter = network(name).eval(), batch(), self.adapter(name)
         other = b._replace(image=b.image.clone())
         other.image[2] = -other.image[2]
-        same = (adapter(model, b, Draws(0, index=b.index)).loss - adapter(model, other, Draws(0, index=b.index)).loss) == 0
+        same = (
+            adapter(model, b, Draws(0, index=b.index)).loss - adapter(model, other, Draws(0, index=b.index)).loss
+        ) == 0
         assert same.tolist() == [True, True, False, True, True, True]
 
     def test_a_sample_has_its_loss_in_any_batch(self, name: str) -> None:
@@ -118,7 +120,9 @@ def test_ddpm_predictions_by_their_formulas(schedule: str, prediction: str) -> N
     }[prediction]
     oracle = Oracle(target)
     assert adapter(oracle, b, Draws(0, index=b.index)).loss.max() < 1e-10
-    torch.testing.assert_close(oracle.asked[0], signal.sqrt() * b.image + (1 - signal).sqrt() * noise)  # Ho et al., eq. 4
+    torch.testing.assert_close(
+        oracle.asked[0], signal.sqrt() * b.image + (1 - signal).sqrt() * noise
+    )  # Ho et al., eq. 4
 
 
 @pytest.mark.parametrize("adapter", [Flow(), DDPM(), DDPM(prediction="sample"), DDPM(prediction="v_prediction")])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import ROOT
+
 from pretrain.config import Config, Pruning, flat, parse
 from pretrain.errors import Refused
 
@@ -23,7 +23,9 @@ def config(*arguments: str, recipe: Path = RECIPE) -> Config:
 
 def test_the_later_the_stronger(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("optim:\n  lr: 1e-4\nepochs: 3\nadapter: ddpm\nmodel:\n  name: dit\n  depth: 2\ndata: somewhere\n")
+    recipe.write_text(
+        "optim:\n  lr: 1e-4\nepochs: 3\nadapter: ddpm\nmodel:\n  name: dit\n  depth: 2\ndata: somewhere\n"
+    )
     c = config("--config", str(recipe), "--epochs", "5", "--adapter.prediction=sample", "--data.size", "8")
     assert (c.optim.lr, c.epochs, c.adapter.prediction, c.model.depth, c.seed) == (1e-4, 5, "sample", 2, 0)
     assert (c.data.source, c.data.size, c.output_dir) == ("somewhere", 8, Path("runs/x"))
@@ -190,11 +192,23 @@ def test_an_adapter_that_cant_be_imported_is_refused_when_it_is_used(tmp_path: P
 
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
 def test_help_comes_without_torch(script: str) -> None:
-    code = f"import runpy, sys; sys.argv = ['{script}', '--help']\ntry: runpy.run_path('{script}', run_name='__main__')\n"
+    code = (
+        f"import runpy, sys; sys.argv = ['{script}', '--help']\ntry: runpy.run_path('{script}', run_name='__main__')\n"
+    )
     code += "except SystemExit: pass\nprint('TORCH' if 'torch' in sys.modules else 'LIGHT')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ})
     assert done.stdout.endswith("LIGHT\n"), done.stdout + done.stderr
-    for flag in "--data --output-dir --epochs --batch-size --seed --resume --overwrite --adapter --infobatch".split():
+    for flag in [
+        "--data",
+        "--output-dir",
+        "--epochs",
+        "--batch-size",
+        "--seed",
+        "--resume",
+        "--overwrite",
+        "--adapter",
+        "--infobatch",
+    ]:
         assert f"{flag} " in done.stdout or f"{flag}," in done.stdout
     for flag in ("--config", "--pruning.policy", "--pruning.ratio", "--tracker", "--on-bad-image"):
         assert flag in done.stdout

@@ -6,10 +6,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import draw_images
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from conftest import draw_images
 from pretrain.config import Data
 from pretrain.data import Images, Visits, collate, decode, loader, on_device, open_data
 from pretrain.errors import Refused
@@ -120,7 +120,9 @@ def test_the_same_images_the_same_numbers(pictures: Path) -> None:
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
-def test_every_mode_is_read_for_what_it_shows(tmp_path: Path, image: Image.Image, channels: int, expected: list) -> None:
+def test_every_mode_is_read_for_what_it_shows(
+    tmp_path: Path, image: Image.Image, channels: int, expected: list
+) -> None:
     path = save(tmp_path, f"x.{'tif' if image.mode in ('CMYK', 'I') else 'png'}", image)
     decoded = decode({"bytes": None, "path": str(path)}, channels, None)
     assert decoded.dtype == torch.uint8 and decoded.shape == (channels, 6, 6)

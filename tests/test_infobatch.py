@@ -260,7 +260,14 @@ def test_misuse_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="all of them have been scored"):
         for _ in range(2):
             infobatch(torch.ones(3), torch.arange(3))
-    for wrong in ({"ratio": 1.0}, {"ratio": -0.1}, {"anneal": 2}, {"smoothing": 1}, {"rank": 1}, {"policy": "infobach"}):
+    for wrong in (
+        {"ratio": 1.0},
+        {"ratio": -0.1},
+        {"anneal": 2},
+        {"smoothing": 1},
+        {"rank": 1},
+        {"policy": "infobach"},
+    ):
         with pytest.raises(ValueError, match=r"ratio|anneal|smoothing|rank|infobach"):
             InfoBatch(3, epochs=1, **wrong)
     with pytest.raises(ValueError, match="state is of 3 samples"):

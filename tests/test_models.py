@@ -24,6 +24,8 @@ def test_a_denoiser_answers_in_its_own_shape(config, shape, classes: int) -> Non
     x, time, label = torch.randn(3, *shape), torch.tensor([0.0, 10.5, 999.0]), torch.tensor([-1, -1, -1])
     with torch.no_grad():
         assert model(x, time, label).shape == x.shape
+        if not classes:
+            assert torch.equal(model(x, time, label), model(x, time, torch.tensor([0, 7, 900])))
         assert torch.equal(model(x, time, label), model(x, time, label))
 
 

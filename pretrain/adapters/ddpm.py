@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from einops import reduce
 from torch import nn
 
 from pretrain.adapter import Batch, Losses, drop_labels
 from pretrain.rng import Draws
-
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, DDPMScheduler
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,14 @@ class DDPM:
             raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
 
     @cached_property
-    def noising(self) -> "DDPMScheduler":
+    def noising(self) -> Any:
+        """The noise schedule, as diffusers has it."""
         from diffusers import DDPMScheduler
 
         return DDPMScheduler(self.timesteps, beta_schedule=self.noise_schedule, prediction_type=self.prediction)
 
     def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+        """One forward pass; the level picks the timestep."""
         x, noise = batch.image, rng.normal(*batch.image.shape[1:])
         t = (batch.level * self.timesteps).long()
         output = model(self.noising.add_noise(x, noise, t), t, drop_labels(batch.label, self.label_dropout, rng))
@@ -55,7 +54,8 @@ class DDPM:
                 target = self.noising.get_velocity(x, noise, t)
         return Losses(reduce((output - target).square(), "b c h w -> b", "mean"))
 
-    def scheduler(self) -> "DDIMScheduler":
+    def scheduler(self) -> Any:
+        """DDIM (Song et al. 2021) over the same noise schedule."""
         from diffusers import DDIMScheduler
 
         return DDIMScheduler.from_config(self.noising.config, timestep_spacing="trailing")

@@ -1,16 +1,13 @@
 """Rectified flow: straight paths from data to noise, velocity prediction."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from einops import rearrange, reduce
 from torch import nn
 
 from pretrain.adapter import Batch, Losses, drop_labels
 from pretrain.rng import Draws
-
-if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,15 @@ class Flow:
             raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
 
     def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+        """One forward pass; the level is the time t."""
         noise = rng.normal(*batch.image.shape[1:])
         t = rearrange(batch.level, "b -> b 1 1 1")
         x_t = (1 - t) * batch.image + t * noise
         velocity = model(x_t, 1000 * batch.level, drop_labels(batch.label, self.label_dropout, rng))
         return Losses(reduce((velocity - (noise - batch.image)).square(), "b c h w -> b", "mean"))
 
-    def scheduler(self) -> "FlowMatchEulerDiscreteScheduler":
+    def scheduler(self) -> Any:
+        """Euler steps from noise to data."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         return FlowMatchEulerDiscreteScheduler()

@@ -44,6 +44,7 @@ class MAE:
         return (patch - mean) / scale, mean, scale
 
     def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+        """One forward pass; the level is not used."""
         network = bare(model)
         visible, hidden = self.masks(network.patches, rng)
         target, _, _ = self.targets(network.patchify(batch.image))

@@ -31,6 +31,7 @@ class HeldOutLoss:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float | list[float]]:
+        """The mean loss, and the mean loss by level, lowest first."""
         device = next(model.parameters()).device
         total = torch.zeros(2, BINS, dtype=torch.float64)  # of losses, of visits
         for plain in self.images.batches(range(len(self.images)), self.batch_size):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class KNN:
         batch_size: images at once.
     """
 
-    features: Callable[[nn.Module, Tensor], Tensor]
+    features: Callable[[Any, Tensor], Tensor]
     train: Images
     test: Images
     classes: int
@@ -36,6 +37,7 @@ class KNN:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
+        """The share of test images told rightly; nothing where none has a label."""
         stride = -(-len(self.train) // self.most)
         known, known_label = self._encode(model, self.train, range(0, len(self.train), stride))
         asked, asked_label = self._encode(model, self.test, range(len(self.test)))

@@ -1,0 +1,112 @@
+"""The processes of one launch: how many there are, what they agree on, and when they are told to stop."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed
+import yaml
+from accelerate import Accelerator
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
+
+from pretrain.config import Config
+from pretrain.errors import Refused
+
+
+def start(config: Config) -> Accelerator:
+    """This process's accelerator.
+
+    Raises:
+        Refused: the launcher started another number of processes than it was asked for, the batch can't be divided
+            among them, or precision or tracker are not to be had here.
+    """
+    folder = ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=str(config.output_dir / "trackers"))
+    try:
+        accelerator = Accelerator(
+            # Without it, torchrun on a CPU gives independent runs that all take themselves for rank 0.
+            cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(),
+            mixed_precision=config.precision,
+            log_with=config.tracker,
+            project_config=folder,
+        )
+    except ValueError as error:
+        raise Refused(" ".join(str(error).split())) from None
+    if accelerator.num_processes != (asked := _asked_for()):
+        raise Refused(
+            f"the launcher was asked for {asked} processes and started {accelerator.num_processes}; on CPUs use "
+            f"`torchrun --nproc_per_node {asked}` or `accelerate launch --multi_gpu --num_processes {asked}`"
+        )
+    if config.tracker and not accelerator.log_with:
+        raise Refused(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
+    return accelerator
+
+
+def _asked_for() -> int:
+    """How many processes the launcher was asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one and leaves no trace of the two but its command line.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    parent = psutil.Process().parent()
+    command = parent.cmdline() if parent is not None and "ACCELERATE_USE_CPU" in os.environ else []
+    if "launch" not in command:
+        return 1
+    asked, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    if asked.num_processes is None and asked.config_file is not None:
+        return int(yaml.safe_load(Path(asked.config_file).read_text()).get("num_processes") or 1)
+    return asked.num_processes or 1
+
+
+def micro_batch(config: Config, world: int) -> int:
+    """Images that each process pushes through at once.
+
+    Raises:
+        Refused: the optimizer step's images are not that many times a whole number on each process.
+    """
+    share, rest = divmod(config.batch_size, world)
+    size = min(config.micro_batch or share, share)
+    if rest or not share or share % size:
+        times = f" times --micro-batch {size}" if share and not rest else ""
+        raise Refused(f"--batch-size {config.batch_size} must be a multiple of {world} processes{times}")
+    return size
+
+
+def maximum(table: Tensor, accelerator: Accelerator) -> Tensor:
+    """The element-wise maximum over all processes; all of them must call it."""
+    if accelerator.num_processes == 1:
+        return table
+    shared = table.to(accelerator.device)
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    return shared.to(table.device)
+
+
+class Stop:
+    """While it is entered, notes SIGINT and SIGTERM; a second one acts as if nobody listened."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.signal = 0
+
+    def __enter__(self) -> "Stop":
+        self.before: dict[int, Any] = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.signal = number
+        signal.signal(number, self.before[number])
+
+    def told(self) -> int:
+        """The signal that told any of the processes to stop, 0 if none did; all of them must ask."""
+        return int(maximum(torch.tensor(self.signal), self.accelerator))

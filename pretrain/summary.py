@@ -1,0 +1,60 @@
+"""What a run came to, for programs and for people."""
+
+from typing import Any
+
+from pretrain.config import Config
+from pretrain.data import Source
+from pretrain.display import duration
+from pretrain.journal import Journal
+from pretrain.training import Training
+
+
+def summarise(config: Config, source: Source, training: Training, flops: int, journal: Journal) -> dict[str, Any]:
+    """The run in numbers; `flops` are those of one visit."""
+    size, visited, seconds = len(source.train), training.infobatch.visited, training.seconds
+    full = size * config.epochs
+    quality = [
+        {name: value for name, value in record.items() if name not in ("kind", "epoch")}
+        for record in journal.read("evaluation")
+    ]
+    return {
+        "adapter": config.adapter.name,
+        "policy": config.policy,
+        "epochs": config.epochs,
+        "dataset_size": size,
+        "visited": visited,
+        "full_visits": full,
+        "saved_fraction": 1 - visited / full,
+        "steps": training.step,
+        "seconds": seconds,
+        "images_per_second": visited / seconds if seconds else None,
+        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+        "train_flops": flops * visited,
+        "full_train_flops": flops * full,
+        "bad_images": sorted(source.train.bad | source.test.bad),
+        "quality_before": quality[0] if quality else {},
+        "quality": quality[-1] if quality else {},
+        "pictures": str(config.output_dir / "pictures"),
+        "model": str(config.output_dir / "model"),
+    }
+
+
+def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The summary's rows for a person."""
+    before, after = summary["quality_before"], summary["quality"]
+    everybody = f"everybody in {summary['epochs']} epochs would have been {summary['full_visits']:,}"
+    rows = [
+        ("visited", f"{summary['visited']:,} images; {everybody}: {summary['saved_fraction']:.1%} saved"),
+        ("time", f"{duration(summary['seconds'])} of training, {summary['images_per_second'] or 0:,.0f} images/s"),
+        ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),
+    ]
+    for name, value in after.items():
+        if not isinstance(value, list):
+            rows.append(("quality", f"{name} {value:.4f} (before training {before[name]:.4f})"))
+    if summary["bad_images"]:
+        rows.append(("bad images", f"{len(summary['bad_images'])} skipped, the first: {summary['bad_images'][0]}"))
+    return [
+        *rows,
+        *((name, summary[name]) for name in ("pictures", "model")),
+        ("open with", summary["open_model_with"]),
+    ]

@@ -1,0 +1,92 @@
+"""All that a run changes as it goes, as one thing that is saved and restored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import checkpoint
+from pretrain.average import Average
+from pretrain.config import Config, flat
+from pretrain.errors import Refused
+from pretrain.infobatch import InfoBatch
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds.
+
+    Attributes:
+        model: the bare network.
+        average: of its parameters.
+        optimizer: the bare optimizer.
+        infobatch: scores and position.
+        scaler: of the gradients under fp16, else None.
+        step: optimizer steps made.
+        seconds: spent on them.
+    """
+
+    model: nn.Module
+    average: Average
+    optimizer: torch.optim.Optimizer
+    infobatch: InfoBatch
+    scaler: Any
+    step: int = 0
+    seconds: float = 0.0
+
+    def state(self, config: Config, journal: int) -> checkpoint.State:
+        """Everything, and the config and the journal's position beside it; call it on all ranks."""
+        memory = self.infobatch.state_dict()
+        moments, groups = checkpoint.pack_optimizer(self.optimizer.state_dict())
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "optimizer": moments,
+            "infobatch": {name: value for name, value in memory.items() if isinstance(value, Tensor)},
+        }
+        values = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "progress": self.average.progress,
+            "optimizer": groups,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "infobatch": {name: value for name, value in memory.items() if not isinstance(value, Tensor)},
+            "journal": journal,
+            "config": config.to_dict(),
+        }
+        return checkpoint.State(tensors, values)
+
+    def restore(self, state: checkpoint.State, config: Config, path: Path) -> None:
+        """Go on from a state.
+
+        Raises:
+            Refused: it is of another model, adapter or data set.
+        """
+        tensors, values = state
+        for name in ("model", "adapter"):
+            theirs, ours = values["config"][name], config.to_dict()[name]
+            if theirs != ours:
+                differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+                raise Refused(
+                    f"--resume {path}: the checkpoint is of another {name} ({name}.{differing[0]} is "
+                    f"{theirs.get(differing[0])!r} there, {ours.get(differing[0])!r} here); leave these settings out"
+                )
+        size = len(tensors["infobatch"]["score"])
+        if size != self.infobatch.size:
+            raise Refused(f"--resume {path}: the checkpoint is of {size} images, --data has {self.infobatch.size} now")
+        checkpoint.fill(self.model, tensors["model"], path)
+        checkpoint.fill(self.average.model, tensors["average"], path)
+        self.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], values["optimizer"]))
+        self.infobatch.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
+        self.step, self.seconds, self.average.progress = values["step"], values["seconds"], values["progress"]
+        if self.scaler is not None and values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+
+
+def changes(state: checkpoint.State, config: Config) -> str:
+    """The settings that are not what they were, in words."""
+    old, new = flat(state.values["config"]), flat(config.to_dict())
+    changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if new[name] != old.get(name)]
+    return f"; changed since: {', '.join(changed)}" if changed else ""

@@ -1,0 +1,89 @@
+"""Who may know whom (docs/design.md), read from the imports; and how large a file may grow."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+OURS = ("pretrain", "models")
+# What a file may import of ours, and whether it may import accelerate. Longest path wins.
+ALLOWED: dict[str, set[str]] = {
+    "models": set(),
+    "pretrain/errors.py": set(),
+    "pretrain/rng.py": set(),
+    "pretrain/schedule.py": set(),
+    "pretrain/average.py": set(),
+    "pretrain/journal.py": set(),
+    "pretrain/display.py": set(),
+    "pretrain/pipeline.py": set(),
+    "pretrain/policies.py": set(),
+    "pretrain/infobatch.py": {"pretrain.policies", "pretrain.rng"},
+    "pretrain/parts.py": {"pretrain.errors"},
+    "pretrain/config.py": {"pretrain.parts", "pretrain.errors"},
+    "pretrain/adapter.py": {"pretrain.rng"},
+    "pretrain/adapters": {"pretrain.adapter", "pretrain.rng"},
+    "pretrain/checkpoint.py": {"pretrain.errors"},
+    "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
+    "pretrain/data.py": {"pretrain.adapter", "pretrain.config", "pretrain.errors", "pretrain.rng"},
+    "pretrain/processes.py": {"pretrain.config", "pretrain.errors"},
+    "pretrain/training.py": {f"pretrain.{name}" for name in ("checkpoint", "average", "config", "errors", "infobatch")},
+    "pretrain/summary.py": {f"pretrain.{name}" for name in ("config", "data", "display", "journal", "training")},
+    "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
+    "pretrain/generate.py": {"pretrain.adapter"},
+    "pretrain/evaluate": {"pretrain.adapter", "pretrain.data", "pretrain.rng"},
+    "pretrain/export.py": {"pretrain.adapter", "pretrain.pipeline"},
+}
+FILES = sorted(path for name in OURS for path in (ROOT / name).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports; `from pretrain import x` counts as pretrain.x."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module in OURS else {node.module}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_knows_only_whom_it_may(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    known = imports(path)
+    ours = {module for module in known if module.split(".")[0] in OURS}
+    rule = max((rule for rule in ALLOWED if name.startswith(rule)), key=len, default=None)
+    if rule is not None:
+        assert ours <= ALLOWED[rule], f"{name} must not import {sorted(ours - ALLOWED[rule])}"
+    else:
+        assert name in ("pretrain/loop.py", "pretrain/__init__.py")
+    if name != "pretrain/processes.py":
+        assert not any(module.split(".")[0] == "accelerate" for module in known), (
+            "accelerate is known to processes.py alone; the loop is handed its object"
+        )
+
+
+def test_infobatch_stands_on_torch_alone() -> None:
+    for name in ("infobatch", "policies", "rng"):
+        foreign = {module.split(".")[0] for module in imports(ROOT / "pretrain" / f"{name}.py")}
+        assert foreign - sys.stdlib_module_names <= {"torch", "pretrain"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "most"),
+    [("pretrain/adapters/*.py", 80), ("train_*.py", 60), ("pretrain/**/*.py", 400), ("models/*.py", 250)],
+)
+def test_files_stay_small(pattern: str, most: int) -> None:
+    for path in ROOT.glob(pattern):
+        assert len(path.read_text().splitlines()) <= most, path
+
+
+def test_nothing_unpickles_or_trusts_remote_code() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "pickle.load", "pickle.loads", "yaml.load"), path
+                assert not any(keyword.arg == "trust_remote_code" for keyword in node.keywords), path
