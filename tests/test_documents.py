@@ -1,0 +1,67 @@
+"""What the documents show runs as it is shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from pretrain import InfoBatch
+from pretrain.rng import generator
+
+
+def blocks(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S)
+
+
+@pytest.mark.parametrize("document", ["docs/adapters.md", "README.md"])
+def test_the_adapter_that_is_shown_trains(document: str, tmp_path: Path, pictures: Path, program) -> None:
+    (code,) = (block for block in blocks(document) if "class" in block)
+    if document == "README.md":  # shown without its imports
+        head = "from dataclasses import dataclass\nfrom einops import reduce\nfrom pretrain.adapter import Losses\n"
+        code = head + code
+    (tmp_path / "mine.py").write_text(code)
+    more = ["--adapter.delta", "0.3"] if document == "docs/adapters.md" else []
+    words = ["--data", pictures, "--adapter", "mine.py", *more, "--infobatch", "--epochs", 3, "--batch-size", 8]
+    done = program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
+    assert "Flow on 43 images" in done.stdout
+    pictured = any((tmp_path / "run" / "pictures").iterdir())
+    assert pictured == ("scheduler" in code)
+    assert any((tmp_path / "run" / "model").iterdir())
+
+
+def test_the_loop_that_is_shown_trains() -> None:
+    (code,) = (block for block in blocks("README.md") if "InfoBatch(" in block)
+    x = torch.randn(40, 3, generator=generator(0))
+    data = list(zip(x, (x.sum(1) > 0).long(), strict=True))
+
+    class Indexed(torch.utils.data.Dataset):
+        def __init__(self, data: list) -> None:
+            self.data = data
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, i: int) -> tuple:
+            return (i, *self.data[i])
+
+    model = torch.nn.Linear(3, 2)
+    scope = {
+        "data": data,
+        "Indexed": Indexed,
+        "model": model,
+        "DataLoader": torch.utils.data.DataLoader,
+        "F": torch.nn.functional,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.5),
+    }
+    exec(code, scope)
+    infobatch: InfoBatch = scope["infobatch"]
+    assert infobatch.progress == 1 and infobatch.visited < 100 * 40
+    assert torch.nn.functional.cross_entropy(model(x), (x.sum(1) > 0).long()) < 0.3
+
+
+def test_every_file_that_is_linked_is_there() -> None:
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert link.startswith("http") or (document.parent / link).exists(), (document, link)
