@@ -2,47 +2,34 @@
 
 from pathlib import Path
 
-from pretrain.config import Config, from_command_line
+from pretrain.command_line import from_command_line
+from pretrain.config import Config
 from pretrain.errors import Refused, one_sentence
 
 
 def main(config: Config) -> None:
     """Build the parts and train."""
-    import torch
-
     from pretrain.adapter import Generative
-    from pretrain.data import open_data
     from pretrain.evaluate.heldout import HeldOutLoss
     from pretrain.export import to_diffusers
-    from pretrain.generate import generate, grid
     from pretrain.loop import train
-    from pretrain.rng import Draws, key
+    from pretrain.pictures import Generated
+    from pretrain.sources import open_data
+    from pretrain.training import build
 
     source = open_data(config.data, config.seed)
-    classes = source.classes if config.conditional else 0
-    if config.conditional and not classes:
+    if config.conditional and not source.classes:
         raise Refused(f"--conditional: {config.data.source} has no labels")
-    adapter = config.part("adapter")
-    torch.manual_seed(key(config.seed))
-    try:
-        model = config.part("model").build(source.shape, classes)
-    except ValueError as error:
-        raise Refused(str(error)) from None
-
-    def draw(model: torch.nn.Module) -> torch.Tensor:
-        which = torch.arange(config.evaluate.images, device=next(model.parameters()).device)
-        noise = Draws(config.seed, index=which).normal(*source.shape)
-        label = which % classes if classes else torch.full_like(which, -1)
-        images = generate(model, adapter, noise, label, steps=config.evaluate.steps, guidance=config.evaluate.guidance)
-        return grid(images, columns=round(len(images) ** 0.5))
-
+    classes = source.classes if config.conditional else 0
+    adapter, model, shown = config.part("adapter"), build(config, source.shape, classes), config.evaluate
+    picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed)
     train(
         config,
         adapter,
         model,
         source,
         evaluators=[HeldOutLoss(adapter, source.test)],
-        draw=draw if isinstance(adapter, Generative) else None,
+        draw=picture if isinstance(adapter, Generative) else None,
         export=lambda model: to_diffusers(model, adapter, config.output_dir / "model"),
     )
 

@@ -3,53 +3,38 @@
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import Config, from_command_line
+from pretrain.command_line import from_command_line
+from pretrain.config import Config
 from pretrain.errors import Refused, one_sentence
 
 
 def main(config: Config) -> None:
     """Build the parts and train."""
-    import torch
-    from einops import rearrange
-
-    from pretrain.adapter import bare
-    from pretrain.data import on_device, open_data
     from pretrain.evaluate.heldout import HeldOutLoss
     from pretrain.evaluate.knn import KNN
     from pretrain.export import to_timm
-    from pretrain.generate import grid
     from pretrain.loop import train
-    from pretrain.rng import Draws, key
+    from pretrain.pictures import Reconstructed
+    from pretrain.sources import open_data
+    from pretrain.training import build
 
     source = open_data(config.data, config.seed)
-    adapter, size = config.part("adapter"), config.part("model")
-    torch.manual_seed(key(config.seed))
-    try:
-        model = size.build(source.shape, source.classes)
-    except ValueError as error:
-        raise Refused(str(error)) from None
-
-    @torch.no_grad()
-    def draw(model: Any) -> torch.Tensor:
-        (batch,) = source.test.batches(range(min(config.evaluate.images, len(source.test))), config.evaluate.images)
-        batch = on_device(batch, next(model.parameters()).device)
-        seen, completed = adapter.reconstruct(model, batch, Draws(0, index=batch.index))
-        rows = rearrange(torch.stack([batch.image, seen, completed]), "n b c h w -> (b n) c h w")
-        return grid(rows, columns=12)
-
+    adapter, size, model = config.part("adapter"), config.part("model"), build(config, source.shape, source.classes)
+    if not hasattr(model, "encoder"):
+        raise Refused(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
     evaluators: list[Any] = [HeldOutLoss(adapter, source.test)]
     if source.classes:
         evaluators.append(KNN(lambda model, image: model.encoder(image), source.train, source.test, source.classes))
+    picture = Reconstructed(adapter, source.test, config.evaluate.images)
+    folder = config.output_dir / "model"
     train(
         config,
         adapter,
         model,
         source,
         evaluators=evaluators,
-        draw=draw if hasattr(adapter, "reconstruct") else None,
-        export=lambda model: to_timm(
-            bare(model).encoder, size.encoder, size.timm_arguments(source.shape), config.output_dir / "model"
-        ),
+        draw=picture if hasattr(adapter, "reconstruct") else None,
+        export=lambda model: to_timm(model, size.encoder, size.timm_arguments(source.shape), folder),
     )
 
 

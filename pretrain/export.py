@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pretrain import pipeline
-from pretrain.adapter import Generative
+from pretrain.adapter import Generative, bare
 
 
 def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
@@ -49,18 +49,18 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
     return f"diffusers.DiffusionPipeline.from_pretrained('{folder}', trust_remote_code=True)"
 
 
-def to_timm(encoder: nn.Module, name: str, arguments: dict[str, Any], folder: Path) -> str:
-    """Write an encoder as a checkpoint that timm loads, and say how.
+def to_timm(model: nn.Module, name: str, arguments: dict[str, Any], folder: Path) -> str:
+    """Write a masked autoencoder's encoder as a checkpoint that timm loads, and say how.
 
     Args:
-        encoder: a timm vision transformer without a head.
-        name, arguments: what `timm.create_model` makes it from.
+        model: its `encoder` is a timm vision transformer without a head.
+        name, arguments: what `timm.create_model` makes the encoder from.
         folder: gets encoder.safetensors, and encoder.json with the same name and arguments, and what the pixels
             are normalised by.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "encoder.safetensors"
-    _save(encoder, file)
+    _save(bare(model).encoder, file)
     card = {"architecture": name, "arguments": arguments, "mean": [0.5], "std": [0.5]}
     (folder / "encoder.json").write_text(json.dumps(card, indent=2) + "\n")
     said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())

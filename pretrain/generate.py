@@ -1,7 +1,6 @@
 """Images from noise, by a diffusers scheduler."""
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.adapter import Generative
@@ -33,14 +32,3 @@ def generate(
             output = without + guidance * (output - without)
         x = scheduler.step(output, t, x).prev_sample
     return x.clamp(-1, 1)
-
-
-def grid(images: Tensor, columns: int) -> Tensor:
-    """One picture, uint8 [H', W', C], of images [B, C, H, W] in [-1, 1], enlarged so that a person can see it."""
-    empty = -len(images) % columns
-    images = torch.cat([images, torch.full_like(images[:1], -1).expand(empty, -1, -1, -1)])
-    scale = max(1, 96 // max(images.shape[-2:]))
-    images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
-    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-0.6)
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-    return rearrange(pixels, "(r k) c h w -> (r h) (k w) c", k=columns)

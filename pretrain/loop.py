@@ -14,18 +14,19 @@ from PIL import Image
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from pretrain import checkpoint, processes, run
+from pretrain import checkpoint, parts, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Average
 from pretrain.config import Config, flat
 from pretrain.cost import train_flops
-from pretrain.data import Source, Visits, loader, on_device
+from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
 from pretrain.journal import Journal
 from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
+from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
 from pretrain.training import Training, changes
 
@@ -77,7 +78,7 @@ def train(
         world=accelerator.num_processes,
         merge=lambda table: processes.maximum(table, accelerator),
     )
-    flops = train_flops(adapter, model, source.shape, source.classes)
+    flops = _flops(config, adapter, model, source)
     average = Average(model, config.optim.average)
     groups = param_groups_weight_decay(model, config.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas)
@@ -199,6 +200,16 @@ def train(
         display.summary(in_words(summary))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _flops(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> int:
+    """What a visit costs; the first time that adapter and model meet."""
+    try:
+        return train_flops(adapter, model, source.shape, source.classes)
+    except (TypeError, AttributeError) as error:
+        if {config.adapter.name, config.model.name} - {*parts.names("adapter"), *parts.names("model")}:
+            raise  # the user's own code: the traceback says where
+        raise Refused(f"--adapter {config.adapter.name} has no use for --model {config.model.name}: {error}") from None
 
 
 def _check(infobatch: InfoBatch, source: Source, epoch: int, step: int) -> None:

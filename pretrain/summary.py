@@ -3,9 +3,9 @@
 from typing import Any
 
 from pretrain.config import Config
-from pretrain.data import Source
 from pretrain.display import duration
 from pretrain.journal import Journal
+from pretrain.sources import Source
 from pretrain.training import Training
 
 

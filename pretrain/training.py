@@ -12,6 +12,20 @@ from pretrain.average import Average
 from pretrain.config import Config, flat
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
+from pretrain.rng import key
+
+
+def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The config's network with the parameters that its seed gives.
+
+    Raises:
+        Refused: it doesn't fit the images.
+    """
+    torch.manual_seed(key(config.seed))
+    try:
+        return config.part("model").build(shape, classes)
+    except ValueError as error:
+        raise Refused(str(error)) from None
 
 
 @dataclass

@@ -21,17 +21,23 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/policies.py": set(),
     "pretrain/infobatch.py": {"pretrain.policies", "pretrain.rng"},
     "pretrain/parts.py": {"pretrain.errors"},
-    "pretrain/config.py": {"pretrain.parts", "pretrain.errors"},
+    "pretrain/config.py": {"pretrain.parts"},
+    "pretrain/command_line.py": {"pretrain.parts", "pretrain.config", "pretrain.errors"},
+    "pretrain/decode.py": set(),
     "pretrain/adapter.py": {"pretrain.rng"},
     "pretrain/adapters": {"pretrain.adapter", "pretrain.rng"},
     "pretrain/checkpoint.py": {"pretrain.errors"},
     "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
-    "pretrain/data.py": {"pretrain.adapter", "pretrain.config", "pretrain.errors", "pretrain.rng"},
+    "pretrain/data.py": {"pretrain.decode", "pretrain.adapter", "pretrain.config", "pretrain.errors", "pretrain.rng"},
+    "pretrain/sources.py": {f"pretrain.{name}" for name in ("config", "data", "decode", "errors", "rng")},
     "pretrain/processes.py": {"pretrain.config", "pretrain.errors"},
-    "pretrain/training.py": {f"pretrain.{name}" for name in ("checkpoint", "average", "config", "errors", "infobatch")},
-    "pretrain/summary.py": {f"pretrain.{name}" for name in ("config", "data", "display", "journal", "training")},
+    "pretrain/training.py": {
+        f"pretrain.{name}" for name in ("checkpoint", "average", "config", "errors", "infobatch", "rng")
+    },
+    "pretrain/summary.py": {f"pretrain.{name}" for name in ("config", "sources", "display", "journal", "training")},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
     "pretrain/generate.py": {"pretrain.adapter"},
+    "pretrain/pictures.py": {f"pretrain.{name}" for name in ("adapter", "data", "generate", "rng")},
     "pretrain/evaluate": {"pretrain.adapter", "pretrain.data", "pretrain.rng"},
     "pretrain/export.py": {"pretrain.adapter", "pretrain.pipeline"},
 }
@@ -73,7 +79,7 @@ def test_infobatch_stands_on_torch_alone() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "most"),
-    [("pretrain/adapters/*.py", 80), ("train_*.py", 60), ("pretrain/**/*.py", 400), ("models/*.py", 250)],
+    [("pretrain/adapters/*.py", 80), ("train_*.py", 50), ("pretrain/**/*.py", 300), ("models/*.py", 250)],
 )
 def test_files_stay_small(pattern: str, most: int) -> None:
     for path in ROOT.glob(pattern):

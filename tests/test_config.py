@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pretrain.config import Config, Pruning, flat, parse
+from pretrain.command_line import parse
+from pretrain.config import Config, Pruning, flat
 from pretrain.errors import Refused
 
 RECIPE = ROOT / "configs" / "fashion_mnist_flow.yaml"

@@ -11,9 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pretrain.config import Data
-from pretrain.data import Images, Visits, collate, decode, loader, on_device, open_data
+from pretrain.data import Images, Visits, collate, loader, on_device
+from pretrain.decode import decode
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
+from pretrain.sources import open_data
 
 
 def source(path: object, **settings):

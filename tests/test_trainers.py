@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import train_diffusion
 import train_mae
 from pretrain import checkpoint
-from pretrain.config import parse
+from pretrain.command_line import parse
 from pretrain.errors import Refused
 
 PROGRAMS = {"train_diffusion.py": (train_diffusion, "flow", "unet"), "train_mae.py": (train_mae, "mae", "mae")}
@@ -410,6 +410,19 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
 def test_what_does_not_fit(arguments: str, said: str, pictures: Path, tmp_path: Path) -> None:
     sentence = refused("train_diffusion.py", *common(pictures, tmp_path / "run"), *arguments.split())
     assert said in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_that_do_not_go_together(pictures: Path, tmp_path: Path) -> None:
+    def main(module, *words: object) -> str:
+        words = ("--data", pictures, "--output-dir", tmp_path / "run", *words)
+        recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
+        with pytest.raises(Refused) as refusal:
+            module.main(parse([*map(str, words)], adapter="flow", model="unet", recipe=recipe, output_dir="", help=""))
+        return str(refusal.value)
+
+    assert "--adapter mae has no use for --model unet" in main(train_diffusion, "--adapter", "mae")
+    assert "an `encoder`" in main(train_mae, "--adapter", "mae")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,78 @@
+"""What a person looks at: each class's objects are called as ``picture(model)`` and give uint8 [H, W, C]."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from pretrain.adapter import Batch, Generative
+from pretrain.data import Images, on_device
+from pretrain.generate import generate
+from pretrain.rng import Draws
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """One picture, uint8 [H', W', C], of images [B, C, H, W] in [-1, 1], enlarged so that a person can see it."""
+    empty = -len(images) % columns
+    images = torch.cat([images, torch.full_like(images[:1], -1).expand(empty, -1, -1, -1)])
+    scale = max(1, 96 // max(images.shape[-2:]))
+    images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
+    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-0.6)
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+    return rearrange(pixels, "(r k) c h w -> (r h) (k w) c", k=columns)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images made from the same noise each time, so that pictures of one run can be compared.
+
+    Attributes:
+        adapter: names the scheduler.
+        shape: (C, H, W) of an image.
+        classes: image n is of class n mod `classes`; 0: without labels.
+        count: images.
+        steps, guidance: see `generate`.
+        seed: of the noise.
+    """
+
+    adapter: Generative
+    shape: tuple[int, int, int]
+    classes: int
+    count: int
+    steps: int
+    guidance: float
+    seed: int
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """The picture."""
+        which = torch.arange(self.count, device=next(model.parameters()).device)
+        noise = Draws(self.seed, index=which).normal(*self.shape)
+        label = which % self.classes if self.classes else torch.full_like(which, -1)
+        images = generate(model, self.adapter, noise, label, steps=self.steps, guidance=self.guidance)
+        return grid(images, columns=round(self.count**0.5))
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """Held-out images, four to a row: the original, what the model sees of it, and how it completes it.
+
+    Attributes:
+        adapter: has `reconstruct`.
+        images: held-out ones.
+        count: images, the first ones.
+    """
+
+    adapter: Any
+    images: Images
+    count: int
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> Tensor:
+        """The picture."""
+        (plain,) = self.images.batches(range(min(self.count, len(self.images))), self.count)
+        batch: Batch = on_device(plain, next(model.parameters()).device)
+        seen, completed = self.adapter.reconstruct(model, batch, Draws(0, index=batch.index))
+        triples = rearrange(torch.stack([batch.image, seen, completed]), "n b c h w -> (b n) c h w")
+        return grid(triples, columns=12)
