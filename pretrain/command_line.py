@@ -105,6 +105,8 @@ def _tyro(cls: type, arguments: list[str], default: Any, source: str) -> Any:
             config, unknown = tyro.cli(cls, args=arguments, default=default, return_unknown_args=True)
     except SystemExit:
         raise Refused(source + _sentence(complaint.getvalue())) from None
+    except ValueError as error:  # as older tyros leave what Config itself says
+        raise Refused(source + str(error)) from None
     if unknown:
         if not unknown[0].startswith("--"):
             raise Refused(f"{source}unexpected argument {unknown[0]!r}; settings are given as --name value")

@@ -163,7 +163,9 @@ def train(
                 training.seconds = seconds + time.monotonic() - began
                 if look:
                     speed = (infobatch.seen - first) / (training.seconds - seconds)
-                    display.step(epoch + 1, config.epochs, infobatch.progress, speed, loss.item(), skipped)
+                    display.step(
+                        epoch + 1, config.epochs, infobatch.progress, speed, losses.loss.mean().item(), skipped
+                    )
                 if told := stop.told():
                     save()
                     display.say(

@@ -129,6 +129,28 @@ def test_a_tracker_gets_the_numbers(pictures: Path, tmp_path: Path) -> None:
     assert logged == pytest.approx(written)
 
 
+def test_a_terminal_shows_a_live_line(pictures: Path, tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, tmp_path / "run", 8)), "--infobatch"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train_diffusion.py", *words],
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "140"},
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 4096)
+        except OSError:  # the program has ended
+            break
+    assert process.wait() == 0
+    text = shown.decode()
+    for said in ("images/s", "skipped", "loss", " left", "━", "epoch 8/8  loss"):
+        assert said in text
+
+
 # -- exports open elsewhere ------------------------------------------------------------------------
 
 ELSEWHERE = """
