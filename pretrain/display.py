@@ -37,11 +37,13 @@ class Display:
         self.at_start: float | None = None
 
     def __enter__(self) -> "Display":
-        self.live.start()
+        if not self.live.disable:
+            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.live.stop()
+        if not self.live.disable:
+            self.live.stop()
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -64,7 +66,6 @@ class Display:
 
     def summary(self, rows: list[tuple[str, str]]) -> None:
         """The last word."""
-        self.live.stop()
         self.console.print()
         for name, value in rows:
             self.console.print(f"{name:<12} {value}", markup=False)
