@@ -35,6 +35,17 @@ class MAEConfig:
     decoder_heads: int = 16
 
     def __post_init__(self) -> None:
+        sizes = (
+            self.patch,
+            self.width,
+            self.depth,
+            self.heads,
+            self.decoder_width,
+            self.decoder_depth,
+            self.decoder_heads,
+        )
+        if any(size is not None and size < 1 for size in sizes):
+            raise ValueError(f"patch, widths, depths and heads must be at least 1, got {sizes}")
         if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
             raise ValueError(
                 f"decoder_width must be a multiple of 4 and of decoder_heads = {self.decoder_heads}, "
@@ -59,7 +70,16 @@ class MAEConfig:
 
             near = " or ".join(get_close_matches(self.encoder, timm.list_models("vit_*"), 2, 0.3))
             raise ValueError(f"timm has no vision transformer {self.encoder!r}; did you mean {near}?")
-        encoder: Any = timm.create_model(self.encoder, **self.timm_arguments(shape))
+        try:
+            encoder: Any = timm.create_model(self.encoder, **self.timm_arguments(shape))
+        except (AssertionError, TypeError, ZeroDivisionError, RuntimeError) as error:
+            raise ValueError(
+                f"timm can't make {self.encoder} with these sizes: {error or type(error).__name__}"
+            ) from None
+        if type(encoder) is not VisionTransformer:
+            raise ValueError(
+                f"the encoder must be timm's plain VisionTransformer, {self.encoder} is a {type(encoder).__name__}"
+            )
         patch = encoder.patch_embed.patch_size
         if shape[1] % patch[0] or shape[2] % patch[1] or encoder.patch_embed.num_patches < 2:
             raise ValueError(

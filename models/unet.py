@@ -31,6 +31,8 @@ class UNetConfig:
             raise ValueError(f"channels must be one or more multiples of 4, got {self.channels}")
         if not 0 <= self.attention <= len(self.channels):
             raise ValueError(f"attention must be from 0 to {len(self.channels)} resolutions, got {self.attention}")
+        if self.head_dim < 1:
+            raise ValueError(f"head_dim must be at least 1, got {self.head_dim}")
         if self.attention and any(width % self.head_dim for width in self.channels):
             raise ValueError(f"channels must be multiples of head_dim = {self.head_dim}, got {self.channels}")
         if self.layers < 1:

@@ -26,7 +26,8 @@ class Average:
     def update(self, model: nn.Module, progress: float) -> None:
         """Move towards the network as it is at `progress`."""
         halflife = min(self.halflife, progress / 2)
-        share = 1 - 0.5 ** ((progress - self.progress) / halflife)
+        passed = max(progress - self.progress, 0.0)  # a run that is given more epochs has its clock set back
+        share = 1 - 0.5 ** (passed / halflife)
         self.progress = progress
         torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], share)
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):

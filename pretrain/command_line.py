@@ -109,7 +109,7 @@ def _tyro(cls: type, arguments: list[str], default: Any, source: str) -> Any:
         raise Refused(source + str(error)) from None
     if unknown:
         if not unknown[0].startswith("--"):
-            raise Refused(f"{source}unexpected argument {unknown[0]!r}; settings are given as --name value")
+            raise Refused(f"{source}unexpected argument {unknown[0]!r}; settings are --name value, flags --name alone")
         name = unknown[0].removeprefix("--").partition("=")[0]
         raise _unknown(name, [name for name, _ in _settings(cls)], source)
     return config
@@ -146,14 +146,23 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         if argument == "--resume" and (not following or following[0].startswith("-")):
             arguments[position] = "--resume=newest"
     path = _take(arguments, "--config")
+    if path is None and "--config" in arguments:
+        raise Refused("--config needs the path of a YAML file")
     if path is not None:
         position = next(n for n, item in enumerate(arguments) if item.partition("=")[0] == "--config")
         del arguments[position : position + (1 if "=" in arguments[position] else 2)]
         recipe = Path(path)
     elif resume := _take(arguments, "--resume"):
-        if resume != "newest":  # <output_dir>/checkpoints/<one of them>
-            output_dir = str(Path(resume).resolve().parents[1])
-        folder = Path(_take(arguments, "--output-dir", "--output_dir") or output_dir)
+        given = _take(arguments, "--output-dir", "--output_dir")
+        folder = Path(given or output_dir).expanduser()
+        if resume != "newest":
+            checkpoint = Path(resume).expanduser().resolve()
+            if checkpoint.parent.name != "checkpoints" or not checkpoint.is_dir():
+                raise Refused(f"--resume {resume}: there is no checkpoint there; a run keeps them in its checkpoints/")
+            if given and folder.resolve() != checkpoint.parents[1]:
+                raise Refused(f"--resume {resume}: that checkpoint is not of the run in --output-dir {given}")
+            folder = checkpoint.parents[1]
+            output_dir = str(folder)
         recipe = folder / "config.yaml" if (folder / "config.yaml").is_file() else recipe
     settings = {"output_dir": output_dir} | _read_yaml(recipe)
 
@@ -174,7 +183,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
 
     source = f"{recipe}: "
     base = _tyro(cls, _arguments(settings, cls, source), None, source)
-    return _tyro(cls, arguments, base, "")
+    config = _tyro(cls, arguments, base, "")
+    return dataclasses.replace(config, output_dir=config.output_dir.expanduser())
 
 
 def from_command_line(**program: Any) -> Config:

@@ -75,18 +75,23 @@ class Images(Dataset[Item]):
             image = decode(row["image"], self.shape[0], self.data.size)
             if image.shape != self.shape:
                 raise ValueError(
-                    f"it is {image.shape[2]}x{image.shape[1]} where the first image is {self.shape[2]}x{self.shape[1]}"
+                    f"it is {image.shape[2]}x{image.shape[1]} where most images are {self.shape[2]}x{self.shape[1]}"
                     "; give --data.size N to bring all to one size"
                 )
         except Exception as error:  # image decoders raise whatever they like
-            name = row["image"]["path"] or f"row {self.rows[number]} of {self.name}"
-            problem = f"{name} can't be used: {' '.join(str(error).split())}"
+            problem = f"{self.name_of(number)} can't be used: {' '.join(str(error).split())}"
             return Item(torch.zeros(self.shape, dtype=torch.uint8), -1, ~number, problem)
         if self.augment is not None and epoch is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(key(self.seed, epoch, number))
+                # The CPU's generator alone: torch.manual_seed would reach for the accelerators' too.
+                torch.random.default_generator.manual_seed(key(self.seed, epoch, number))
                 image = self.augment(image)
         return Item(image, row["label"], index, "")
+
+    def name_of(self, index: int) -> str:
+        """Where a person finds the sample: its path, or its row."""
+        row = int(self.rows[index])
+        return self.table[row]["image"]["path"] or f"row {row} of {self.name}"
 
     def settle(self, problems: Iterable[str]) -> None:
         """Do what the user wants done about images that can't be read: stop, or note them.

@@ -25,13 +25,13 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
     if not isinstance(network, ModelMixin) or not isinstance(adapter, Generative):
         folder.mkdir(parents=True, exist_ok=True)
         _save(model, folder / "model.safetensors")
-        return f"safetensors.torch.load_file('{folder / 'model.safetensors'}')"
+        return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
     scheduler = adapter.scheduler()
     stock = type(network).__module__.startswith("diffusers.")
     if stock and network.config.get("num_class_embeds") is None:
         pipe: Any = DDPMPipeline  # made for a DDPMScheduler, it takes any whose `step` is like it
         pipe(network, scheduler).save_pretrained(folder)
-        return f"diffusers.DiffusionPipeline.from_pretrained('{folder}')"
+        return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})"
     network.save_pretrained(folder / "network")
     scheduler.save_pretrained(folder / "scheduler")
     shutil.copy(inspect.getfile(pipeline), folder / "pipeline.py")
@@ -46,7 +46,7 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
         "scheduler": ["diffusers", type(scheduler).__name__],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return f"diffusers.DiffusionPipeline.from_pretrained('{folder}', trust_remote_code=True)"
+    return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)"
 
 
 def to_timm(model: nn.Module, name: str, arguments: dict[str, Any], folder: Path) -> str:
@@ -64,7 +64,7 @@ def to_timm(model: nn.Module, name: str, arguments: dict[str, Any], folder: Path
     card = {"architecture": name, "arguments": arguments, "mean": [0.5], "std": [0.5]}
     (folder / "encoder.json").write_text(json.dumps(card, indent=2) + "\n")
     said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"timm.create_model('{name}', checkpoint_path='{file}', {said})"
+    return f"timm.create_model({name!r}, checkpoint_path={str(file)!r}, {said})"
 
 
 def _save(model: nn.Module, file: Path) -> None:

@@ -23,13 +23,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from pretrain.levels import Usual
 from pretrain.policies import POLICIES, Plan, Policy
 from pretrain.rng import Draws, generator
 
 UNSEEN = -math.inf  # a loss not received this epoch; the neutral element of the maximum over ranks
 ROTATION = (math.sqrt(5) - 1) / 2  # visits of one sample, this far apart, spread evenly over the levels
-BINS = 32  # of the level axis
-MEMORY = 0.5  # what is kept, an epoch, of the losses that say what is usual at a level
+
+
+class NotFinite(FloatingPointError):
+    """A loss is NaN or infinite.
+
+    Args:
+        sentence: the message.
+        index: the samples whose loss it is.
+    """
+
+    def __init__(self, sentence: str, index: list[int]) -> None:
+        super().__init__(sentence)
+        self.index = index
 
 
 class InfoBatch(Sampler[int]):
@@ -88,7 +100,7 @@ class InfoBatch(Sampler[int]):
         self.seen = 0  # visits of this epoch whose losses came back, over all ranks
         self.visited = 0  # the same, over the epochs before this one
         self.score = torch.full((size,), math.nan)  # float32 [N]; NaN where never visited
-        self.usual = torch.zeros(2, BINS, dtype=torch.float64)  # decayed sums by level: of loss, of visits
+        self.usual = Usual()  # losses by level
         # One slot more than there are samples: it takes what does not count (weight 0, never a score).
         self._loss = torch.full((size + 1,), UNSEEN)
         self._finite = torch.tensor(True)
@@ -203,12 +215,12 @@ class InfoBatch(Sampler[int]):
         """Raise if a loss of this epoch was not finite. Waits for the device; nothing else here does.
 
         Raises:
-            FloatingPointError: naming the samples.
+            NotFinite: naming the samples.
         """
         if not self._finite:
             bad = self._loss[:-1].isposinf().nonzero().squeeze(1).tolist()
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-            raise FloatingPointError(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite")
+            raise NotFinite(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite", bad)
 
     def mean(self) -> float:
         """Mean over the data set of what was remembered this epoch, by the visits so far and their weights.
@@ -234,35 +246,13 @@ class InfoBatch(Sampler[int]):
                 f"scores must not be negative, got {loss.min().item():.3g} for sample "
                 f"{visited[loss.argmin()].item()}; hand over a `score` beside a loss that can be negative"
             )
-        ratio = loss / self._expected(loss, level, weight)
+        ratio = loss / self.usual.at(loss, level, weight)
         old = self.score[visited]
         new = torch.where(old.isnan(), ratio.float(), old.lerp(ratio.float(), 1 - self.smoothing))
         self.score[visited] = new
         self.visited += self.seen
         self.epoch, self.seen, self._plan = self.epoch + 1, 0, None
         self._loss.fill_(UNSEEN)
-
-    def _expected(self, loss: Tensor, level: Tensor, weight: Tensor) -> Tensor:
-        """float64 [V]: the loss that is usual at each visit's level.
-
-        The running mean by bin of the level axis, over visits weighted by 1 / their probability (what was
-        kept is not a fair sample of its level), drawn towards the overall mean as far as the bins' means
-        differ by chance alone (an empirical Bayes estimate: where levels do not matter, they do nothing).
-        """
-        bin = (level * BINS).long()
-
-        def by_bin(value: Tensor) -> Tensor:
-            return torch.bincount(bin, value, minlength=BINS)
-
-        self.usual = MEMORY * self.usual + torch.stack([by_bin(weight * loss), by_bin(weight)])
-        total, count = self.usual
-        overall = total.sum() / count.sum().clamp(min=1)
-        mean = torch.where(count > 0, total / count.clamp(min=1e-12), overall)
-        within = (weight * (loss - mean[bin]) ** 2).sum() / (weight.sum() - BINS).clamp(min=1)
-        by_chance = within * BINS / count.sum().clamp(min=1)
-        between = (mean - overall).square().mean()
-        trust = (1 - by_chance / between.clamp(min=1e-300)).clamp(0, 1)
-        return (overall + trust * (mean - overall))[bin].clamp(min=1e-12)
 
     # -- the state ---------------------------------------------------------------------------------
 
@@ -274,19 +264,33 @@ class InfoBatch(Sampler[int]):
             "seen": self.seen,
             "visited": self.visited,
             "score": self.score.clone(),
-            "usual": self.usual.clone(),
+            "usual": self.usual.sums.clone(),
             "loss": self._loss[:-1].cpu().clone(),
+            "plan": self._fingerprint() if self.seen else 0,
         }
+
+    def _fingerprint(self) -> int:
+        """A number that another order or other weights would not have."""
+        order = self.plan.order
+        weight = self.plan.weight[order].view(torch.int32).long()
+        return int(((order + 1) * (torch.arange(len(order)) + 1) + weight).sum())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`, on any number of processes.
 
         Raises:
-            ValueError: the state is of a data set of another size.
+            ValueError: the state is of a data set of another size, or inside an epoch that was planned otherwise.
         """
         if len(state["score"]) != self.size:
             raise ValueError(f"the state is of {len(state['score'])} samples, the data set has {self.size}")
         self.epoch, self.seen, self.visited = state["epoch"], state["seen"], state["visited"]
-        self.score, self.usual = state["score"].clone(), state["usual"].clone()
+        self.score, self.usual.sums = state["score"].clone(), state["usual"].clone()
         self._loss[:-1] = state["loss"].to(self._loss.device)
         self._plan = None
+        if self.seen:
+            self._draw()
+            if self._fingerprint() != state["plan"]:
+                raise ValueError(
+                    "the state lies inside an epoch whose plan would be another one now; go on with the same seed, "
+                    "policy, ratio, anneal and epochs, or from a state at the start of an epoch"
+                )

@@ -19,7 +19,7 @@ class Journal:
     def __init__(self, path: Path, position: int = 0, writes: bool = True) -> None:
         self.path, self.writes = path, writes
         if writes and path.exists():
-            os.truncate(path, position)
+            os.truncate(path, min(position, path.stat().st_size))
 
     @property
     def position(self) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from pretrain import checkpoint, parts, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Average
 from pretrain.config import Config, flat
-from pretrain.cost import train_flops
+from pretrain.cost import first_visit
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
-from pretrain.infobatch import InfoBatch
+from pretrain.infobatch import InfoBatch, NotFinite
 from pretrain.journal import Journal
 from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
@@ -78,13 +79,15 @@ def train(
         world=accelerator.num_processes,
         merge=lambda table: processes.maximum(table, accelerator),
     )
-    flops = _flops(config, adapter, model, source)
+    flops = _first_visit(config, adapter, model, source)
     average = Average(model, config.optim.average)
-    groups = param_groups_weight_decay(model, config.optim.weight_decay)
+    vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]
+    groups = param_groups_weight_decay(model, config.optim.weight_decay, no_weight_decay_list=vectors)
     optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas)
     training = Training(model, average, optimizer, infobatch, accelerator.scaler)
     if state is not None and resumed is not None:
         training.restore(state, config, resumed)
+        source.train.bad |= {*state.values["bad_images"]}
     average.model.to(device)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = loader(source.train, Visits(infobatch), micro_batch)
@@ -107,7 +110,9 @@ def train(
         display.say(f"going on from {resumed}: {where}{changes(state, config)}")
 
     def save() -> None:
-        state = training.state(config, journal.position)
+        _check(infobatch, source, training.step)  # what was saved before must not give way to what is broken
+        source.train.bad |= processes.union(source.train.bad, accelerator)
+        state = training.state(config, journal.position, sorted(source.train.bad))
         if main:
             checkpoint.save(config.output_dir / "checkpoints", training.step, state, config.checkpoint.keep)
         accelerator.wait_for_everyone()
@@ -128,10 +133,11 @@ def train(
         if state is None:
             evaluate(0)
         for epoch in infobatch.epochs():
-            if training.step and infobatch.seen == 0:
+            if infobatch.seen == 0 and training.step != (state.values["step"] if state else 0):
                 save()
             skipped = 1 - infobatch.length / size
             began, seconds, first = time.monotonic(), training.seconds, infobatch.seen
+            losses = None
             due = window = 0  # samples that the running optimizer step is still to see, over all processes
             for batch, problems in batches:
                 source.train.settle(problems)
@@ -151,7 +157,7 @@ def train(
                     continue
                 look = device.type == "cpu" or training.step % GLANCE == 0 or infobatch.seen == infobatch.length
                 if look:
-                    _check(infobatch, source, epoch, training.step)
+                    _check(infobatch, source, training.step)
                 if config.optim.clip:
                     accelerator.clip_grad_norm_(model.parameters(), config.optim.clip)
                 for group in optimizer.param_groups:
@@ -166,30 +172,32 @@ def train(
                     display.step(
                         epoch + 1, config.epochs, infobatch.progress, speed, losses.loss.mean().item(), skipped
                     )
-                if told := stop.told():
+                if look and (told := stop.told()):
                     save()
                     display.say(
                         f"stopped by {signal.Signals(told).name} in epoch {epoch + 1} after step {training.step}; "
-                        f"go on with: python {Path(sys.argv[0]).name} --resume --output-dir {config.output_dir}"
+                        f"go on with: python {Path(sys.argv[0]).name} --resume "
+                        f"--output-dir {quote(str(config.output_dir))}"
                     )
                     accelerator.end_training()
                     raise SystemExit(STOPPED)
                 within = infobatch.seen < infobatch.length
                 if within and config.checkpoint.every and training.step % config.checkpoint.every == 0:
                     save()
+            kept = "loss" if losses is None or losses.score is None else "score"  # what InfoBatch remembers
             record = {
                 "epoch": epoch + 1,
                 "step": training.step,
                 "visited": infobatch.visited + infobatch.seen,
                 "credited": (epoch + 1) * size,
                 "skipped": skipped,
-                "loss": infobatch.mean(),
+                kept: infobatch.mean(),
                 "lr": optimizer.param_groups[0]["lr"],
             }
             journal.write("epoch", **record, seconds=training.seconds)
             accelerator.log(record, step=training.step)
             display.say(
-                f"epoch {epoch + 1}/{config.epochs}  loss {record['loss']:.4f}  {infobatch.seen:,} visited, "
+                f"epoch {epoch + 1}/{config.epochs}  {kept} {record[kept]:.4f}  {infobatch.seen:,} visited, "
                 f"{skipped:.1%} skipped  {duration(training.seconds)}"
             )
             if (epoch + 1) % config.evaluate.every == 0 or epoch + 1 == config.epochs:
@@ -204,22 +212,31 @@ def train(
     accelerator.end_training()
 
 
-def _flops(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> int:
-    """What a visit costs; the first time that adapter and model meet."""
+def _first_visit(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> int:
+    """What a visit costs, in FLOPs. Adapter and model meet here for the first time.
+
+    Parameters that the loss does not reach are frozen: several processes would wait for their gradients.
+    """
     try:
-        return train_flops(adapter, model, source.shape, source.classes)
+        flops, unreached = first_visit(adapter, model, source.shape, source.classes)
+    except ValueError as error:
+        raise Refused(f"--adapter {config.adapter.name}: {error}") from None
     except (TypeError, AttributeError) as error:
         if {config.adapter.name, config.model.name} - {*parts.names("adapter"), *parts.names("model")}:
             raise  # the user's own code: the traceback says where
         raise Refused(f"--adapter {config.adapter.name} has no use for --model {config.model.name}: {error}") from None
+    for parameter in unreached:
+        parameter.requires_grad_(False)
+    return flops
 
 
-def _check(infobatch: InfoBatch, source: Source, epoch: int, step: int) -> None:
+def _check(infobatch: InfoBatch, source: Source, step: int) -> None:
     """Stop before a loss that is not finite reaches the parameters (on an accelerator: soon after)."""
     try:
         infobatch.check()
-    except FloatingPointError as error:
-        where = f"epoch {epoch + 1}, step {step}"
+    except NotFinite as error:
+        named = "; ".join(source.train.name_of(index) for index in error.index[:3])
         raise Refused(
-            f"{where}: {error}; look at these samples of {source.train.name}, or lower --optim.lr", local=True
+            f"epoch {infobatch.epoch + 1}, step {step + 1}: {error} ({named}); look at it, or lower --optim.lr",
+            local=True,
         ) from None

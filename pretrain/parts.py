@@ -5,6 +5,7 @@ config, so `--help` needs them: they are read from the source, because importing
 """
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import sys
@@ -104,9 +105,16 @@ def declared(kind: str, name: str) -> type:
     scope: dict[str, Any] = {"__name__": f"pretrain.declared.{path.stem}"}
     try:
         exec(compile(module, str(path), "exec"), scope)
-    except NameError:  # a field whose type or default comes from elsewhere in the file
+        part = scope[node.name]
+        required = [
+            item.name for item in dataclasses.fields(part) if item.default is item.default_factory
+        ]  # both missing
+        if required:
+            raise Refused(f"--{kind} {path}: the field {required[0]!r} needs a default")
+        part()
+    except NameError:  # something that comes from elsewhere in the file
         return load(kind, name)
-    return scope[node.name]
+    return part
 
 
 def load(kind: str, name: str) -> type:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.adapter import Batch, Generative
 from pretrain.data import Images, on_device
+from pretrain.errors import Refused
 from pretrain.generate import generate
 from pretrain.rng import Draws
 
@@ -45,6 +46,14 @@ class Generated:
     guidance: float
     seed: int
 
+    def __post_init__(self) -> None:
+        """Refuse what would fail after hours of training."""
+        if isinstance(self.adapter, Generative):
+            try:
+                self.adapter.scheduler().set_timesteps(self.steps)
+            except ValueError as error:
+                raise Refused(f"--evaluate.steps {self.steps}: {' '.join(str(error).split())}") from None
+
     def __call__(self, model: nn.Module) -> Tensor:
         """The picture."""
         which = torch.arange(self.count, device=next(model.parameters()).device)
@@ -71,7 +80,7 @@ class Reconstructed:
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> Tensor:
         """The picture."""
-        (plain,) = self.images.batches(range(min(self.count, len(self.images))), self.count)
+        plain = next(self.images.batches(range(len(self.images)), self.count))
         batch: Batch = on_device(plain, next(model.parameters()).device)
         seen, completed = self.adapter.reconstruct(model, batch, Draws(0, index=batch.index))
         triples = rearrange(torch.stack([batch.image, seen, completed]), "n b c h w -> (b n) c h w")

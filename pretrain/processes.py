@@ -11,7 +11,7 @@ import torch.distributed
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
 from torch import Tensor
 
 from pretrain.config import Config
@@ -25,12 +25,19 @@ def start(config: Config) -> Accelerator:
         Refused: the launcher started another number of processes than it was asked for, the batch can't be divided
             among them, or precision or tracker are not to be had here.
     """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", config.precision):
+        raise Refused(
+            f"accelerate was told to compute in {launched}, this run in {config.precision}; say --precision {launched}"
+        )
     folder = ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=str(config.output_dir / "trackers"))
     try:
         accelerator = Accelerator(
             # Without it, torchrun on a CPU gives independent runs that all take themselves for rank 0.
             cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(),
             mixed_precision=config.precision,
+            # Stated, because accelerate would take it from its own config file, and divide losses by it.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=config.tracker,
             project_config=folder,
         )
@@ -84,6 +91,11 @@ def maximum(table: Tensor, accelerator: Accelerator) -> Tensor:
     shared = table.to(accelerator.device)
     torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
     return shared.to(table.device)
+
+
+def union(names: set[str], accelerator: Accelerator) -> set[str]:
+    """The names that any of the processes has; all of them must call it."""
+    return names if accelerator.num_processes == 1 else set(gather_object(sorted(names)))
 
 
 class Stop:

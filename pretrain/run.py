@@ -19,18 +19,21 @@ def resume_from(config: Config) -> Path | None:
         Refused: there is none, or the folder holds something that must not be lost.
     """
     folder = config.output_dir
+    data = Path(config.data.source).expanduser()
+    if data.exists() and folder.resolve() in (data.resolve(), *data.resolve().parents):
+        raise Refused(f"--output-dir {folder}: --data {data} lies in it; name another folder")
     if config.resume:
         path = checkpoint.newest(folder / "checkpoints") if config.resume == "newest" else Path(config.resume)
         if path is None:
-            raise Refused(f"--resume: {folder} holds no checkpoint; start the run without --resume")
+            raise Refused(f"--resume: {folder} holds no checkpoint; start it without --resume, or with --overwrite")
         return path
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--output-dir {folder}: a file of that name is there; name a folder")
     names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
-    if names - OURS:
+    foreign = sorted(names - OURS) if "config.yaml" in names else sorted(names)
+    if foreign:
         raise Refused(
-            f"--output-dir {folder}: the folder holds {sorted(names - OURS)[0]!r}, which no run wrote; "
-            "name a new or an empty folder"
+            f"--output-dir {folder}: the folder holds {foreign[0]!r}, which no run wrote; name a new or an empty folder"
         )
     if names and not config.overwrite:
         raise Refused(
@@ -48,8 +51,9 @@ def prepare(config: Config, resumed: bool) -> None:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     try:
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(text)
+        (folder / "config.yaml").write_text(text)  # first: it is what makes the folder a run's
+        (folder / "pictures").mkdir(exist_ok=True)
     except OSError as error:
         raise Refused(f"--output-dir {folder}: can't be written to: {error}") from None

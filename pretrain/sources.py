@@ -1,6 +1,8 @@
 """Finding images: what ships with the package, folders, parquet files, the Hugging Face hub."""
 
+import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +20,9 @@ from pretrain.rng import generator
 
 EMBEDDED = {"fashion-mnist": Path(__file__).parent / "embedded" / "fashion_mnist"}
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2"}
+LABELS = ("label", "labels", "class", "cls", "target")  # columns that name a class
 TEST_SPLITS = ("test", "validation", "val", "valid", "eval")
-LOOKED_AT = 64  # images whose headers say what the data set's size and channels are
+LOOKED_AT = 64  # images, evenly apart, whose headers say what the data set's size and channels are
 
 
 class Source(NamedTuple):
@@ -32,12 +35,14 @@ class Source(NamedTuple):
 
 
 def _look(table: datasets.Dataset, data: Data) -> tuple[int, int, int]:
-    """(C, H, W) of a data set from the headers of its first images and what the user asks for."""
-    glances = [glance(table[row]["image"]) for row in range(min(LOOKED_AT, len(table)))]
+    """(C, H, W) of a data set from the headers of some images and what the user asks for."""
+    rows = np.unique(np.linspace(0, len(table) - 1, LOOKED_AT).astype(int))
+    glances = [glance(table[int(row)]["image"]) for row in rows]
     readable = [seen for seen in glances if seen is not None]
     if not readable and data.size is None:
-        raise Refused(f"--data {data.source}: none of the first {LOOKED_AT} images can be read")
-    height, width = (data.size, data.size) if data.size else readable[0].size
+        raise Refused(f"--data {data.source}: none of {len(rows)} images that were tried can be read")
+    common = Counter(seen.size for seen in readable).most_common(1)
+    height, width = (data.size, data.size) if data.size else common[0][0]
     return data.channels or (1 if all(seen.grey for seen in readable) else 3), height, width
 
 
@@ -45,7 +50,7 @@ def open_data(data: Data, seed: int) -> Source:
     """Find the images that `data` names and their held-out part.
 
     Raises:
-        Refused: there is nothing there, or no images in it.
+        Refused: there is nothing there, or no images in it, or they can't be read.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -54,10 +59,10 @@ def open_data(data: Data, seed: int) -> Source:
         raise Refused(f"--data {data.source}: there are no images in it")
     train_name = "train" if "train" in splits else next(iter(splits))
     test_name = next((name for name in TEST_SPLITS if name in splits and name != train_name), None)
-    train, classes = _columns(splits[train_name], data.source)
+    train, classes = _readable(splits[train_name], data.source, None)
     rows = np.arange(len(train))
     if test_name:
-        test = _columns(splits[test_name], data.source)[0]
+        test = _readable(splits[test_name], data.source, classes)[0]
         chosen = np.arange(len(test))
         if len(test) > data.held_out:
             chosen = np.sort(torch.randperm(len(test), generator=generator(0)).numpy()[: data.held_out])
@@ -73,8 +78,18 @@ def open_data(data: Data, seed: int) -> Source:
         Images(train, rows, shape, data, seed, f"{data.source}, {train_name}"),
         Images(test, chosen, shape, data, seed, f"{data.source}, {test_name}"),
         shape,
-        classes,
+        len(classes),
     )
+
+
+def _readable(table: Any, source: str, known: dict[Any, int] | None) -> tuple[datasets.Dataset, dict[Any, int]]:
+    try:
+        return _columns(table, source, known)
+    except Refused:
+        raise
+    except Exception as error:  # whatever arrow has to say of a column that is not what its name says
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise Refused(f"--data {source}: its images or labels can't be read: {said}") from None
 
 
 def _splits(source: str) -> dict[str, Any]:
@@ -85,10 +100,10 @@ def _splits(source: str) -> dict[str, Any]:
         if path.is_file():
             if path.suffix != ".parquet":
                 raise Refused(f"--data {source}: a file must be a parquet file, or give a folder of images")
-            return {"train": load("parquet", data_files=str(path), split="train")}
+            return {"train": load("parquet", data_files=glob.escape(str(path)), split="train")}
         if path.is_dir():
             if any(path.rglob("*.parquet")):
-                return {str(name): table for name, table in load("parquet", data_dir=str(path)).items()}
+                return {str(name): table for name, table in load("parquet", data_dir=glob.escape(str(path))).items()}
             return _folder(path)
         if source.startswith((".", "/", "~")) or source.count("/") > 1 or not source:
             raise Refused(f"--data {source}: there is no such file or folder")
@@ -150,21 +165,33 @@ def _images_below(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _columns(table: datasets.Dataset, source: str) -> tuple[datasets.Dataset, int]:
-    """The table with just "image" (encoded) and "label" (-1: none), and the number of classes."""
+def _columns(
+    table: datasets.Dataset, source: str, known: dict[Any, int] | None
+) -> tuple[datasets.Dataset, dict[Any, int]]:
+    """The table with just "image" (encoded) and "label", and the number of each class.
+
+    Args:
+        table: anything with a column of images.
+        source: its name, for messages.
+        known: numbers of the classes; None takes them from the table. What is not among them is -1.
+    """
     features = table.features
     image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
     image = image or next((name for name in ("image", "img", "png", "jpg") if name in features), None)
     if image is None:
         raise Refused(f"--data {source}: no column holds images; its columns are {', '.join(features)}")
-    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels += [
-        name for name in ("label", "labels", "class", "cls") if name in features and features[name].dtype == "int64"
-    ]
-    table = table.select_columns([image, *labels[:1]])
-    table = table.rename_columns({image: "image"} | ({labels[0]: "label"} if labels else {}))
-    if not labels:
-        table = table.add_column("label", np.full(len(table), -1))
-    kind = table.features["label"]
-    classes = len(kind.names) if isinstance(kind, datasets.ClassLabel) else int(max(table["label"])) + 1
-    return table.cast_column("image", datasets.Image(decode=False)), classes
+    columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    columns += [name for name in LABELS if isinstance(features.get(name), datasets.Value)]
+    values: list[Any] = list(table[columns[0]]) if columns else [None] * len(table)
+    kind = features[columns[0]] if columns else None
+    if isinstance(kind, datasets.ClassLabel):
+        values = [kind.names[value] if value is not None and value >= 0 else None for value in values]
+    if known is None:
+        given = kind.names if isinstance(kind, datasets.ClassLabel) else sorted({*values} - {None, -1})
+        known = {value: number for number, value in enumerate(given)}
+    table = (
+        table.select_columns([image])
+        .rename_columns({image: "image"})
+        .cast_column("image", datasets.Image(decode=False))
+    )
+    return table.add_column("label", np.array([known.get(value, -1) for value in values])), known

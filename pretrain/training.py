@@ -50,8 +50,8 @@ class Training:
     step: int = 0
     seconds: float = 0.0
 
-    def state(self, config: Config, journal: int) -> checkpoint.State:
-        """Everything, and the config and the journal's position beside it; call it on all ranks."""
+    def state(self, config: Config, journal: int, bad_images: list[str]) -> checkpoint.State:
+        """Everything, and beside it config, journal position and bad images; call it on all ranks."""
         memory = self.infobatch.state_dict()
         moments, groups = checkpoint.pack_optimizer(self.optimizer.state_dict())
         tensors = {
@@ -68,6 +68,7 @@ class Training:
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "infobatch": {name: value for name, value in memory.items() if not isinstance(value, Tensor)},
             "journal": journal,
+            "bad_images": bad_images,
             "config": config.to_dict(),
         }
         return checkpoint.State(tensors, values)
@@ -93,7 +94,10 @@ class Training:
         checkpoint.fill(self.model, tensors["model"], path)
         checkpoint.fill(self.average.model, tensors["average"], path)
         self.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], values["optimizer"]))
-        self.infobatch.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
+        try:
+            self.infobatch.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
+        except ValueError as error:
+            raise Refused(f"--resume {path}: {error}") from None
         self.step, self.seconds, self.average.progress = values["step"], values["seconds"], values["progress"]
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])

@@ -147,6 +147,13 @@ def test_generation_undoes_the_noise(adapter) -> None:
     torch.testing.assert_close(made, image.expand(3, -1, -1, -1), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("timesteps", [10, 1000, 4000])
+def test_ddpm_generates_on_the_schedule_it_trains_on(timesteps: int) -> None:
+    adapter = DDPM(timesteps=timesteps)
+    assert adapter.scheduler().config.num_train_timesteps == timesteps
+    assert torch.equal(adapter.scheduler().alphas_cumprod, adapter.noising.alphas_cumprod)
+
+
 def test_guidance_is_a_line_through_the_two_predictions() -> None:
     from pretrain.generate import generate
 

@@ -19,7 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/display.py": set(),
     "pretrain/pipeline.py": set(),
     "pretrain/policies.py": set(),
-    "pretrain/infobatch.py": {"pretrain.policies", "pretrain.rng"},
+    "pretrain/levels.py": set(),
+    "pretrain/infobatch.py": {"pretrain.levels", "pretrain.policies", "pretrain.rng"},
     "pretrain/parts.py": {"pretrain.errors"},
     "pretrain/config.py": {"pretrain.parts"},
     "pretrain/command_line.py": {"pretrain.parts", "pretrain.config", "pretrain.errors"},
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/summary.py": {f"pretrain.{name}" for name in ("config", "sources", "display", "journal", "training")},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
     "pretrain/generate.py": {"pretrain.adapter"},
-    "pretrain/pictures.py": {f"pretrain.{name}" for name in ("adapter", "data", "generate", "rng")},
+    "pretrain/pictures.py": {f"pretrain.{name}" for name in ("adapter", "data", "errors", "generate", "rng")},
     "pretrain/evaluate": {"pretrain.adapter", "pretrain.data", "pretrain.rng"},
     "pretrain/export.py": {"pretrain.adapter", "pretrain.pipeline"},
 }
@@ -72,7 +73,7 @@ def test_a_file_knows_only_whom_it_may(path: Path) -> None:
 
 
 def test_infobatch_stands_on_torch_alone() -> None:
-    for name in ("infobatch", "policies", "rng"):
+    for name in ("infobatch", "levels", "policies", "rng"):
         foreign = {module.split(".")[0] for module in imports(ROOT / "pretrain" / f"{name}.py")}
         assert foreign - sys.stdlib_module_names <= {"torch", "pretrain"}
 

@@ -99,6 +99,8 @@ def test_parts_become_objects() -> None:
         ("stray", "unexpected argument 'stray'"),
         ("--seed -1", "seed must be 0 or more, got -1"),
         ("--batch-size", "--batch-size"),
+        ("--config", "--config needs the path"),
+        ("--model.head-dim 0", "head_dim must be at least 1"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, said: str) -> None:
@@ -174,6 +176,7 @@ def test_an_adapter_of_ones_own_has_its_section(tmp_path: Path) -> None:
         (OWN.replace("frozen=True", "order=True"), "found none"),
         (OWN + OWN.replace("class Mine", "class Other"), "found Mine, Other"),
         ("def (:\n", "not a Python file"),
+        (OWN.replace(": float = 2.0", ": float"), "the field 'power' needs a default"),
     ],
 )
 def test_a_file_without_an_adapter_is_refused(text: str, said: str, tmp_path: Path) -> None:
@@ -181,6 +184,13 @@ def test_a_file_without_an_adapter_is_refused(text: str, said: str, tmp_path: Pa
     path.write_text(text)
     with pytest.raises(Refused, match=said):
         config("--adapter", str(path))
+
+
+def test_what_a_declaration_needs_from_its_file_is_imported(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    check = "    def __post_init__(self):\n        assert self.power <= MOST\n\n    def __call__"
+    path.write_text("MOST = 9\n" + OWN.replace("    def __call__", check).replace('"Draws"', "object"))
+    assert config("--adapter", str(path)).part("adapter").power == 2.0
 
 
 def test_an_adapter_that_cant_be_imported_is_refused_when_it_is_used(tmp_path: Path) -> None:

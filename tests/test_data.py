@@ -100,6 +100,44 @@ def test_parquet_files(tmp_path: Path, folder: bool) -> None:
     assert value == [float(row) for row in s.train.rows]
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "first"),
+    [
+        (["b", "a", None, "b"], 2, [1, 0, -1, 1]),
+        ([True, False, True, True], 2, [1, 0, 1, 1]),
+        ([10**12, 5, 5, 7], 3, [2, 0, 0, 1]),
+        ([3, None, -1, 3], 1, [0, -1, -1, 0]),
+        ([None, None, None, None], 0, [-1, -1, -1, -1]),
+    ],
+)
+def test_labels_of_any_kind_become_numbers(tmp_path: Path, labels: list, classes: int, first: list[int]) -> None:
+    rows = {"image": [plain(n) for n in range(4)], "label": labels}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "train.parquet")
+    table.select([0]).to_parquet(tmp_path / "test.parquet")
+    s = source(tmp_path)
+    assert s.classes == classes
+    assert [s.train[0, i].label for i in range(4)] == first
+    assert s.test[0, 0].label == first[0]
+
+
+def test_colour_and_the_common_size_are_found_wherever_they_are(tmp_path: Path) -> None:
+    save(tmp_path, "a/000.png", plain(size=(9, 9)))
+    for number in range(1, 100):
+        save(tmp_path, f"a/{number:03d}.png", plain())
+    for number in range(60):
+        save(tmp_path, f"b/{number:03d}.png", plain((1, 2, 3), "RGB"))
+    assert source(tmp_path).shape == (3, 6, 6)
+
+
+def test_names_with_brackets(tmp_path: Path) -> None:
+    rows = {"image": [plain(n) for n in range(4)]}
+    path = tmp_path / "[x] *" / "train.parquet"
+    path.parent.mkdir()
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(path)
+    assert len(source(path).train) == len(source(path.parent).train) == 3
+
+
 def test_the_same_images_the_same_numbers(pictures: Path) -> None:
     assert np.array_equal(source(pictures).train.rows, source(pictures).train.rows)
 
@@ -220,7 +258,7 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     s = source(tmp_path)
     problems = [image.problem for i in range(len(s.train)) if (image := s.train[0, i]).problem]
     problems += [image.problem for i in range(len(s.test)) if (image := s.test[0, i]).problem]
-    assert len(problems) == 1 and "it is 8x6 where the first image is 6x6; give --data.size N" in problems[0]
+    assert len(problems) == 1 and "it is 8x6 where most images are 6x6; give --data.size N" in problems[0]
     s = source(tmp_path, size=4)
     assert s.shape == (1, 4, 4) and not any(s.train[0, i].problem for i in range(len(s.train)))
 

@@ -305,6 +305,38 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
         time.sleep(0.02)
 
 
+def test_a_run_is_given_more_epochs(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train("train_diffusion.py", *common(pictures, folder, 2), "--infobatch")
+    train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", 5)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    assert [record["epoch"] for record in journal(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5]
+    one, average = final(folder), final(folder, "average")
+    assert all((one[name] - average[name]).abs().max() < 0.1 for name in one)
+
+
+def test_inside_an_epoch_its_plan_must_stay(finished: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for step in sorted((folder / "checkpoints").iterdir())[6:]:  # the last one left lies in the second epoch
+        shutil.rmtree(step)
+    for change in (["--seed", 1], ["--pruning.ratio", 0.9], ["--pruning.policy", "full"]):
+        assert "whose plan would be another one now" in refused(
+            "train_diffusion.py", "--resume", "--output-dir", folder, *change
+        )
+
+
+def test_what_accelerate_was_configured_to_do_does_not_change_the_run(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train("train_diffusion.py", "--config", finished / "config.yaml", "--output-dir", tmp_path / "run")
+    assert same(finished, tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert "say --precision bf16" in refused("train_diffusion.py", *common(pictures, tmp_path / "other"))
+
+
 # -- several processes -----------------------------------------------------------------------------
 
 
@@ -345,6 +377,19 @@ def test_a_run_of_two_processes_goes_on_as_one(pictures: Path, finished: Path, t
     train("train_diffusion.py", "--resume", "--output-dir", folder)
     for name, value in final(finished).items():
         torch.testing.assert_close(value, final(folder)[name], rtol=1e-3, atol=1e-5)
+
+
+def test_bad_images_are_counted_whoever_met_them(pictures: Path, tmp_path: Path, program) -> None:
+    shutil.copytree(pictures, tmp_path / "data")
+    every = sorted((tmp_path / "data").rglob("*.png"))
+    for victim in every[5:11]:
+        victim.write_bytes(b"")
+    words = [*common(tmp_path / "data", tmp_path / "run", 1), "--on-bad-image", "skip"]
+    program("train_diffusion.py", *words, processes=2)
+    bad = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
+    assert len(bad) == 6 and all(any(str(victim) in line for line in bad) for victim in every[5:11])
+    train("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"] == bad
 
 
 def test_a_launch_that_starts_fewer_than_asked_for_is_stopped(pictures: Path, tmp_path: Path) -> None:
@@ -395,6 +440,26 @@ def test_a_folder_with_something_else_is_never_overwritten(pictures: Path, tmp_p
     assert "a file of that name" in refused("train_diffusion.py", *common(pictures, tmp_path / "file"))
 
 
+def test_what_is_no_run_is_never_taken_for_one(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "run" / "pictures")
+    for more in ([], ["--overwrite"]):
+        inside = common(tmp_path / "run" / "pictures", tmp_path / "run")
+        assert "lies in it" in refused("train_diffusion.py", *inside, *more)
+        assert "which no run wrote" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), *more)
+    assert len(list((tmp_path / "run").rglob("*.png"))) == 47
+
+
+def test_a_checkpoint_is_resumed_in_its_own_run(finished: Path, tmp_path: Path) -> None:
+    (step,) = (path for path in (finished / "checkpoints").iterdir() if path.name.endswith("05"))
+    words = ["--resume", step, "--output-dir", tmp_path / "other"]
+    assert "is not of the run in --output-dir" in refused("train_diffusion.py", *words)
+    for nowhere in ("/x", "x", tmp_path):
+        assert "there is no checkpoint there" in refused("train_diffusion.py", "--resume", nowhere)
+    shutil.copytree(finished, tmp_path / "run")
+    train("train_diffusion.py", "--resume", tmp_path / "run" / "checkpoints" / step.name)
+    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
+
+
 def test_nothing_to_resume(pictures: Path, tmp_path: Path) -> None:
     assert "holds no checkpoint" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--resume")
 
@@ -426,6 +491,7 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
         ("--batch-size 10 --micro-batch 4", "must be a multiple of 1 processes times --micro-batch 4"),
         ("--precision fp16", "fp16"),
         ("--tracker nonsense", "nonsense"),
+        ("--adapter ddpm --evaluate.steps 2000", "--evaluate.steps 2000"),
         ("--data.channels 1 --conditional --data ./nowhere/at/all", "there is no such file"),
     ],
 )
@@ -446,6 +512,52 @@ def test_parts_that_do_not_go_together(pictures: Path, tmp_path: Path) -> None:
     assert "--adapter mae has no use for --model unet" in main(train_diffusion, "--adapter", "mae")
     assert "an `encoder`" in main(train_mae, "--adapter", "mae")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mae_that_cant_be_is_refused(pictures: Path, tmp_path: Path) -> None:
+    words = common(pictures, tmp_path / "run")
+    for change, said in (
+        ("--model.patch 1", "norm_pix needs patches of two or more values"),
+        ("--model.heads 5", "timm can't make"),
+        ("--model.encoder vit_relpos_small_patch16_224", "plain VisionTransformer"),
+    ):
+        assert said in refused("train_mae.py", *words, *change.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_that_the_loss_does_not_reach_are_known() -> None:
+    """Or several processes would wait for their gradients: here a norm that only the pooled features pass."""
+    from models.mae import MAEConfig
+    from pretrain.adapters.mae import MAE
+    from pretrain.cost import first_visit
+
+    model = MAEConfig("vit_base_patch16_reg4_gap_256", 4, 16, 1, 2, 16, 1, 2).build((1, 12, 12), 0)
+    flops, unreached = first_visit(MAE(), model, (1, 12, 12), 0)
+    assert flops > 0 and unreached and {*unreached} <= {*model.encoder.fc_norm.parameters()}
+
+
+OWN = '''
+from dataclasses import dataclass
+from pretrain.adapter import Losses
+from pretrain.adapters.flow import Flow as Ours
+
+@dataclass(frozen=True)
+class Own(Ours):
+    """Not quite right."""
+
+    def __call__(self, model, batch, rng):
+        loss = super().__call__(model, batch, rng).loss
+        return {}
+'''
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [("Losses(loss.mean())", "got a loss of shape ()"), ("loss", "got Tensor"), ("None", "got NoneType")],
+)
+def test_an_adapter_that_breaks_the_contract_is_told(result: str, said: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.format(result))
+    assert said in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--adapter", tmp_path / "own.py")
 
 
 NAN = '''
@@ -470,7 +582,7 @@ def test_a_loss_that_is_not_a_number_names_epoch_step_and_samples(pictures: Path
     (tmp_path / "broken.py").write_text(NAN)
     words = [*common(pictures, tmp_path / "run"), "--adapter", tmp_path / "broken.py"]
     sentence = refused("train_diffusion.py", *words)
-    assert "epoch 2, step " in sentence and "the loss of sample 7 is not finite" in sentence
+    assert "epoch 2, step " in sentence and "the loss of sample 7 is not finite" in sentence and ".png" in sentence
     for name in ("model", "average"):  # what was saved before is good
         assert all(value.isfinite().all() for value in final(tmp_path / "run", name).values())
 

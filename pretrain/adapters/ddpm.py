@@ -38,7 +38,9 @@ class DDPM:
         """The noise schedule, as diffusers has it."""
         from diffusers import DDPMScheduler
 
-        return DDPMScheduler(self.timesteps, beta_schedule=self.noise_schedule, prediction_type=self.prediction)
+        return DDPMScheduler(
+            num_train_timesteps=self.timesteps, beta_schedule=self.noise_schedule, prediction_type=self.prediction
+        )
 
     def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
         """One forward pass; the level picks the timestep."""

@@ -39,6 +39,10 @@ class MAE:
         """What to predict for patches [B, L, P], and the mean and scale [B, L, 1] that lead back to pixels."""
         if not self.norm_pix:
             return patch, torch.zeros_like(patch[..., :1]), torch.ones_like(patch[..., :1])
+        if patch.shape[-1] < 2:
+            raise ValueError(
+                "norm_pix needs patches of two or more values; give a larger --model.patch or --adapter.no-norm-pix"
+            )
         mean = patch.mean(dim=-1, keepdim=True)
         scale = (patch.var(dim=-1, keepdim=True) + 1e-6).sqrt()
         return (patch - mean) / scale, mean, scale
