@@ -47,12 +47,22 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def program() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a program of the project as a user would; `processes` > 1 under torchrun."""
+    """Run a program of the project as a user would; `processes` > 1 under torchrun, or under `accelerate launch`."""
 
-    def call(script: str, *arguments: object, processes: int = 1, cwd: Path = ROOT, check: bool = True):
+    def call(
+        script: str,
+        *arguments: object,
+        processes: int = 1,
+        accelerate: bool = False,
+        cwd: Path = ROOT,
+        check: bool = True,
+    ):
         words = [*TINY.get(script, "").split(), *map(str, arguments)] if "--help" not in arguments else ["--help"]
         python = [sys.executable]
-        if processes > 1:
+        if accelerate:
+            launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+            python += [*launch, "--num_processes", str(processes), "--main_process_port", "0"]
+        elif processes > 1:
             python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment = {**os.environ, "COLUMNS": "120"}
         done = subprocess.run(
@@ -62,6 +72,17 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, pictures: Path) -> Path:
+    """An uninterrupted run, with a checkpoint at every step."""
+    from programs import common, train
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    every = ["--checkpoint.every", 1, "--checkpoint.keep", 1000, "--micro-batch", 6]
+    train("train_diffusion.py", *common(pictures, folder), *every, "--infobatch")
+    return folder
 
 
 def journal(folder: Path) -> list[dict]:

@@ -1,0 +1,59 @@
+"""The programs, for the tests: run in this process, and what they left."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from safetensors.torch import load_file
+
+import train_diffusion
+import train_mae
+from pretrain import checkpoint
+from pretrain.command_line import parse
+from pretrain.errors import Refused
+
+PROGRAMS = {"train_diffusion.py": (train_diffusion, "flow", "unet"), "train_mae.py": (train_mae, "mae", "mae")}
+
+
+def train(script: str, *arguments: object) -> None:
+    """The program's main in this process."""
+    module, adapter, model = PROGRAMS[script]
+    recipe = ROOT / "configs" / f"fashion_mnist_{adapter}.yaml"
+    words = [*TINY[script].split(), *map(str, arguments)]
+    module.main(parse(words, adapter=adapter, model=model, recipe=recipe, output_dir="runs/x", help=""))
+
+
+def common(pictures: Path, output: Path, epochs: int = 4) -> list[object]:
+    return ["--data", pictures, "--output-dir", output, "--epochs", epochs, "--batch-size", 12, "--evaluate.every", 2]
+
+
+def final(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    return load_file(newest / f"{name}.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    """Bit for bit."""
+    names = ("model", "average", "optimizer", "infobatch")
+    pairs = [(final(one, name), final(other, name)) for name in names]
+    return all(
+        a.keys() == b.keys() and all(torch.equal(a[k].nan_to_num(), b[k].nan_to_num()) for k in a) for a, b in pairs
+    )
+
+
+def refused(script: str, *arguments: object) -> str:
+    with pytest.raises(Refused) as refusal:
+        train(script, *arguments)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, "the program ended or hangs"
+        time.sleep(0.02)

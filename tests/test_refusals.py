@@ -1,0 +1,206 @@
+"""What can't be used is refused in one sentence, and nothing that was written is lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, journal
+from programs import common, final, refused, same, train
+
+import train_diffusion
+import train_mae
+from pretrain import checkpoint
+from pretrain.command_line import parse
+from pretrain.errors import Refused
+
+
+def test_a_refusal_is_a_line_and_status_2(tmp_path: Path, program) -> None:
+    for arguments in (("--data", "./not/there"), ("--optim.lrr", "3"), ("--adapter", "nope")):
+        done = program("train_diffusion.py", *arguments, "--output-dir", tmp_path / "run", check=False)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_another_run(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert "the folder holds a run; go on with it (--resume)" in refused(
+        "train_diffusion.py", *common(pictures, folder)
+    )
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    train("train_diffusion.py", *common(pictures, folder, 1), "--overwrite")
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
+    assert len(list((folder / "checkpoints").iterdir())) == 1
+
+
+def test_a_folder_with_something_else_is_never_overwritten(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for more in ([], ["--overwrite"]):
+        assert "'thesis.tex', which no run wrote" in refused("train_diffusion.py", *common(pictures, tmp_path), *more)
+    (tmp_path / "thesis.tex").rename(tmp_path / "file")
+    assert "a file of that name" in refused("train_diffusion.py", *common(pictures, tmp_path / "file"))
+
+
+def test_what_is_no_run_is_never_taken_for_one(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "run" / "pictures")
+    for more in ([], ["--overwrite"]):
+        inside = common(tmp_path / "run" / "pictures", tmp_path / "run")
+        assert "lies in it" in refused("train_diffusion.py", *inside, *more)
+        assert "which no run wrote" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), *more)
+    assert len(list((tmp_path / "run").rglob("*.png"))) == 47
+
+
+def test_a_checkpoint_is_resumed_in_its_own_run(finished: Path, tmp_path: Path) -> None:
+    (step,) = (path for path in (finished / "checkpoints").iterdir() if path.name.endswith("05"))
+    words = ["--resume", step, "--output-dir", tmp_path / "other"]
+    assert "is not of the run in --output-dir" in refused("train_diffusion.py", *words)
+    for nowhere in ("/x", "x", tmp_path):
+        assert "there is no checkpoint there" in refused("train_diffusion.py", "--resume", nowhere)
+    shutil.copytree(finished, tmp_path / "run")
+    train("train_diffusion.py", "--resume", tmp_path / "run" / "checkpoints" / step.name)
+    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
+
+
+def test_nothing_to_resume(pictures: Path, tmp_path: Path) -> None:
+    assert "holds no checkpoint" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--resume")
+
+
+def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    resume = ["--resume", "--output-dir", finished]
+    assert "model.channels is [8, 16] there, [16, 16] here" in refused(
+        "train_diffusion.py", *resume, "--model.channels", 16, 16
+    )
+    assert "of another adapter" in refused("train_diffusion.py", *resume, "--adapter", "ddpm")
+    shutil.copytree(pictures, tmp_path / "less")
+    next((tmp_path / "less").rglob("*.png")).unlink()
+    assert "is of 43 images, --data has 42 now" in refused("train_diffusion.py", *resume, "--data", tmp_path / "less")
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    other = train_mae_parameters = {"x": torch.zeros(1)}
+    checkpoint.save_file(other | train_mae_parameters, newest / "model.safetensors")
+    assert "of another model" in refused("train_diffusion.py", "--resume", "--output-dir", folder)
+    (newest / "model.safetensors").write_bytes(b"")
+    assert "can't be read" in refused("train_diffusion.py", "--resume", "--output-dir", folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--model.channels 8 16 16 16", "8 divides, got 12x12"),
+        ("--batch-size 10 --micro-batch 4", "must be a multiple of 1 processes times --micro-batch 4"),
+        ("--precision fp16", "fp16"),
+        ("--tracker nonsense", "nonsense"),
+        ("--adapter ddpm --evaluate.steps 2000", "--evaluate.steps 2000"),
+        ("--data.channels 1 --conditional --data ./nowhere/at/all", "there is no such file"),
+    ],
+)
+def test_what_does_not_fit(arguments: str, said: str, pictures: Path, tmp_path: Path) -> None:
+    sentence = refused("train_diffusion.py", *common(pictures, tmp_path / "run"), *arguments.split())
+    assert said in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_that_do_not_go_together(pictures: Path, tmp_path: Path) -> None:
+    def main(module, *words: object) -> str:
+        words = ("--data", pictures, "--output-dir", tmp_path / "run", *words)
+        recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
+        with pytest.raises(Refused) as refusal:
+            module.main(parse([*map(str, words)], adapter="flow", model="unet", recipe=recipe, output_dir="", help=""))
+        return str(refusal.value)
+
+    assert "--adapter mae has no use for --model unet" in main(train_diffusion, "--adapter", "mae")
+    assert "an `encoder`" in main(train_mae, "--adapter", "mae")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mae_that_cant_be_is_refused(pictures: Path, tmp_path: Path) -> None:
+    words = common(pictures, tmp_path / "run")
+    for change, said in (
+        ("--model.patch 1", "norm_pix needs patches of two or more values"),
+        ("--model.heads 5", "timm can't make"),
+        ("--model.encoder vit_relpos_small_patch16_224", "plain VisionTransformer"),
+    ):
+        assert said in refused("train_mae.py", *words, *change.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_that_the_loss_does_not_reach_are_known() -> None:
+    """Or several processes would wait for their gradients: here a norm that only the pooled features pass."""
+    from models.mae import MAEConfig
+    from pretrain.adapters.mae import MAE
+    from pretrain.cost import first_visit
+
+    model = MAEConfig("vit_base_patch16_reg4_gap_256", 4, 16, 1, 2, 16, 1, 2).build((1, 12, 12), 0)
+    flops, unreached = first_visit(MAE(), model, (1, 12, 12), 0)
+    assert flops > 0 and unreached and {*unreached} <= {*model.encoder.fc_norm.parameters()}
+
+
+OWN = '''
+from dataclasses import dataclass
+from pretrain.adapter import Losses
+from pretrain.adapters.flow import Flow as Ours
+
+@dataclass(frozen=True)
+class Own(Ours):
+    """Not quite right."""
+
+    def __call__(self, model, batch, rng):
+        loss = super().__call__(model, batch, rng).loss
+        return {}
+'''
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [("Losses(loss.mean())", "got a loss of shape ()"), ("loss", "got Tensor"), ("None", "got NoneType")],
+)
+def test_an_adapter_that_breaks_the_contract_is_told(result: str, said: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.format(result))
+    assert said in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--adapter", tmp_path / "own.py")
+
+
+NAN = '''
+from dataclasses import dataclass
+import torch
+from pretrain.adapter import Losses
+from pretrain.adapters.flow import Flow as Ours
+
+@dataclass(frozen=True)
+class Broken(Ours):
+    """Right until the second epoch."""
+
+    def __call__(self, model, batch, rng):
+        loss = super().__call__(model, batch, rng).loss
+        # One call counts FLOPs, two evaluate, four are the first epoch.
+        Broken.calls = getattr(Broken, "calls", 0) + 1
+        return Losses(loss.masked_fill((batch.index == 7) & (Broken.calls > 7), float("nan")))
+'''
+
+
+def test_a_loss_that_is_not_a_number_names_epoch_step_and_samples(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(NAN)
+    words = [*common(pictures, tmp_path / "run"), "--adapter", tmp_path / "broken.py"]
+    sentence = refused("train_diffusion.py", *words)
+    assert "epoch 2, step " in sentence and "the loss of sample 7 is not finite" in sentence and ".png" in sentence
+    for name in ("model", "average"):  # what was saved before is good
+        assert all(value.isfinite().all() for value in final(tmp_path / "run", name).values())
+
+
+def test_a_bad_image_stops_the_run_or_is_skipped_and_counted(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "data")
+    victim = sorted((tmp_path / "data").rglob("*.png"))[20]
+    victim.write_bytes(victim.read_bytes()[:40])
+    sentence = refused("train_diffusion.py", *common(tmp_path / "data", tmp_path / "run"))
+    assert str(victim) in sentence and "--on-bad-image skip" in sentence
+    words = [*common(tmp_path / "data", tmp_path / "run"), "--on-bad-image", "skip", "--overwrite", "--infobatch"]
+    train("train_diffusion.py", *words)
+    (bad,) = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
+    assert str(victim) in bad
+    scores = final(tmp_path / "run", "infobatch")["score"]
+    assert scores.isnan().sum() <= 1 and scores[~scores.isnan()].isfinite().all()

@@ -1,0 +1,101 @@
+"""What a run leaves behind, and that it is the same run however it is asked for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY, journal
+from PIL import Image
+from programs import PROGRAMS, common, final, same, train
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
+@pytest.mark.parametrize("infobatch", [True, False])
+def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    train(script, *common(pictures, folder, 8), *(["--infobatch"] if infobatch else []))
+    printed = capsys.readouterr()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["policy"] == ("infobatch" if infobatch else "full")
+    assert (summary["epochs"], summary["dataset_size"], summary["full_visits"]) == (8, 43, 8 * 43)
+    assert summary["visited"] == summary["full_visits"] if not infobatch else summary["visited"] < 8 * 43
+    assert summary["saved_fraction"] == pytest.approx(1 - summary["visited"] / (8 * 43))
+    assert summary["adapter"] == PROGRAMS[script][1] and summary["seconds"] > 0 and summary["bad_images"] == []
+    assert 0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_visits"] * summary["visited"]
+    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    epochs = [record for record in journal(folder) if record["kind"] == "epoch"]
+    assert [record["epoch"] for record in epochs] == list(range(1, 9))
+    assert epochs[-1]["visited"] == summary["visited"] and epochs[-1]["credited"] == 8 * 43
+    assert epochs[-1]["skipped"] == 0 and epochs[0]["skipped"] == 0
+    assert [record["epoch"] for record in journal(folder) if record["kind"] == "evaluation"] == [0, 2, 4, 6, 8]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == [f"epoch-000{n}.png" for n in (2, 4, 6, 8)]
+    for path in (folder / "pictures").iterdir():
+        assert np.asarray(Image.open(path)).std() > 0
+    for said in ("epoch 8/8", "visited", "saved", "heldout_loss", str(folder / "pictures"), str(folder / "model")):
+        assert said in printed.out
+    assert "\x1b" not in printed.out  # no terminal, no escapes
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["infobatch"] is infobatch and resolved["epochs"] == 8
+    if script == "train_mae.py":
+        assert {"knn_accuracy"} <= summary["quality"].keys() & summary["quality_before"].keys()
+        assert "knn_accuracy" in printed.out and "(before training" in printed.out
+
+
+def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) -> None:
+    """Skipping a share of nobody is, bit for bit, the run without InfoBatch."""
+    train("train_diffusion.py", *common(pictures, tmp_path / "full"))
+    train("train_diffusion.py", *common(pictures, tmp_path / "zero"), "--infobatch", "--pruning.ratio", 0)
+    assert same(tmp_path / "full", tmp_path / "zero")
+    assert journal(tmp_path / "full") == journal(tmp_path / "zero")
+
+
+def test_the_resolved_config_runs_again_to_the_same_end(finished: Path, tmp_path: Path) -> None:
+    train("train_diffusion.py", "--config", finished / "config.yaml", "--output-dir", tmp_path / "again")
+    assert same(finished, tmp_path / "again")
+    assert journal(finished) == journal(tmp_path / "again")
+
+
+def test_accumulated_micro_batches_are_the_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    train("train_diffusion.py", *common(pictures, tmp_path / "whole"), "--infobatch")
+    for name, value in final(finished).items():
+        torch.testing.assert_close(value, final(tmp_path / "whole")[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_tracker_gets_the_numbers(pictures: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("train_diffusion.py", *common(pictures, tmp_path / "run", 2), "--tracker", "tensorboard")
+    events = EventAccumulator(str(tmp_path / "run" / "trackers" / "run"))
+    events.Reload()
+    assert {"loss", "skipped", "heldout_loss"} <= set(events.Tags()["scalars"])
+    logged = [event.value for event in events.Scalars("loss")]
+    written = [record["loss"] for record in journal(tmp_path / "run") if record["kind"] == "epoch"]
+    assert logged == pytest.approx(written)
+
+
+def test_a_terminal_shows_a_live_line(pictures: Path, tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, tmp_path / "run", 8)), "--infobatch"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train_diffusion.py", *words],
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "140"},
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 4096)
+        except OSError:  # the program has ended
+            break
+    assert process.wait() == 0
+    text = shown.decode()
+    for said in ("images/s", "skipped", "loss", " left", "━", "epoch 8/8  loss"):
+        assert said in text

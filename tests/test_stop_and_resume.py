@@ -1,0 +1,100 @@
+"""Stopped anywhere, by whatever, a run goes on as if nothing had been."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, journal
+from programs import common, final, refused, same, train, wait_for
+
+from pretrain import checkpoint
+
+
+def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Path) -> None:
+    steps = sorted((finished / "checkpoints").iterdir())
+    assert len(steps) >= 14
+    for step in steps[:-1:3]:
+        folder = tmp_path / step.name
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copytree(step, folder / "checkpoints" / step.name)
+        for name in ("config.yaml", "journal.jsonl"):  # the journal runs ahead of the checkpoint, as after a kill
+            shutil.copy(finished / name, folder / name)
+        train("train_diffusion.py", "--resume", "--output-dir", folder)
+        assert same(finished, folder), step
+        assert journal(finished) == journal(folder), step
+
+
+def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, program) -> None:
+    folder = tmp_path / "run"
+    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder)), "--infobatch"]
+    words += ["--micro-batch", "6", "--checkpoint.every", "1", "--data.workers", "1"]
+    process = subprocess.Popen([sys.executable, ROOT / "train_diffusion.py", *words], stdout=subprocess.DEVNULL)
+    wait_for(lambda: checkpoint.newest(folder / "checkpoints"), process)
+    process.kill()
+    process.wait()
+    assert not (folder / "summary.json").exists()
+    done = program("train_diffusion.py", "--resume", "--output-dir", folder)
+    assert "going on from" in done.stdout
+    assert same(finished, folder) and journal(finished) == journal(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
+    number: int, pictures: Path, tmp_path: Path, program
+) -> None:
+    folder = tmp_path / "run"
+    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder, 2000)), "--data.workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train_diffusion.py", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(journal(folder)) > 2 if (folder / "journal.jsonl").exists() else False, process)
+    os.killpg(process.pid, number)  # as a terminal does: the workers get it too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, out + err
+    assert err == "" and f"stopped by {signal.Signals(number).name}" in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith(f"go on with: python train_diffusion.py --resume --output-dir {folder}")
+    records = journal(folder)
+    reached = records[-1]["epoch"] if records[-1]["kind"] == "epoch" else records[-2]["epoch"]
+    again = program("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", reached + 1)
+    assert "epochs 2000 -> " in again.stdout and journal(folder)[: len(records)] == records
+
+
+def test_a_run_is_given_more_epochs(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train("train_diffusion.py", *common(pictures, folder, 2), "--infobatch")
+    train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", 5)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    assert [record["epoch"] for record in journal(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5]
+    one, average = final(folder), final(folder, "average")
+    assert all((one[name] - average[name]).abs().max() < 0.1 for name in one)
+
+
+def test_inside_an_epoch_its_plan_must_stay(finished: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for step in sorted((folder / "checkpoints").iterdir())[6:]:  # the last one left lies in the second epoch
+        shutil.rmtree(step)
+    for change in (["--seed", 1], ["--pruning.ratio", 0.9], ["--pruning.policy", "full"]):
+        assert "whose plan would be another one now" in refused(
+            "train_diffusion.py", "--resume", "--output-dir", folder, *change
+        )
+
+
+def test_what_accelerate_was_configured_to_do_does_not_change_the_run(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train("train_diffusion.py", "--config", finished / "config.yaml", "--output-dir", tmp_path / "run")
+    assert same(finished, tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert "say --precision bf16" in refused("train_diffusion.py", *common(pictures, tmp_path / "other"))
