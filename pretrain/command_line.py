@@ -145,6 +145,7 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         following = arguments[position + 1 : position + 2]
         if argument == "--resume" and (not following or following[0].startswith("-")):
             arguments[position] = "--resume=newest"
+    moved: dict[str, Any] = {}
     path = _take(arguments, "--config")
     if path is None and "--config" in arguments:
         raise Refused("--config needs the path of a YAML file")
@@ -153,18 +154,13 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         del arguments[position : position + (1 if "=" in arguments[position] else 2)]
         recipe = Path(path)
     elif resume := _take(arguments, "--resume"):
-        given = _take(arguments, "--output-dir", "--output_dir")
-        folder = Path(given or output_dir).expanduser()
-        if resume != "newest":
-            checkpoint = Path(resume).expanduser().resolve()
-            if checkpoint.parent.name != "checkpoints" or not checkpoint.is_dir():
-                raise Refused(f"--resume {resume}: there is no checkpoint there; a run keeps them in its checkpoints/")
-            if given and folder.resolve() != checkpoint.parents[1]:
-                raise Refused(f"--resume {resume}: that checkpoint is not of the run in --output-dir {given}")
-            folder = checkpoint.parents[1]
-            output_dir = str(folder)
-        recipe = folder / "config.yaml" if (folder / "config.yaml").is_file() else recipe
-    settings = {"output_dir": output_dir} | _read_yaml(recipe)
+        if resume != "newest":  # <run>/checkpoints/<step>: that run's folder is meant where none is named
+            output_dir = str(Path(resume).expanduser().resolve().parent.parent)
+        folder = Path(_take(arguments, "--output-dir", "--output_dir") or output_dir).expanduser()
+        if (folder / "config.yaml").is_file():
+            recipe = folder / "config.yaml"
+            moved = {"output_dir": str(folder)}  # the run may lie elsewhere than where it was started
+    settings = {"output_dir": output_dir} | _read_yaml(recipe) | moved
 
     sections = {}
     for kind, default, head in (("adapter", adapter, AdapterSection), ("model", model, ModelSection)):

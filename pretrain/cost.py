@@ -1,5 +1,7 @@
 """What a visit costs."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,13 +10,25 @@ from pretrain.adapter import Adapter, Batch, Losses
 from pretrain.rng import Draws
 
 
-def first_visit(
-    adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int
-) -> tuple[int, list[nn.Parameter]]:
-    """Floating-point operations of one image's forward and backward pass, and the parameters that it doesn't reach.
+class Visit(NamedTuple):
+    """What one visit comes to.
 
-    Counted, not estimated, by running the adapter once on one black image; a multiply-add counts as two, and what is
-    not a matrix product or a convolution is not counted. The parameters' gradients are left empty.
+    Attributes:
+        flops: floating-point operations of its forward and backward pass: counted, not estimated; a multiply-add is
+            two, and what is not a matrix product or a convolution is not counted.
+        unreached: parameters that the loss does not depend on.
+        remembered: "score" where the adapter returns one, else "loss".
+    """
+
+    flops: int
+    unreached: list[nn.Parameter]
+    remembered: str
+
+
+def first_visit(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int) -> Visit:
+    """What one visit comes to, by running the adapter once on one black image.
+
+    The parameters' gradients are left empty.
 
     Raises:
         ValueError: the adapter does not return one loss per sample.
@@ -33,4 +47,4 @@ def first_visit(
         losses.loss.sum().backward()
     unreached = [parameter for parameter in model.parameters() if parameter.grad is None and parameter.requires_grad]
     model.zero_grad(set_to_none=True)
-    return counter.get_total_flops(), unreached
+    return Visit(counter.get_total_flops(), unreached, "loss" if losses.score is None else "score")

@@ -19,7 +19,7 @@ from pretrain import checkpoint, parts, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Average
 from pretrain.config import Config, flat
-from pretrain.cost import first_visit
+from pretrain.cost import Visit, first_visit
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
@@ -79,7 +79,7 @@ def train(
         world=accelerator.num_processes,
         merge=lambda table: processes.maximum(table, accelerator),
     )
-    flops = _first_visit(config, adapter, model, source)
+    visit = _first_visit(config, adapter, model, source)
     average = Average(model, config.optim.average)
     vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]
     groups = param_groups_weight_decay(model, config.optim.weight_decay, no_weight_decay_list=vectors)
@@ -137,15 +137,13 @@ def train(
                 save()
             skipped = 1 - infobatch.length / size
             began, seconds, first = time.monotonic(), training.seconds, infobatch.seen
-            losses = None
             due = window = 0  # samples that the running optimizer step is still to see, over all processes
             for batch, problems in batches:
                 source.train.settle(problems)
                 if not due:
                     due = window = min(config.batch_size, infobatch.length - infobatch.seen)
-                    torch.manual_seed(
-                        key(config.seed, training.step, accelerator.process_index)
-                    )  # dropout and its like
+                    # For what the network itself draws: dropout and its like.
+                    torch.manual_seed(key(config.seed, training.step, accelerator.process_index))
                 count = infobatch.counted(batch.index)
                 due -= count
                 batch = on_device(batch._replace(level=infobatch.level(batch.index)), device)
@@ -184,27 +182,26 @@ def train(
                 within = infobatch.seen < infobatch.length
                 if within and config.checkpoint.every and training.step % config.checkpoint.every == 0:
                     save()
-            kept = "loss" if losses is None or losses.score is None else "score"  # what InfoBatch remembers
             record = {
                 "epoch": epoch + 1,
                 "step": training.step,
                 "visited": infobatch.visited + infobatch.seen,
                 "credited": (epoch + 1) * size,
                 "skipped": skipped,
-                kept: infobatch.mean(),
+                visit.remembered: infobatch.mean(),
                 "lr": optimizer.param_groups[0]["lr"],
             }
             journal.write("epoch", **record, seconds=training.seconds)
             accelerator.log(record, step=training.step)
             display.say(
-                f"epoch {epoch + 1}/{config.epochs}  {kept} {record[kept]:.4f}  {infobatch.seen:,} visited, "
-                f"{skipped:.1%} skipped  {duration(training.seconds)}"
+                f"epoch {epoch + 1}/{config.epochs}  {visit.remembered} {record[visit.remembered]:.4f}  "
+                f"{infobatch.seen:,} visited, {skipped:.1%} skipped  {duration(training.seconds)}"
             )
             if (epoch + 1) % config.evaluate.every == 0 or epoch + 1 == config.epochs:
                 evaluate(epoch + 1)
     save()
     if main:
-        summary = summarise(config, source, training, flops, journal)
+        summary = summarise(config, source, training, visit.flops, journal)
         summary["open_model_with"] = export(average.model)
         (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         display.summary(in_words(summary))
@@ -212,22 +209,22 @@ def train(
     accelerator.end_training()
 
 
-def _first_visit(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> int:
-    """What a visit costs, in FLOPs. Adapter and model meet here for the first time.
+def _first_visit(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> Visit:
+    """What a visit costs. Adapter and model meet here for the first time.
 
     Parameters that the loss does not reach are frozen: several processes would wait for their gradients.
     """
     try:
-        flops, unreached = first_visit(adapter, model, source.shape, source.classes)
+        visit = first_visit(adapter, model, source.shape, source.classes)
     except ValueError as error:
         raise Refused(f"--adapter {config.adapter.name}: {error}") from None
     except (TypeError, AttributeError) as error:
         if {config.adapter.name, config.model.name} - {*parts.names("adapter"), *parts.names("model")}:
             raise  # the user's own code: the traceback says where
         raise Refused(f"--adapter {config.adapter.name} has no use for --model {config.model.name}: {error}") from None
-    for parameter in unreached:
+    for parameter in visit.unreached:
         parameter.requires_grad_(False)
-    return flops
+    return visit
 
 
 def _check(infobatch: InfoBatch, source: Source, step: int) -> None:

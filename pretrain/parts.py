@@ -92,8 +92,23 @@ def _without_types(node: ast.ClassDef) -> ast.ClassDef:
 
 
 def declared(kind: str, name: str) -> type:
-    """A part's dataclass, for its fields, defaults and their checks; its methods may lack their imports."""
+    """A part's dataclass, for its fields, defaults and their checks; its methods may lack their imports.
+
+    Raises:
+        Refused: it can't be made without arguments.
+    """
     path = find(kind, name)
+    try:
+        part = _read(kind, path)
+        _check_defaults(part, f"--{kind} {path}")
+    except NameError:  # something that comes from elsewhere in the file
+        part = load(kind, name)
+        _check_defaults(part, f"--{kind} {path}")
+    return part
+
+
+def _read(kind: str, path: Path) -> type:
+    """The part's class, made from its own lines and the standard library alone."""
     tree, node = _part_class(kind, path)
     imports = [
         item
@@ -103,18 +118,18 @@ def declared(kind: str, name: str) -> type:
     ]
     module = ast.Module(body=[*imports, _without_types(node)], type_ignores=[])
     scope: dict[str, Any] = {"__name__": f"pretrain.declared.{path.stem}"}
+    exec(compile(module, str(path), "exec"), scope)
+    return scope[node.name]
+
+
+def _check_defaults(part: Any, source: str) -> None:
+    for item in dataclasses.fields(part):
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise Refused(f"{source}: the field {item.name!r} needs a default")
     try:
-        exec(compile(module, str(path), "exec"), scope)
-        part = scope[node.name]
-        required = [
-            item.name for item in dataclasses.fields(part) if item.default is item.default_factory
-        ]  # both missing
-        if required:
-            raise Refused(f"--{kind} {path}: the field {required[0]!r} needs a default")
         part()
-    except NameError:  # something that comes from elsewhere in the file
-        return load(kind, name)
-    return part
+    except ValueError as error:
+        raise Refused(f"{source}: it refuses its own defaults: {error}") from None
 
 
 def load(kind: str, name: str) -> type:

@@ -78,9 +78,15 @@ def micro_batch(config: Config, world: int) -> int:
     """
     share, rest = divmod(config.batch_size, world)
     size = min(config.micro_batch or share, share)
-    if rest or not share or share % size:
-        times = f" times --micro-batch {size}" if share and not rest else ""
-        raise Refused(f"--batch-size {config.batch_size} must be a multiple of {world} processes{times}")
+    if rest or not share:
+        raise Refused(
+            f"--batch-size {config.batch_size} can't be shared by {world} processes; give a multiple of {world}"
+        )
+    if share % size:
+        raise Refused(
+            f"--micro-batch {size} does not divide the {share} images of --batch-size that each process has; "
+            f"give a divisor of {share}"
+        )
     return size
 
 

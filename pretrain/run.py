@@ -23,14 +23,11 @@ def resume_from(config: Config) -> Path | None:
     if data.exists() and folder.resolve() in (data.resolve(), *data.resolve().parents):
         raise Refused(f"--output-dir {folder}: --data {data} lies in it; name another folder")
     if config.resume:
-        path = checkpoint.newest(folder / "checkpoints") if config.resume == "newest" else Path(config.resume)
-        if path is None:
-            raise Refused(f"--resume: {folder} holds no checkpoint; start it without --resume, or with --overwrite")
-        return path
+        return _checkpoint(folder, config.resume)
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--output-dir {folder}: a file of that name is there; name a folder")
     names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
-    foreign = sorted(names - OURS) if "config.yaml" in names else sorted(names)
+    foreign = sorted(names - OURS) if _is_run(folder) else sorted(names)
     if foreign:
         raise Refused(
             f"--output-dir {folder}: the folder holds {foreign[0]!r}, which no run wrote; name a new or an empty folder"
@@ -41,6 +38,30 @@ def resume_from(config: Config) -> Path | None:
             "or name another folder"
         )
     return None
+
+
+def _checkpoint(folder: Path, resume: str) -> Path:
+    """The run's checkpoint that is meant; another run's would write over this one's files."""
+    if resume == "newest":
+        newest = checkpoint.newest(folder / "checkpoints")
+        if newest is None:
+            raise Refused(f"--resume: {folder} holds no checkpoint; start it without --resume, or with --overwrite")
+        return newest
+    path = Path(resume).expanduser()
+    if not path.is_dir() or path.resolve().parent.name != "checkpoints":
+        raise Refused(f"--resume {resume}: there is no checkpoint there; a run keeps them in its checkpoints/")
+    if path.resolve().parent.parent != folder.resolve():
+        raise Refused(f"--resume {resume}: that checkpoint is not of the run in --output-dir {folder}")
+    return path
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether the folder's config.yaml is one that `prepare` wrote, not some other program's."""
+    try:
+        written = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(written, dict) and {"adapter", "model", "output_dir", "pruning"} <= written.keys()
 
 
 def prepare(config: Config, resumed: bool) -> None:

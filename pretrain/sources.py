@@ -138,14 +138,12 @@ def _folder(root: Path) -> dict[str, datasets.Dataset]:
         roots = {name: path for name, path in below.items() if name in ("train", *TEST_SPLITS)}
     else:
         roots = {"train": root}
-    found = {split: sorted(_images_below(path)) for split, path in roots.items()}
-    parts = {split: [path.relative_to(roots[split]).parts for path in paths] for split, paths in found.items()}
-    names = sorted({part[0] for part in parts["train"] if len(part) > 1})
-    number = {name: n for n, name in enumerate(names)}
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
     tables = {}
-    for split, paths in found.items():
-        label = [number.get(part[0], -1) if len(part) > 1 else -1 for part in parts[split]]
-        features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+    for split, root in roots.items():
+        paths = sorted(_images_below(root))
+        below_root = [path.relative_to(root).parts for path in paths]
+        label = [parts[0] if len(parts) > 1 else None for parts in below_root]
         columns = {"image": [str(path) for path in paths], "label": label}
         tables[split] = datasets.Dataset.from_dict(columns, features=features)
     return tables

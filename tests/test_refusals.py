@@ -65,6 +65,34 @@ def test_a_checkpoint_is_resumed_in_its_own_run(finished: Path, tmp_path: Path) 
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
+def test_a_config_does_not_hide_whose_checkpoint_it_is(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "one")
+    shutil.copytree(finished, tmp_path / "other")
+    step = min((tmp_path / "one" / "checkpoints").iterdir())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    words = ["--config", tmp_path / "one" / "config.yaml", "--resume", step, "--output-dir", tmp_path / "other"]
+    assert "is not of the run in --output-dir" in refused("train_diffusion.py", *words)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_below_the_home_folder(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(finished, tmp_path / "run")
+    (step,) = (path for path in (finished / "checkpoints").iterdir() if path.name.endswith("05"))
+    train("train_diffusion.py", "--resume", f"~/run/checkpoints/{step.name}")
+    assert same(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("config", ["name: somebody's\n", "- a\n", "[", "adapter: x\nmodel: y\n"])
+def test_another_programs_folder_is_not_taken_for_a_run(config: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "weights.bin").write_bytes(b"years of work")
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    words = [*common(pictures, tmp_path / "run"), "--overwrite"]
+    assert "which no run wrote" in refused("train_diffusion.py", *words)
+    assert (tmp_path / "run" / "model" / "weights.bin").read_bytes() == b"years of work"
+
+
 def test_nothing_to_resume(pictures: Path, tmp_path: Path) -> None:
     assert "holds no checkpoint" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--resume")
 
@@ -93,7 +121,7 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
     ("arguments", "said"),
     [
         ("--model.channels 8 16 16 16", "8 divides, got 12x12"),
-        ("--batch-size 10 --micro-batch 4", "must be a multiple of 1 processes times --micro-batch 4"),
+        ("--batch-size 10 --micro-batch 4", "--micro-batch 4 does not divide the 10 images"),
         ("--precision fp16", "fp16"),
         ("--tracker nonsense", "nonsense"),
         ("--adapter ddpm --evaluate.steps 2000", "--evaluate.steps 2000"),
@@ -137,8 +165,8 @@ def test_parameters_that_the_loss_does_not_reach_are_known() -> None:
     from pretrain.cost import first_visit
 
     model = MAEConfig("vit_base_patch16_reg4_gap_256", 4, 16, 1, 2, 16, 1, 2).build((1, 12, 12), 0)
-    flops, unreached = first_visit(MAE(), model, (1, 12, 12), 0)
-    assert flops > 0 and unreached and {*unreached} <= {*model.encoder.fc_norm.parameters()}
+    visit = first_visit(MAE(), model, (1, 12, 12), 0)
+    assert visit.flops > 0 and visit.unreached and {*visit.unreached} <= {*model.encoder.fc_norm.parameters()}
 
 
 OWN = '''
