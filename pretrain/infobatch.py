@@ -16,95 +16,98 @@ scores are smoothed over visits. docs/method.md has the mathematics.
 """
 
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
-from pretrain.levels import Usual
-from pretrain.policies import POLICIES, Plan, Policy
-from pretrain.rng import Draws, generator
+from pretrain import ranks
+from pretrain.budget import Budget
+from pretrain.indexed import length
+from pretrain.ledger import UNSEEN, WHOSE, Ledger
+from pretrain.memory import Memory
+from pretrain.plan import Plan
+from pretrain.policies import Known, Policy, Rule, checked, full, with_settings
 
-UNSEEN = -math.inf  # a loss not received this epoch; the neutral element of the maximum over ranks
-ROTATION = (math.sqrt(5) - 1) / 2  # visits of one sample, this far apart, spread evenly over the levels
-
-
-class NotFinite(FloatingPointError):
-    """A loss is NaN or infinite.
-
-    Args:
-        sentence: the message.
-        index: the samples whose loss it is.
-    """
-
-    def __init__(self, sentence: str, index: list[int]) -> None:
-        super().__init__(sentence)
-        self.index = index
+LEAST = 0.3  # reliability of scores below which they choose no better than chance
 
 
 class InfoBatch(Sampler[int]):
     """Plans epochs, hands out indices, remembers scores and weighs losses.
 
     Args:
-        size: samples in the data set, N.
+        data: the data set, or the number of its samples, N.
         epochs: epochs in the whole run, E.
         policy: a name in `pretrain.policies.POLICIES`, or a function like those there.
-        ratio: share skipped among well-learned samples, in [0, 1).
+        budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
         anneal: share of the epochs, the last ones, in which everybody is visited, in [0, 1]; rounded up.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
         seed: of the plans; no global generator is read or seeded.
-        rank, world: this process and how many there are; each is handed its share of one global order.
+        rank, world: this process and how many there are; each is handed its share of one global order. Where not
+            given, those of `torch.distributed`.
         merge: element-wise maximum of a tensor over all ranks, in place or not; called by all of them at
-            an epoch's end and by `state_dict`. A maximum, because merging twice then changes nothing.
+            an epoch's end and by `state_dict`. A maximum, because merging twice then changes nothing. Where not
+            given, that of `torch.distributed`.
+        tell: called on rank 0 with a sentence, when the scores turn out to be of no use.
+        settings: the policy's own, such as `ratio`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range, or the policy has no such setting.
+        TypeError: `data` has no length.
     """
 
     def __init__(
         self,
-        size: int,
+        data: int | Sized | Dataset[Any],
         *,
         epochs: int,
         policy: str | Policy = "infobatch",
-        ratio: float = 0.5,
+        budget: float | None = None,
         anneal: float = 0.125,
         smoothing: float = 0.7,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        merge: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        rank: int | None = None,
+        world: int | None = None,
+        merge: Callable[[Tensor], Tensor] | None = None,
+        tell: Callable[[str], Any] = warnings.warn,
+        **settings: Any,
     ) -> None:
-        if isinstance(policy, str):
-            if policy not in POLICIES:
-                raise ValueError(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
-            policy = POLICIES[policy]
-        for name, value, good in (
-            ("size", size, size >= 1),
-            ("epochs", epochs, epochs >= 1),
-            ("ratio", ratio, 0 <= ratio < 1),
-            ("anneal", anneal, 0 <= anneal <= 1),
-            ("smoothing", smoothing, 0 <= smoothing < 1),
-            ("rank", rank, 0 <= rank < world),
+        self._data = None if isinstance(data, int) else data
+        size = data if isinstance(data, int) else length(data)
+        if rank is None or world is None:
+            rank, world = ranks.place()
+        for name, value, good, allowed in (
+            ("size", size, size >= 1, ">= 1"),
+            ("epochs", epochs, epochs >= 1, ">= 1"),
+            ("budget", budget, budget is None or 0 < budget <= 1, "in (0, 1]"),
+            ("anneal", anneal, 0 <= anneal <= 1, "in [0, 1]"),
+            ("smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)"),
+            ("rank", rank, 0 <= rank < world, f"in [0, {world})"),
         ):
             if not good:
-                allowed = {"size": ">= 1", "epochs": ">= 1", "anneal": "in [0, 1]", "rank": f"in [0, {world})"}
-                raise ValueError(f"{name} must be {allowed.get(name, 'in [0, 1)')}, got {value}")
+                raise ValueError(f"{name} must be {allowed}, got {value}")
         self.size, self.total_epochs, self.seed = size, epochs, seed
-        self.policy, self.ratio, self.anneal, self.smoothing = policy, ratio, anneal, smoothing
-        self.rank, self.world, self.merge = rank, world, merge
+        self.rank, self.world, self.merge, self.tell = rank, world, merge or ranks.maximum, tell
+        # Annealing is rounded up; what a product of floats is too much by must not make it one epoch more.
+        self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)
+        self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
+        self.policy = with_settings(policy, budget is not None, settings)
 
         self.epoch = 0
         self.seen = 0  # visits of this epoch whose losses came back, over all ranks
         self.visited = 0  # the same, over the epochs before this one
-        self.score = torch.full((size,), math.nan)  # float32 [N]; NaN where never visited
-        self.usual = Usual()  # losses by level
-        # One slot more than there are samples: it takes what does not count (weight 0, never a score).
-        self._loss = torch.full((size + 1,), UNSEEN)
-        self._finite = torch.tensor(True)
+        self.dropped = 0  # visits planned in the epochs before this one whose losses never came back
+        self.memory = Memory(size, smoothing)
+        self.at_random = False  # whether this epoch's choice leaves the scores out, because they tell too little
+        self._ledger = Ledger(size)
+        self._score = self.memory.score  # on the losses' device; the same memory on a CPU
         self._plan: Plan | None = None
+        rule = self._rule(torch.full((1,), math.nan), 0.5)  # a policy that refuses its settings does so now
+        if self.budget is not None:
+            self.budget.check(whole_first=rule.unseen == 1)
 
     # -- the clock ---------------------------------------------------------------------------------
 
@@ -118,7 +121,17 @@ class InfoBatch(Sampler[int]):
     @property
     def length(self) -> int:
         """Visits planned for this epoch, over all ranks."""
-        return len(self.plan.order)
+        return self.plan.length
+
+    @property
+    def score(self) -> Tensor:
+        """float32 [N]; how badly each sample is learned, about 1 on average; NaN where never visited."""
+        return self.memory.score
+
+    @property
+    def reliability(self) -> float | None:
+        """Share of a difference between scores that the next visits show again, in [0, 1]; None: not known yet."""
+        return self.memory.repeats.reliability
 
     @property
     def progress(self) -> float:
@@ -127,20 +140,44 @@ class InfoBatch(Sampler[int]):
         return (self.epoch + within) / self.total_epochs
 
     def epochs(self) -> Iterator[int]:
-        """Draw each epoch's plan and yield the epoch's number; goes on inside an epoch after a resume."""
+        """Draw each epoch's plan and yield the epoch's number; goes on inside an epoch after a resume.
+
+        Raises:
+            ValueError: the data set's length is not what it was, or an epoch ends without a loss handed over.
+        """
         while self.epoch < self.total_epochs:
-            self._draw()
+            if self._plan is None:
+                self._draw()
             yield self.epoch
             self._close()
 
+    def _rule(self, score: Tensor, share: float) -> Rule:
+        """The policy's answer, in an epoch that may visit `share` of the samples."""
+        return checked(self.policy(score, self._known(), **({} if self.budget is None else {"share": share})))
+
+    def _known(self) -> Known:
+        usual, reliability = self.memory.levels.usual, self.reliability
+        return Known(usual / usual.mean(), 1.0 if reliability is None else reliability)
+
     def _draw(self) -> None:
-        """This epoch's plan: a function of the scores, the seed and the epoch alone."""
-        first_full = self.total_epochs - math.ceil(self.anneal * self.total_epochs - 1e-9)
-        policy = self.policy if self.epoch < first_full else POLICIES["full"]
-        start = Draws(self.seed, index=torch.arange(self.size)).uniform(1)[:, 0].double()
-        level = ((start + self.epoch * ROTATION) % 1.0).float().clamp_(max=1 - 2**-24)
-        self._plan = policy(self.score, level, ratio=self.ratio, rng=generator(self.seed, self.epoch))
-        self._weight = torch.cat([self._plan.weight, torch.zeros(1)]).to(self._loss.device)
+        """This epoch's plan: a function of what is remembered, the seed and the epoch alone."""
+        if self._data is not None and length(self._data) != self.size:
+            raise ValueError(
+                f"the data set had {self.size} samples and has {length(self._data)} now; scores belong to samples by "
+                "their number, so start anew"
+            )
+        share = 1.0 if self.budget is None else self.budget.of(self.epoch, self.visited)
+        annealing = self.epoch >= self.first_full
+        rule = full(self.score, self._known()) if annealing else self._rule(self.score, share)
+        known = self.reliability
+        at_random = known is not None and known < LEAST and len(rule.keep) > 1
+        if at_random and not self.at_random and self.rank == 0:
+            self.tell(
+                f"the scores have a reliability of {known:.2f}: how a sample fared hardly tells how it will fare, so "
+                f"from epoch {self.epoch + 1} on as many are visited, but chosen at random, until it is {LEAST} or more"
+            )
+        self.at_random = at_random
+        self._plan = Plan(rule, self.score, (self.seed, self.epoch), at_random=at_random)
 
     # -- the sampler -------------------------------------------------------------------------------
 
@@ -154,14 +191,12 @@ class InfoBatch(Sampler[int]):
         Global step by global step the ranks together visit what one process would. Where the last round
         is short, a rank is handed a slot that does not count: ``~i``, negative, for some sample i.
         """
-        order, start = self.plan.order, self.seen
-        share = order[start + self.rank :: self.world]
-        padding = [~int(order[0])] * (len(self) - len(share))
+        plan, first, count = self.plan, self.seen + self.rank, len(self)
 
         def visits() -> Iterator[int]:
-            for chunk in share.split(1 << 16):
-                yield from chunk.tolist()
-            yield from padding
+            yield from plan.visits(first, self.world)
+            if first + (count - 1) * self.world >= plan.length:
+                yield ~next(plan.visits(0))
 
         return visits()
 
@@ -171,7 +206,7 @@ class InfoBatch(Sampler[int]):
 
     def level(self, index: Tensor) -> Tensor:
         """float32 [B] in [0, 1): where this epoch's plan visits the samples `index`, int64 [B]."""
-        return self.plan.level[torch.where(index < 0, ~index, index).cpu()].to(index.device)
+        return self.plan.level_of(torch.where(index < 0, ~index, index))
 
     # -- the memory --------------------------------------------------------------------------------
 
@@ -189,7 +224,8 @@ class InfoBatch(Sampler[int]):
             gradient of the global mean, also where the ranks' shares differ. Never divided by the weights.
 
         Raises:
-            ValueError: not one loss per index, or more losses than the epoch's plan has visits.
+            ValueError: not one loss per index, more losses than the epoch's plan has visits, or an index that no
+                sample has or that was scored before in this epoch (on an accelerator `check` raises it).
         """
         if loss.ndim != 1 or loss.shape != index.shape:
             raise ValueError(
@@ -200,80 +236,75 @@ class InfoBatch(Sampler[int]):
         n = self.counted(index)
         if n <= 0:
             raise ValueError(f"epoch {self.epoch} has {self.length} visits, and all of them have been scored")
-        if self._loss.device != loss.device:
-            self._loss, self._weight = self._loss.to(loss.device), self._weight.to(loss.device)
-            self._finite = self._finite.to(loss.device)
-        slot = torch.where(index < 0, self.size, index)
+        if self._ledger.loss.device != loss.device:
+            self._ledger.to(loss.device)
+            self._score = self.score.to(loss.device)
+        index = index.to(loss.device, non_blocking=True)
         remembered = (loss if score is None else score).detach().float()
-        good = remembered.isfinite() & loss.detach().isfinite()
-        self._loss[slot] = torch.where(good, remembered, math.inf)  # infinite: what a maximum over ranks keeps
-        self._finite = self._finite & good.all()
+        self._ledger.write(torch.where(loss.detach().isfinite(), remembered, math.nan), index)
         self.seen += n
-        return (loss * self._weight[slot]).sum() * (self.world / n)
+        sample = torch.where(index < 0, ~index, index).clamp(max=self.size - 1)
+        weight = self.plan.weight_of(sample, self._score[sample]) * (index >= 0)
+        return (loss * weight).sum() * (self.world / n)
 
     def check(self) -> None:
-        """Raise if a loss of this epoch was not finite. Waits for the device; nothing else here does.
+        """Raise if something was wrong with the losses so far. Waits for the device; nothing else in a step does.
 
         Raises:
             NotFinite: naming the samples.
+            ValueError: an index came that no sample has, or one came twice.
         """
-        if not self._finite:
-            bad = self._loss[:-1].isposinf().nonzero().squeeze(1).tolist()
-            more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-            raise NotFinite(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite", bad)
+        self._ledger.check()
 
     def mean(self) -> float:
         """Mean over the data set of what was remembered this epoch, by the visits so far and their weights.
 
         The same on every rank and after a resume; call it on all ranks.
         """
-        self._loss = self.merge(self._loss)
-        loss = self._loss[:-1].cpu()
-        visited = loss != UNSEEN
-        weight = self.plan.weight[visited].double()
-        return ((weight * loss[visited]).sum() / weight.sum()).item()
+        self._merge()
+        return self.memory.mean(self._ledger.loss[:-1], self.plan)
 
     def _close(self) -> None:
         """End the epoch: turn the losses that came back, on any rank, into scores."""
-        self._loss = self.merge(self._loss)
-        self._finite = self._finite & ~self._loss[:-1].isposinf().any()
-        self.check()
-        loss = self._loss[:-1].cpu()
-        visited = (loss != UNSEEN).nonzero().squeeze(1)
-        loss, level, weight = loss[visited].double(), self.plan.level[visited], self.plan.weight[visited].double()
-        if (loss < 0).any():
+        if not self.seen:
             raise ValueError(
-                f"scores must not be negative, got {loss.min().item():.3g} for sample "
-                f"{visited[loss.argmin()].item()}; hand over a `score` beside a loss that can be negative"
+                f"epoch {self.epoch} ends and no loss was handed over; call infobatch(losses, index) in every step"
             )
-        ratio = loss / self.usual.at(loss, level, weight)
-        old = self.score[visited]
-        new = torch.where(old.isnan(), ratio.float(), old.lerp(ratio.float(), 1 - self.smoothing))
-        self.score[visited] = new
+        self._merge()
+        self.check()
+        stranger = self.plan.stranger(self._ledger.loss[:-1].cpu() != UNSEEN)
+        if stranger is not None:
+            raise ValueError(f"sample {stranger} was scored in epoch {self.epoch}, which does not visit it; {WHOSE}")
+        self.memory.take(self._ledger.loss[:-1], self.plan)
         self.visited += self.seen
+        self.dropped += self.length - self.seen
         self.epoch, self.seen, self._plan = self.epoch + 1, 0, None
-        self._loss.fill_(UNSEEN)
+        self._ledger.clear()
+        self._score = self.score.to(self._ledger.loss.device)
+
+    def _merge(self) -> None:
+        self._ledger.loss = self.merge(self._ledger.loss)
 
     # -- the state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rest of the run depends on, equal on all ranks; call it on all of them."""
-        self._loss = self.merge(self._loss)
+        """What the rest of the run depends on, equal on all ranks; call it on all of them.
+
+        4 bytes a sample between epochs, 8 inside one.
+        """
+        if self.seen:
+            self._merge()
         return {
             "epoch": self.epoch,
             "seen": self.seen,
             "visited": self.visited,
+            "dropped": self.dropped,
             "score": self.score.clone(),
-            "usual": self.usual.sums.clone(),
-            "loss": self._loss[:-1].cpu().clone(),
-            "plan": self._fingerprint() if self.seen else 0,
+            "levels": self.memory.levels.sums.clone(),
+            "repeats": self.memory.repeats.sums.clone(),
+            "loss": self._ledger.loss[: self.size if self.seen else 0].cpu().clone(),
+            "plan": self.plan.fingerprint() if self.seen else 0,
         }
-
-    def _fingerprint(self) -> int:
-        """A number that another order or other weights would not have."""
-        order = self.plan.order
-        weight = self.plan.weight[order].view(torch.int32).long()
-        return int(((order + 1) * (torch.arange(len(order)) + 1) + weight).sum())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`, on any number of processes.
@@ -283,14 +314,18 @@ class InfoBatch(Sampler[int]):
         """
         if len(state["score"]) != self.size:
             raise ValueError(f"the state is of {len(state['score'])} samples, the data set has {self.size}")
-        self.epoch, self.seen, self.visited = state["epoch"], state["seen"], state["visited"]
-        self.score, self.usual.sums = state["score"].clone(), state["usual"].clone()
-        self._loss[:-1] = state["loss"].to(self._loss.device)
-        self._plan = None
+        self.epoch, self.seen, self._plan = state["epoch"], state["seen"], None
+        self.visited, self.dropped = state["visited"], state["dropped"]
+        self.memory.score.copy_(state["score"])
+        self._score = self.score.to(self._ledger.loss.device)
+        self.memory.levels.restore(state["levels"])
+        self.memory.repeats.sums = state["repeats"].clone()
+        self._ledger.clear()
         if self.seen:
+            self._ledger.loss[:-1] = state["loss"].to(self._ledger.loss.device)
             self._draw()
-            if self._fingerprint() != state["plan"]:
+            if self.plan.fingerprint() != state["plan"]:
                 raise ValueError(
                     "the state lies inside an epoch whose plan would be another one now; go on with the same seed, "
-                    "policy, ratio, anneal and epochs, or from a state at the start of an epoch"
+                    "policy, its settings, budget, anneal and epochs, or from a state at the start of an epoch"
                 )

@@ -1,46 +1,62 @@
-"""What losses usually are at a level."""
+"""What losses usually are at a level, and how far they spread there."""
 
 import torch
 from torch import Tensor
 
 BINS = 32  # of the level axis
-MEMORY = 0.5  # what is kept, an epoch, of the losses that say what is usual
+MEMORY = 0.5  # what is kept, an epoch, of what earlier epochs told
+PRIOR = 8.0  # visits' worth of belief that a bin's spread is that of all
 
 
-class Usual:
-    """The running mean of losses by bin of the level axis.
+class Levels:
+    """Running mean and spread of losses by bin of the level axis.
+
+    Visits are weighted by 1 / their probability: what was kept is not a fair sample of its level. The bins are drawn
+    towards what they have in common as far as their means differ by chance alone (an empirical Bayes estimate): where
+    levels do not matter, they do nothing.
 
     Attributes:
-        sums: float64 [2, BINS]; of weight * loss and of weight, older epochs counting `MEMORY` as much each epoch.
+        sums: float64 [3, BINS]; of weight, weight * loss and weight * loss^2, older epochs counting `MEMORY` as much
+            each epoch.
+        usual: float64 [BINS]; mean loss.
+        spread: float64 [BINS]; standard deviation of the loss over its mean; 1 is that of all levels together.
     """
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(2, BINS, dtype=torch.float64)
+        self.restore(torch.zeros(3, BINS, dtype=torch.float64))
 
-    def at(self, loss: Tensor, level: Tensor, weight: Tensor) -> Tensor:
-        """Take an epoch's visits in, and say what loss is usual at the level of each.
-
-        The visits are weighted by 1 / their probability: what was kept is not a fair sample of its level. The bins'
-        means are drawn towards the overall mean as far as they differ by chance alone (an empirical Bayes estimate):
-        where levels do not matter, they do nothing.
-
-        Args:
-            loss, level, weight: float64 [V].
-
-        Returns:
-            float64 [V], above 0.
-        """
-        bin = (level * BINS).long()
-
-        def by_bin(value: Tensor) -> Tensor:
-            return torch.bincount(bin, value, minlength=BINS)
-
-        self.sums = MEMORY * self.sums + torch.stack([by_bin(weight * loss), by_bin(weight)])
-        total, count = self.sums
-        overall = total.sum() / count.sum().clamp(min=1)
-        mean = torch.where(count > 0, total / count.clamp(min=1e-12), overall)
-        within = (weight * (loss - mean[bin]) ** 2).sum() / (weight.sum() - BINS).clamp(min=1)
+    def restore(self, sums: Tensor) -> None:
+        """Go on from these sums."""
+        self.sums = sums.clone()
+        count, total, squares = self.sums
+        seen = count.clamp(min=1e-12)
+        overall = total.sum() / count.sum().clamp(min=1e-12)
+        mean = torch.where(count > 0, total / seen, overall)
+        variance = torch.where(count > 0, squares / seen - mean**2, 0).clamp(min=0)
+        within = (count * variance).sum() / (count.sum() - BINS).clamp(min=1)
         by_chance = within * BINS / count.sum().clamp(min=1)
         between = (mean - overall).square().mean()
         trust = (1 - by_chance / between.clamp(min=1e-300)).clamp(0, 1)
-        return (overall + trust * (mean - overall))[bin].clamp(min=1e-12)
+        self.usual = (overall + trust * (mean - overall)).clamp(min=1e-12)
+        relative = variance / mean.clamp(min=1e-12) ** 2
+        pooled = ((count * relative).sum() / count.sum().clamp(min=1e-12)).clamp(min=1e-12)
+        relative = ((count * relative + PRIOR * pooled) / (count + PRIOR) / pooled).sqrt()
+        self.spread = 1 + trust * (relative - 1)
+
+    def take(self, sums: Tensor) -> None:
+        """Take an epoch's `sums_of` in."""
+        self.restore(MEMORY * self.sums + sums)
+
+    def comparable(self, loss: Tensor, level: Tensor) -> Tensor:
+        """Scores, float64 [V], from losses at levels: 1 on average and equally far spread at every level.
+
+        1 + (loss / usual - 1) / spread, and not below 0: where the spread is alike, the loss over the usual one.
+        """
+        bin = (level * BINS).long()
+        return (1 + (loss / self.usual[bin] - 1) / self.spread[bin]).clamp(min=0)
+
+
+def sums_of(loss: Tensor, level: Tensor, weight: Tensor) -> Tensor:
+    """float64 [3, BINS]; what `Levels` keeps, of visits [V], float64."""
+    bin = (level * BINS).long()
+    return torch.stack([torch.bincount(bin, weight * loss**power, minlength=BINS) for power in range(3)])

@@ -1,0 +1,83 @@
+"""The losses of the running epoch, as they come back from the steps."""
+
+import torch
+from torch import Tensor
+
+UNSEEN = -torch.inf  # a loss that has not come back; the neutral element of the maximum over ranks
+WHOSE = "do all indices come from this sampler, each handed back once?"
+
+
+class NotFinite(FloatingPointError):
+    """A loss is NaN or infinite.
+
+    Args:
+        sentence: the message.
+        index: the samples whose loss it is.
+    """
+
+    def __init__(self, sentence: str, index: list[int]) -> None:
+        super().__init__(sentence)
+        self.index = index
+
+
+class Ledger:
+    """One loss a sample, on the device that computes them, written without waiting for it.
+
+    Args:
+        size: samples, N.
+
+    Attributes:
+        loss: float32 [N + 1]; `UNSEEN` where none came back, infinite where it was not finite. The last one takes
+            what does not count.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.loss = torch.full((size + 1,), UNSEEN)
+        self._finite, self._right = torch.tensor(True), torch.tensor(True)
+
+    def to(self, device: torch.device) -> None:
+        """Move it to a device."""
+        self.loss, self._finite, self._right = (item.to(device) for item in (self.loss, self._finite, self._right))
+
+    def write(self, loss: Tensor, index: Tensor) -> None:
+        """Note losses, float32 [B], of samples, int64 [B]; a negative index does not count.
+
+        Raises:
+            ValueError: an index that no sample has, or one that was scored before (on an accelerator `check` says so).
+        """
+        outside = (index >= self.size) | (index < -self.size)
+        slot = torch.where((index < 0) | outside, self.size, index)
+        counts = slot < self.size
+        again = (self.loss[slot] != UNSEEN) & counts
+        ordered = slot.sort().values
+        twice = (ordered.diff() == 0) & (ordered[1:] < self.size)
+        self._right &= ~(outside.any() | again.any() | twice.any())
+        if loss.device.type == "cpu" and not self._right:
+            self._right.fill_(True)
+            if outside.any():
+                raise ValueError(f"there is no sample {index[outside][0].item()}, there are {self.size}; {WHOSE}")
+            named = slot[again] if again.any() else ordered[1:][twice]
+            raise ValueError(f"sample {named[0].item()} was scored twice in one epoch; {WHOSE}")
+        good = loss.isfinite()
+        self._finite &= good.all()
+        self.loss[slot] = torch.where(good, loss, torch.inf)  # infinite: what a maximum over ranks keeps
+
+    def check(self) -> None:
+        """Raise if something was wrong. Waits for the device.
+
+        Raises:
+            NotFinite: a loss was not finite; names the samples.
+            ValueError: an index came that no sample has, or one came twice.
+        """
+        if not self._right:
+            raise ValueError(f"an index was not in [0, {self.size}), or a sample was scored twice; {WHOSE}")
+        if not self._finite or self.loss[:-1].isposinf().any():
+            bad = self.loss[:-1].isposinf().nonzero().squeeze(1).tolist()
+            more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+            whose = f"sample {', '.join(map(str, bad[:10]))}{more}" if bad else "a slot that does not count"
+            raise NotFinite(f"the loss of {whose} is not finite", bad)
+
+    def clear(self) -> None:
+        """Begin another epoch."""
+        self.loss.fill_(UNSEEN)
