@@ -52,19 +52,26 @@ class Pruning:
     """Whom to skip, and what the others then count for.
 
     Attributes:
-        policy: how epochs are planned; where not given, infobatch with --infobatch and full without.
-        ratio: share skipped among the samples that are better learned than the mean, in [0, 1).
+        policy: how epochs are planned: full, random, infobatch, quantile, budget, joint, or the path of a file with one
+            of your own; where not given, infobatch with --infobatch and full without.
+        ratio: share skipped among the samples that are better learned than the mean, in [0, 1); of infobatch, 0.5
+            where not given.
+        budget: share of the visits to spend on the whole, in (0, 1]; of random, budget and joint.
+        over: what joint chooses by what was learned; both where not given.
         anneal: share of the epochs, the last ones, that visit everybody, in [0, 1].
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
     """
 
-    policy: Literal["full", "infobatch"] | None = None
-    ratio: float = 0.5
+    policy: str | None = None
+    ratio: float | None = None
+    budget: float | None = None
+    over: Literal["samples", "levels", "both"] | None = None
     anneal: float = 0.125
     smoothing: float = 0.7
 
     def __post_init__(self) -> None:
-        _require(0 <= self.ratio < 1, "pruning.ratio", "in [0, 1)", self.ratio)
+        _require(self.ratio is None or 0 <= self.ratio < 1, "pruning.ratio", "in [0, 1)", self.ratio)
+        _require(self.budget is None or 0 < self.budget <= 1, "pruning.budget", "in (0, 1]", self.budget)
         _require(0 <= self.anneal <= 1, "pruning.anneal", "in [0, 1]", self.anneal)
         _require(0 <= self.smoothing < 1, "pruning.smoothing", "in [0, 1)", self.smoothing)
 

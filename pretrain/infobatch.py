@@ -77,6 +77,8 @@ class InfoBatch(Sampler[int]):
     ) -> None:
         self._data = None if isinstance(data, int) else data
         size = data if isinstance(data, int) else length(data)
+        if (rank is None) != (world is None):
+            raise ValueError(f"rank and world belong together, got rank {rank} and world {world}")
         if rank is None or world is None:
             rank, world = ranks.place()
         for name, value, good, allowed in (

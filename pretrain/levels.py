@@ -5,7 +5,7 @@ from torch import Tensor
 
 BINS = 32  # of the level axis
 MEMORY = 0.5  # what is kept, an epoch, of what earlier epochs told
-PRIOR = 8.0  # visits' worth of belief that a bin's spread is that of all
+PRIOR = 8.0  # visits' worth of belief that a bin spreads as all do
 
 
 class Levels:
@@ -33,7 +33,10 @@ class Levels:
         overall = total.sum() / count.sum().clamp(min=1e-12)
         mean = torch.where(count > 0, total / seen, overall)
         variance = torch.where(count > 0, squares / seen - mean**2, 0).clamp(min=0)
-        within = (count * variance).sum() / (count.sum() - BINS).clamp(min=1)
+        # Bins of a visit or two are their own mean and do not vary: then the variance of all counts.
+        whole = squares.sum() / count.sum().clamp(min=1e-12) - overall**2
+        freedom = (count.sum() - (count > 0).sum()).clamp(min=0)
+        within = ((count * variance).sum() + PRIOR * whole.clamp(min=0)) / (freedom + PRIOR)
         by_chance = within * BINS / count.sum().clamp(min=1)
         between = (mean - overall).square().mean()
         trust = (1 - by_chance / between.clamp(min=1e-300)).clamp(0, 1)

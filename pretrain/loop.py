@@ -23,8 +23,9 @@ from pretrain.cost import Visit, first_visit
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
-from pretrain.infobatch import InfoBatch, NotFinite
+from pretrain.infobatch import InfoBatch
 from pretrain.journal import Journal
+from pretrain.ledger import NotFinite
 from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
@@ -67,18 +68,8 @@ def train(
     state = checkpoint.load(resumed) if resumed else None
 
     # The parts.
-    infobatch = InfoBatch(
-        size,
-        epochs=config.epochs,
-        policy=config.policy,
-        ratio=config.pruning.ratio,
-        anneal=config.pruning.anneal,
-        smoothing=config.pruning.smoothing,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        merge=lambda table: processes.maximum(table, accelerator),
-    )
+    display = Display(main)
+    infobatch = _infobatch(config, size, accelerator, display)
     visit = _first_visit(config, adapter, model, source)
     average = Average(model, config.optim.average)
     vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]
@@ -99,7 +90,6 @@ def train(
     journal = Journal(config.output_dir / "journal.jsonl", state.values["journal"] if state else 0, writes=main)
     if config.tracker:
         accelerator.init_trackers("run", {name: str(value) for name, value in flat(config.to_dict()).items()})
-    display = Display(main)
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     display.say(
         f"{type(adapter).__name__} on {size:,} images {'x'.join(map(str, source.shape))} of {config.data.source}, "
@@ -188,6 +178,8 @@ def train(
                 "visited": infobatch.visited + infobatch.seen,
                 "credited": (epoch + 1) * size,
                 "skipped": skipped,
+                "reliability": infobatch.reliability,
+                "at_random": infobatch.at_random,
                 visit.remembered: infobatch.mean(),
                 "lr": optimizer.param_groups[0]["lr"],
             }
@@ -207,6 +199,28 @@ def train(
         display.summary(in_words(summary))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _infobatch(config: Config, size: int, accelerator: Any, display: Display) -> InfoBatch:
+    pruning = config.pruning
+    settings = {"ratio": pruning.ratio, "over": pruning.over}
+    try:
+        return InfoBatch(
+            size,
+            epochs=config.epochs,
+            policy=parts.policy(config.policy),
+            budget=pruning.budget,
+            anneal=pruning.anneal,
+            smoothing=pruning.smoothing,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            merge=lambda table: processes.maximum(table, accelerator),
+            tell=display.say,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+    except ValueError as error:
+        raise Refused(f"--pruning.policy {config.policy}: {error}") from None
 
 
 def _first_visit(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> Visit:

@@ -1,4 +1,4 @@
-"""Finding a part, an adapter or a model, by name or by path; without torch until it is used.
+"""Finding a part, an adapter or a model, or a policy, by name or by path; without torch until it is used.
 
 A part is the one frozen dataclass of its file that has the kind's method. Its fields are a section of the
 config, so `--help` needs them: they are read from the source, because importing torch takes seconds.
@@ -52,16 +52,20 @@ def find(kind: str, name: str) -> Path:
     return ROOT.joinpath(*KINDS[kind].package.split("."), f"{name}.py")
 
 
+def _parsed(path: Path, source: str) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(), str(path))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise Refused(f"{source}: not a Python file: {error}") from None
+
+
 def _part_class(kind: str, path: Path) -> tuple[ast.Module, ast.ClassDef]:
     """The file's syntax tree and its part.
 
     Raises:
         Refused: the file is not Python, or has no part or several.
     """
-    try:
-        tree = ast.parse(path.read_text(), str(path))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise Refused(f"--{kind} {path}: not a Python file: {error}") from None
+    tree = _parsed(path, f"--{kind} {path}")
     method = KINDS[kind].method
     found = [
         node
@@ -132,6 +136,43 @@ def _check_defaults(part: Any, source: str) -> None:
         raise Refused(f"{source}: it refuses its own defaults: {error}") from None
 
 
+def policy(name: str) -> Any:
+    """A policy, imported: one of ours by its name, or the one function (score, known, ...) of a file of the user's.
+
+    Raises:
+        Refused: there is none.
+    """
+    ours = _policies(ROOT / "pretrain" / "policies.py")
+    if name in ours:
+        return getattr(importlib.import_module("pretrain.policies"), name)
+    if not name.endswith(".py"):
+        near = get_close_matches(name, ours, 1, 0.3)
+        raise Refused(
+            f"--pruning.policy {name}: {f'did you mean {near[0]}? ' if near else ''}There are {', '.join(ours)}, "
+            "or give the path of a .py file of your own"
+        )
+    if not Path(name).is_file():
+        raise Refused(f"--pruning.policy {name}: there is no such file")
+    found = _policies(Path(name))
+    if len(found) != 1:
+        raise Refused(
+            f"--pruning.policy {name}: the file of a policy of your own has exactly one function that begins with "
+            f"(score, known), found {', '.join(found) or 'none'}; docs/policies.md shows a whole one"
+        )
+    return getattr(_imported("policy", Path(name).resolve(), f"--pruning.policy {name}"), found[0])
+
+
+def _policies(path: Path) -> list[str]:
+    """The policies of a file."""
+    return [
+        node.name
+        for node in _parsed(path, f"--pruning.policy {path}").body
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith("_")
+        and [argument.arg for argument in node.args.args[:2]] == ["score", "known"]
+    ]
+
+
 def load(kind: str, name: str) -> type:
     """A part's class, imported.
 
@@ -142,6 +183,11 @@ def load(kind: str, name: str) -> type:
     class_name = _part_class(kind, path)[1].name
     if not name.endswith(".py"):
         return getattr(importlib.import_module(f"{KINDS[kind].package}.{name}"), class_name)
+    return getattr(_imported(kind, path, f"--{kind} {path}"), class_name)
+
+
+def _imported(kind: str, path: Path, source: str) -> Any:
+    """A module of the user's own."""
     spec = importlib.util.spec_from_file_location(f"{kind}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -149,5 +195,5 @@ def load(kind: str, name: str) -> type:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise Refused(f"--{kind} {path}: importing it failed with {type(error).__name__}: {error}") from error
-    return getattr(module, class_name)
+        raise Refused(f"{source}: importing it failed with {type(error).__name__}: {error}") from error
+    return module

@@ -76,7 +76,7 @@ def test_bands_are_what_comparing_says(edges: list[float], size: int, seed: int)
         torch.testing.assert_close(found.weight[band == number].max(), n / k.float())
 
 
-@given(st.integers(20, 3000), st.floats(0.3, 1), st.integers(0, 999), st.floats(0, 1))
+@given(st.integers(20, 3000), st.floats(0.5, 1), st.integers(0, 999), st.floats(0, 1))
 @settings(deadline=None)
 def test_a_share_is_met_to_the_visit(size: int, share: float, seed: int, reliability: float) -> None:
     share = round(share * size) / size
