@@ -264,7 +264,7 @@ class InfoBatch(Sampler[int]):
         The same on every rank and after a resume; call it on all ranks.
         """
         self._merge()
-        return self.memory.mean(self._ledger.loss[:-1], self.plan)
+        return self.memory.mean(self._ledger.loss[:-1].cpu(), self.plan)
 
     def _close(self) -> None:
         """End the epoch: turn the losses that came back, on any rank, into scores."""
@@ -274,10 +274,11 @@ class InfoBatch(Sampler[int]):
             )
         self._merge()
         self.check()
-        stranger = self.plan.stranger(self._ledger.loss[:-1].cpu() != UNSEEN)
+        loss = self._ledger.loss[:-1].cpu()
+        stranger = self.plan.stranger(loss != UNSEEN)
         if stranger is not None:
             raise ValueError(f"sample {stranger} was scored in epoch {self.epoch}, which does not visit it; {WHOSE}")
-        self.memory.take(self._ledger.loss[:-1], self.plan)
+        self.memory.take(loss, self.plan)
         self.visited += self.seen
         self.dropped += self.length - self.seen
         self.epoch, self.seen, self._plan = self.epoch + 1, 0, None

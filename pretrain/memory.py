@@ -3,20 +3,24 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pretrain.ledger import UNSEEN
 from pretrain.levels import BINS, MEMORY, Levels, sums_of
-from pretrain.plan import CHUNK, Plan
+from pretrain.plan import Plan
+
+SOME = 1 << 18  # visits taken in at a time
 
 
 class Visits(NamedTuple):
-    """Visits whose losses came back."""
+    """Visits whose losses came back, in the order in which they were made."""
 
     index: Tensor  # int64 [V]
     loss: Tensor  # float64 [V]
     level: Tensor  # float64 [V]
+    time: Tensor  # float64 [V] in [0, 1); when in the epoch
     weight: Tensor  # float64 [V]
 
 
@@ -79,18 +83,19 @@ class Memory:
         self.levels, self.repeats = Levels(), Repeats()
 
     def visits(self, loss: Tensor, plan: Plan) -> Iterator[Visits]:
-        """An epoch's visits, from the table of its losses, float32 [N], some million samples at a time."""
-        for first in range(0, len(loss), CHUNK):
-            part = loss[first : first + CHUNK].cpu()
-            seen = (part != UNSEEN).nonzero().squeeze(1)
-            index = seen + first
-            weight = plan.weight_of(index, self.score[index])
-            yield Visits(index, part[seen].double(), plan.level_of(index).double(), weight.double())
+        """An epoch's visits, from the table of its losses, float32 [N] on the CPU, some at a time."""
+        for first in range(0, plan.length, SOME):
+            position = np.arange(first, min(first + SOME, plan.length))
+            index = torch.from_numpy(plan.at(position))
+            seen = loss[index] != UNSEEN
+            index, time = index[seen], torch.from_numpy(position)[seen].double() / plan.length
+            weight = plan.weight_of(index, self.score[index]).double()
+            yield Visits(index, loss[index].double(), plan.level_of(index).double(), time, weight)
 
     def mean(self, loss: Tensor, plan: Plan) -> float:
         """Mean loss over the data set, estimated from an epoch's visits; NaN if there are none."""
         total = weights = 0.0
-        for _, value, _, weight in self.visits(loss, plan):
+        for _, value, _, _, weight in self.visits(loss, plan):
             total, weights = total + (weight * value).sum().item(), weights + weight.sum().item()
         return total / weights if weights else torch.nan
 
@@ -100,18 +105,18 @@ class Memory:
         Raises:
             ValueError: one is negative.
         """
-        sums = torch.zeros(3, BINS, dtype=torch.float64)
-        for index, value, level, weight in self.visits(loss, plan):
+        sums = torch.zeros(2, 3, BINS, BINS, dtype=torch.float64)
+        for index, value, level, time, weight in self.visits(loss, plan):
             if (value < 0).any():
                 raise ValueError(
                     f"scores must not be negative, got {value.min().item():.3g} for sample "
                     f"{index[value.argmin()].item()}; hand over a `score` beside a loss that can be negative"
                 )
-            sums += sums_of(value, level, weight)
+            sums += sums_of(value, level, time, weight)
         self.levels.take(sums)
         repeats = torch.zeros(7, dtype=torch.float64)
-        for index, value, level, weight in self.visits(loss, plan):
-            new, old = self.levels.comparable(value, level), self.score[index]
+        for index, value, level, time, weight in self.visits(loss, plan):
+            new, old = self.levels.comparable(value, level, time), self.score[index]
             repeats += repeats_of(old.double(), new, weight)
             self.score[index] = torch.where(old.isnan(), new.float(), old.lerp(new.float(), 1 - self.smoothing))
         self.repeats.take(repeats)

@@ -248,21 +248,32 @@ def permuted(position: np.ndarray, size: int, seed: int) -> np.ndarray:
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
     place = position
-    outside = np.ones(len(place), dtype=bool)
-    while outside.any():
+    outside = np.arange(len(position))
+    while len(outside):
         a, b = np.divmod(place[outside], columns)
         for turn in range(ROUNDS):
-            a = (a + _mixed(b, seed, 2 * turn) % rows) % rows
-            b = (b + _mixed(a, seed, 2 * turn + 1) % columns) % columns
-        place = place.copy()
-        place[outside] = a * columns + b
-        outside = place >= size
+            a = _turned(a, b, rows, key(seed, 2 * turn))
+            b = _turned(b, a, columns, key(seed, 2 * turn + 1))
+        moved = a * columns + b
+        place = moved if len(outside) == len(place) else _with(place, outside, moved)
+        outside = np.flatnonzero(place >= size)
     return place
 
 
-def _mixed(value: np.ndarray, seed: int, turn: int) -> np.ndarray:
-    """int64, 31 random bits, of numbers below 2^32."""
-    bits = (value.astype(np.uint64) + np.uint64(key(seed, turn))) * np.uint64(0xBF58476D1CE4E5B9)
+def _with(place: np.ndarray, outside: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    place[outside] = moved
+    return place
+
+
+def _turned(value: np.ndarray, by: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """int64 in [0, size), size below 2^32: `value` moved on by a number that is a random function of `by`."""
+    bits = (by.view(np.uint64) + np.uint64(seed)) * np.uint64(0xBF58476D1CE4E5B9)
     bits ^= bits >> np.uint64(32)
     bits *= np.uint64(0x94D049BB133111EB)
-    return (bits >> np.uint64(33)).astype(np.int64)
+    bits >>= np.uint64(32)
+    bits *= np.uint64(size)  # a share of the size instead of a remainder: divisions are slow
+    bits >>= np.uint64(32)
+    moved = bits.view(np.int64)
+    moved += value
+    moved -= (moved >= size) * np.int64(size)
+    return moved
