@@ -242,10 +242,13 @@ class InfoBatch(Sampler[int]):
             self._ledger.to(loss.device)
             self._score = self.score.to(loss.device)
         index = index.to(loss.device, non_blocking=True)
-        remembered = (loss if score is None else score).detach().float()
-        self._ledger.write(torch.where(loss.detach().isfinite(), remembered, math.nan), index)
+        sample = torch.where(index < 0, ~index, index)
+        remembered = loss.detach().float()
+        if score is not None:
+            remembered = torch.where(remembered.isfinite(), score.detach().float(), math.nan)
+        self._ledger.write(remembered, index, sample)
         self.seen += n
-        sample = torch.where(index < 0, ~index, index).clamp(max=self.size - 1)
+        sample = sample.clamp(max=self.size - 1)  # an accelerator says later that there is no such one
         weight = self.plan.weight_of(sample, self._score[sample]) * (index >= 0)
         return (loss * weight).sum() * (self.world / n)
 

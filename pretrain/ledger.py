@@ -27,34 +27,38 @@ class Ledger:
         size: samples, N.
 
     Attributes:
-        loss: float32 [N + 1]; `UNSEEN` where none came back, infinite where it was not finite. The last one takes
-            what does not count.
+        loss: float32 [N + 1]; `UNSEEN` where none came back, infinite where it was not finite. The last one is where
+            what does not count is put.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.loss = torch.full((size + 1,), UNSEEN)
-        self._finite, self._right = torch.tensor(True), torch.tensor(True)
+        self._finite, self._wrong = torch.tensor(True), torch.tensor(False)
 
     def to(self, device: torch.device) -> None:
         """Move it to a device."""
-        self.loss, self._finite, self._right = (item.to(device) for item in (self.loss, self._finite, self._right))
+        self.loss, self._finite, self._wrong = (item.to(device) for item in (self.loss, self._finite, self._wrong))
 
-    def write(self, loss: Tensor, index: Tensor) -> None:
-        """Note losses, float32 [B], of samples, int64 [B]; a negative index does not count.
+    def write(self, loss: Tensor, index: Tensor, sample: Tensor) -> None:
+        """Note losses, float32 [B], of samples.
+
+        Args:
+            loss: one each.
+            index: int64 [B]; negative where it does not count.
+            sample: int64 [B]; the sample of each index, also of one that does not count.
 
         Raises:
             ValueError: an index that no sample has, or one that was scored before (on an accelerator `check` says so).
         """
-        outside = (index >= self.size) | (index < -self.size)
-        slot = torch.where((index < 0) | outside, self.size, index)
-        counts = slot < self.size
-        again = (self.loss[slot] != UNSEEN) & counts
+        outside = sample >= self.size
+        slot = torch.where(outside | (index < 0), self.size, index)
         ordered = slot.sort().values
-        twice = (ordered.diff() == 0) & (ordered[1:] < self.size)
-        self._right &= ~(outside.any() | again.any() | twice.any())
-        if loss.device.type == "cpu" and not self._right:
-            self._right.fill_(True)
+        twice = (ordered[1:] == ordered[:-1]) & (ordered[1:] < self.size)
+        again = self.loss[slot] != UNSEEN  # the last slot never keeps anything, see below
+        self._wrong |= (outside | again).any() | twice.any()
+        if loss.device.type == "cpu" and self._wrong:
+            self._wrong.fill_(False)
             if outside.any():
                 raise ValueError(f"there is no sample {index[outside][0].item()}, there are {self.size}; {WHOSE}")
             named = slot[again] if again.any() else ordered[1:][twice]
@@ -62,6 +66,7 @@ class Ledger:
         good = loss.isfinite()
         self._finite &= good.all()
         self.loss[slot] = torch.where(good, loss, torch.inf)  # infinite: what a maximum over ranks keeps
+        self.loss[-1] = UNSEEN
 
     def check(self) -> None:
         """Raise if something was wrong. Waits for the device.
@@ -70,10 +75,11 @@ class Ledger:
             NotFinite: a loss was not finite; names the samples.
             ValueError: an index came that no sample has, or one came twice.
         """
-        if not self._right:
+        if self._wrong:
             raise ValueError(f"an index was not in [0, {self.size}), or a sample was scored twice; {WHOSE}")
-        if not self._finite or self.loss[:-1].isposinf().any():
-            bad = self.loss[:-1].isposinf().nonzero().squeeze(1).tolist()
+        bad = self.loss.isposinf()
+        if not self._finite or bad.any():
+            bad = bad.nonzero().squeeze(1).tolist()
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
             whose = f"sample {', '.join(map(str, bad[:10]))}{more}" if bad else "a slot that does not count"
             raise NotFinite(f"the loss of {whose} is not finite", bad)

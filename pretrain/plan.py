@@ -27,7 +27,7 @@ TURN = 0x9E3779B97F4A7C15  # 2^64 (golden ratio - 1): levels of one sample's vis
 class Tables(NamedTuple):
     """What a visit's weight depends on beside its score, on the device where it is asked for."""
 
-    edges: Tensor  # float32 [E]
+    edges: Tensor  # float32 [E + 1]; the last one infinite: a sample never visited lies beyond it
     weight: Tensor  # float32 [E + 2]; of each band and, the last one, of those never visited
     density: Tensor  # float32 [bins], 1 on average
     cumulative: Tensor  # float32 [bins]; share of the visits below each bin's end
@@ -63,7 +63,7 @@ class Plan:
         density = density / density.mean()
         weight = n / k.clamp(min=1)
         cumulative = density.cumsum(0) / len(density)
-        self._tables = {edges.device: Tables(edges, weight.float(), density.float(), cumulative.float())}
+        self._tables = {edges.device: Tables(_beyond(edges), weight.float(), density.float(), cumulative.float())}
         self._score = score
 
     def _on(self, device: torch.device) -> Tables:
@@ -110,7 +110,7 @@ class Plan:
     def weight_of(self, index: Tensor, score: Tensor) -> Tensor:
         """float32; what visits of samples of these scores count for: 1 / (chance of being kept * density of level)."""
         edges, weight, density, cumulative = self._on(index.device)
-        band = torch.bucketize(score, edges, right=True).where(~score.isnan(), len(edges) + 1)
+        band = torch.bucketize(score.nan_to_num(nan=torch.inf), edges, right=True)
         if len(density) == 1:
             return weight[band]
         return weight[band] / density[torch.bucketize(self._uniform(index), cumulative[:-1], right=True)]
@@ -149,6 +149,10 @@ class Plan:
         return key(self.length, kept, *some.tolist(), *(int(value) & 0xFFFFFFFF for value in weights))
 
 
+def _beyond(edges: Tensor) -> Tensor:
+    return torch.cat([edges, torch.tensor([torch.inf])])
+
+
 def _signed(value: int) -> int:
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
@@ -183,7 +187,8 @@ def _whole(wanted: Tensor, n: Tensor) -> Tensor:
     total = round(wanted.sum().item())
     k = torch.where(n > 0, (wanted + 1e-9 * n).floor().clamp(min=1), 0).minimum(n)
     while (missing := total - int(k.sum())) != 0:
-        error = torch.where((k < n) if missing > 0 else (k > 1), (wanted - k) * (1 if missing > 0 else -1), -torch.inf)
+        can = (k < n) if missing > 0 else (k > 1) & (wanted < n)  # who is to be kept for certain is
+        error = torch.where(can, (wanted - k) * (1 if missing > 0 else -1), -torch.inf)
         order = error.sort(descending=True, stable=True).indices[: abs(missing)]
         order = order[error[order] > -torch.inf]
         if not len(order):

@@ -1,0 +1,182 @@
+"""What InfoBatch itself costs: planning an epoch, a step, closing an epoch, memory; beside its predecessor.
+
+    python benchmarks/planning.py                     # 1.28 and 100 million samples, about 5 minutes
+    python benchmarks/planning.py --sizes 1280000     # a minute
+
+The predecessor is the published package (github.com/NUS-HPC-AI-Lab/InfoBatch), run as it is where `import infobatch`
+finds a copy of it, otherwise left out. Every line is measured in a process of its own, which tells its peak memory.
+Timings are medians of several runs; on a shared machine compare them within one call of this program.
+"""
+
+import importlib.util
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+BATCH = 256
+OURS = {"infobatch": {}, "quantile": {}, "budget": {"budget": 0.7}, "joint": {"budget": 0.7}}
+
+
+def median(call: Callable[[], object], times: int) -> float:
+    """Seconds; after one call that does not count."""
+    taken = []
+    for _ in range(times + 1):
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[1:])
+
+
+def gigabytes() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def measure_ours(policy: str, size: int) -> dict[str, float]:
+    """Everything about one policy at one size; the first epoch's losses are put where the steps would write them."""
+    from pretrain import InfoBatch
+
+    before = gigabytes()
+    infobatch = InfoBatch(size, epochs=8, policy=policy, **OURS[policy])
+    epochs = infobatch.epochs()
+    next(epochs)
+    infobatch._ledger.loss[:-1].exponential_(generator=torch.Generator().manual_seed(0))
+    infobatch.seen = infobatch.length
+    begun = time.perf_counter()
+    infobatch._close()
+    closing = time.perf_counter() - begun
+
+    def plan() -> None:
+        infobatch._plan = None  # as between epochs: the old plan is gone before the new one is made
+        infobatch._draw()
+
+    planning = median(plan, 5)
+    peak = gigabytes()
+    kept = infobatch.plan.kept
+    lasting = infobatch.score.nbytes + infobatch._ledger.loss.nbytes + (kept.nbytes if kept is not None else 0)
+    state = sum(v.nbytes for v in infobatch.state_dict().values() if isinstance(v, torch.Tensor))
+    visits = iter(infobatch)
+    begun = time.perf_counter()
+    some = [next(visits) for _ in range(min(1 << 18, len(infobatch)))]
+    visit = (time.perf_counter() - begun) / len(some)
+    batches = iter(torch.tensor(some[: len(some) // BATCH * BATCH]).split(BATCH))
+    loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    step = median(lambda: infobatch(loss, next(batches)), 400)
+    return {
+        "planning": planning,
+        "visit": visit,
+        "step": step,
+        "mean": median(loss.mean, 400),
+        "closing": closing,
+        "peak": peak,
+        "base": before,
+        "bytes": lasting / size,
+        "state": state / size,
+    }
+
+
+def measure_predecessor(_: str, size: int) -> dict[str, float]:
+    """The same of the published package."""
+    from infobatch import InfoBatch  # pyright: ignore[reportMissingImports]
+
+    before = gigabytes()
+    data = InfoBatch(range(size), 8)  # pyright: ignore[reportArgumentType]
+    data.scores.exponential_(generator=torch.Generator().manual_seed(0))
+    order: list[int] = []
+
+    def plan() -> None:
+        order[:] = []
+        order[:] = data.prune()
+
+    planning = median(plan, 1 if size > 5e6 else 5)
+    peak = gigabytes()
+    loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    batches = iter(torch.tensor(order[: 500 * BATCH]).split(BATCH))
+
+    def step() -> None:
+        data.set_active_indices(next(batches))
+        data.update(loss * 1)  # a copy: it multiplies what it is given in place
+
+    lasting = data.scores.nbytes + data.weights.nbytes + len(order) * (8 + sys.getsizeof(1 << 20))
+    return {
+        "planning": planning,
+        "step": median(step, 400),
+        "mean": median(loss.mean, 400),
+        "peak": peak,
+        "base": before,
+        "bytes": lasting / size,
+    }
+
+
+def child(name: str, size: int) -> dict[str, float]:
+    """A measurement in a process of its own."""
+    words = [sys.executable, __file__, "--one", name, "--sizes", str(size)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(sizes: tuple[int, ...] = (1_280_000, 100_000_000), one: str | None = None, threads: int = 2) -> None:
+    """Measure and print.
+
+    Args:
+        sizes: samples in the data set.
+        one: measure this line alone and print it as JSON.
+        threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    if one is not None:
+        measure = measure_predecessor if one == "predecessor" else measure_ours
+        sys.stdout.write(json.dumps(measure(one, sizes[0])) + "\n")
+        return
+    console = Console(width=150, highlight=False)
+    listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    processor = next((line.split(": ")[1] for line in listed.splitlines() if "model name" in line), platform.machine())
+    console.print(
+        f"{processor.strip()}, {threads} threads, torch {torch.__version__}, numpy {np.__version__}, "
+        f"Python {platform.python_version()}; batch {BATCH}"
+    )
+    names = [*OURS, *(["predecessor"] if importlib.util.find_spec("infobatch") else [])]
+    if "predecessor" not in names:
+        console.print("the predecessor is not installed; put a copy of it on PYTHONPATH to compare")
+    for size in sizes:
+        table = Table(title=f"{size:,} samples")
+        for head in ("policy", "plan an epoch", "a visit", "a step", "loss.mean()", "close an epoch"):
+            table.add_column(head, justify="right")
+        for head in ("peak memory", "before", "lasting", "state"):
+            table.add_column(head, justify="right")
+        for name in names:
+            if name == "predecessor" and size > 2e7:
+                table.add_row(name, "not run: a list of Python integers, 40 bytes a visit")
+                continue
+            found = child(name, size)
+            table.add_row(
+                name,
+                f"{found['planning']:.3g} s",
+                f"{1e6 * found['visit']:.2f} us" if "visit" in found else "",
+                f"{1e6 * found['step']:.0f} us",
+                f"{1e6 * found['mean']:.0f} us",
+                f"{found['closing']:.3g} s" if "closing" in found else "",
+                f"{found['peak']:.2f} GB",
+                f"{found['base']:.2f} GB",
+                f"{found['bytes']:.1f} B/sample",
+                f"{found['state']:.1f} B/sample" if "state" in found else "none",
+            )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

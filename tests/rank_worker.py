@@ -1,0 +1,68 @@
+"""A run of several processes, for tests/test_ranks.py: a small network in a loop as users write it, with gloo.
+
+Started as `rank_worker.py RANK WORLD FOLDER MICRO [STATE]`. Leaves in FOLDER, by rank: the indices of every optimizer
+step, parameters, scores, and the state inside the third epoch.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+
+from pretrain import Indexed, InfoBatch
+
+SIZE, BATCH, EPOCHS = 101, 24, 7  # neither 2 nor 3 divides what an epoch visits
+
+
+def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(SIZE, 6, generator=rng, dtype=torch.float64)
+    y = (x @ torch.randn(6, 1, generator=rng, dtype=torch.float64)).sin().squeeze(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    network = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-2)
+    infobatch = InfoBatch(SIZE, epochs=EPOCHS, policy="budget", budget=0.7, tell=lambda sentence: None)
+    if state:
+        saved = load_file(f"{state}.safetensors")
+        numbers = {name: int(saved.pop(name)) for name in ("epoch", "seen", "visited", "dropped", "plan")}
+        model.load_state_dict({name[6:]: saved.pop(name) for name in [*saved] if name.startswith("model.")})
+        saved.pop("steps")
+        infobatch.load_state_dict({**saved, **numbers})
+    loader = DataLoader(Indexed(TensorDataset(x, y)), micro, sampler=infobatch)
+    steps: list[list[int]] = []
+    for epoch in infobatch.epochs():
+        due = 0  # samples that the running step is still to see, over all processes
+        for index, features, target in loader:
+            if not due:
+                due = window = min(BATCH, infobatch.length - infobatch.seen)
+                steps.append([])
+            count = infobatch.counted(index)
+            steps[-1] += [number for number in index.tolist() if number >= 0]
+            loss = infobatch((network(features).squeeze(1) - target).square(), index)
+            (loss * count / window).backward()
+            due -= count
+            if due:
+                continue
+            optimizer.step()
+            optimizer.zero_grad()
+            if epoch == 2 and infobatch.seen == BATCH and not state:
+                kept = {**infobatch.state_dict(), "steps": len(steps)}
+                tensors = {name: torch.as_tensor(value) for name, value in kept.items()}
+                tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
+                if rank == 0:
+                    save_file(tensors, folder / "state.safetensors")
+    save_file({**model.state_dict(), "score": infobatch.score}, folder / f"{rank}.safetensors")
+    (folder / f"{rank}.txt").write_text("\n".join(" ".join(map(str, step)) for step in steps))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
