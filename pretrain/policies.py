@@ -100,11 +100,7 @@ def quantile(
     """
     _require(len(keep) == len(at) + 1, "keep", f"one share more than the {len(at)} of `at`", keep)
     _require(list(at) == sorted(at) and all(0 < q < 1 for q in at), "at", "ascending, in (0, 1)", at)
-    count, _ = histogram(score)
-    if not count.any():
-        return full(score, known)
-    edges = torch.stack([_at_rank(score, count, int(q * count.sum().item())) for q in at])
-    return Rule(edges, torch.tensor(keep, dtype=torch.float64))
+    return Rule(at_quantiles(score, at), torch.tensor(keep, dtype=torch.float64))
 
 
 def budget(score: Tensor, known: Known, *, share: float, floor: float = 0.2) -> Rule:
@@ -198,6 +194,14 @@ def histogram(score: Tensor) -> tuple[Tensor, Tensor]:
 def _cell_start(middle: Tensor) -> Tensor:
     """float32; the least score that lies in the cell of a middle."""
     return ((middle.float().view(torch.int32) >> 16) << 16).view(torch.float32)
+
+
+def at_quantiles(score: Tensor, at: tuple[float, ...]) -> Tensor:
+    """float32 [len(at)]; the scores that these shares of all scores precede, exactly; 0 where nobody has one."""
+    count, _ = histogram(score)
+    if not count.any():
+        return torch.zeros(len(at))
+    return torch.stack([_at_rank(score, count, int(q * count.sum().item())) for q in at])
 
 
 def _at_rank(score: Tensor, count: Tensor, rank: int) -> Tensor:

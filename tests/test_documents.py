@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, journal
 
 from pretrain import InfoBatch
+from pretrain.policies import POLICIES
 from pretrain.rng import generator
 
 
@@ -31,25 +32,27 @@ def test_the_adapter_that_is_shown_trains(document: str, tmp_path: Path, picture
     assert any((tmp_path / "run" / "model").iterdir())
 
 
+def test_the_policy_that_is_shown_prunes(tmp_path: Path, pictures: Path, program) -> None:
+    (code,) = blocks("docs/policies.md")
+    (tmp_path / "middle.py").write_text(code)
+    words = ["--data", pictures, "--infobatch", "--pruning.policy", "middle.py", "--epochs", 4, "--batch-size", 8]
+    program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
+    epochs = [record for record in journal(tmp_path / "run") if record["kind"] == "epoch"]
+    assert [round(43 * (1 - record["skipped"])) for record in epochs] == [43, 32, 32, 43]  # half of 10, 22, half of 11
+
+
+def test_every_policy_is_documented() -> None:
+    text = (ROOT / "docs" / "policies.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(POLICIES)
+
+
 def test_the_loop_that_is_shown_trains() -> None:
     (code,) = (block for block in blocks("README.md") if "InfoBatch(" in block)
     x = torch.randn(40, 3, generator=generator(0))
     data = list(zip(x, (x.sum(1) > 0).long(), strict=True))
-
-    class Indexed(torch.utils.data.Dataset):
-        def __init__(self, data: list) -> None:
-            self.data = data
-
-        def __len__(self) -> int:
-            return len(self.data)
-
-        def __getitem__(self, i: int) -> tuple:
-            return (i, *self.data[i])
-
     model = torch.nn.Linear(3, 2)
     scope = {
         "data": data,
-        "Indexed": Indexed,
         "model": model,
         "DataLoader": torch.utils.data.DataLoader,
         "F": torch.nn.functional,

@@ -125,6 +125,16 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
         ("--precision fp16", "fp16"),
         ("--tracker nonsense", "nonsense"),
         ("--adapter ddpm --evaluate.steps 2000", "--evaluate.steps 2000"),
+        (
+            "--pruning.policy infobach",
+            "did you mean infobatch? There are full, random, infobatch, quantile, budget, joint",
+        ),
+        ("--pruning.policy ./mine.py", "there is no such file"),
+        ("--pruning.policy tests/conftest.py", "exactly one function that begins with (score, known), found none"),
+        ("--pruning.policy budget", "needs a budget"),
+        ("--infobatch --pruning.budget 0.5", "infobatch keeps to no budget; random, budget, joint do"),
+        ("--pruning.policy joint --pruning.budget 0.2", "budget must be at least"),
+        ("--pruning.policy budget --pruning.budget 0.9 --pruning.ratio 0.5", "has no setting 'ratio'"),
         ("--data.channels 1 --conditional --data ./nowhere/at/all", "there is no such file"),
     ],
 )

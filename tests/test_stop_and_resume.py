@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY, journal
 from programs import common, final, refused, same, train, wait_for
 
@@ -27,6 +28,42 @@ def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Pat
         train("train_diffusion.py", "--resume", "--output-dir", folder)
         assert same(finished, folder), step
         assert journal(finished) == journal(folder), step
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+def test_killed_between_the_loss_and_the_optimizer_step(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """At every step: the scores of the batch are in, its gradient is not."""
+    step = torch.optim.AdamW.step
+    steps = len(list((finished / "checkpoints").iterdir()))
+    words = [*common(pictures, tmp_path / "run"), "--infobatch", "--micro-batch", 6, "--checkpoint.every", 1]
+
+    def dying(calls: int):
+        left = [calls]
+
+        def call(self, *arguments, **more):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return step(self, *arguments, **more)
+
+        return call
+
+    reached = 0
+    for calls in (1, *[1] * steps):  # one step further each time
+        monkeypatch.setattr(torch.optim.AdamW, "step", dying(calls))
+        try:
+            begun = (tmp_path / "run" / "checkpoints").is_dir()
+            train("train_diffusion.py", *(["--resume", "--output-dir", tmp_path / "run"] if begun else words))
+            break
+        except Killed:
+            reached += 1
+    assert reached == steps - 1 >= 12
+    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
 def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, program) -> None:
