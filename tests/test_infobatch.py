@@ -177,6 +177,23 @@ def test_stopped_anywhere_the_rest_is_the_same(stop: int, seed: int) -> None:
     assert torch.equal(resumed.score, whole.score) and resumed.visited == whole.visited
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"ratio": 0.4}, {"policy": "full"}, {"epochs": 3}, {"policy": "budget", "budget": 0.7}],
+    ids=str,
+)
+def test_inside_an_epoch_another_plan_is_refused(other: dict) -> None:
+    settings = {"epochs": 9, "policy": "infobatch", "seed": 0}
+    infobatch = InfoBatch(60, **settings)
+    losses = torch.rand(60, generator=generator(1)) + 0.1
+    for epoch, _ in run(infobatch, losses):
+        if epoch == 2 and infobatch.seen:
+            break
+    with pytest.raises(ValueError, match="whose plan would be another one now"):
+        InfoBatch(60, **settings | other).load_state_dict(infobatch.state_dict())
+    InfoBatch(60, **settings).load_state_dict(infobatch.state_dict())
+
+
 # -- law 6: n processes are one --------------------------------------------------------------------
 
 
@@ -452,6 +469,47 @@ def test_losses_are_compared_with_what_is_usual_at_their_level() -> None:
 
     assert correlation(raw) < 0.4
     assert correlation(infobatch.score) > 0.95
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.7, 0.9])
+def test_a_score_keeps_the_stated_share_of_its_past(smoothing: float) -> None:
+    infobatch = InfoBatch(5000, epochs=2, policy="full", smoothing=smoothing)
+    losses = torch.rand(2, 5000, generator=generator(0)) + 0.5
+    for epoch in infobatch.epochs():
+        for index in DataLoader(range(5000), 500, sampler=infobatch):
+            infobatch(losses[epoch, index], index)
+    torch.testing.assert_close(
+        infobatch.score, smoothing * losses[0] + (1 - smoothing) * losses[1], atol=0.06, rtol=0
+    )  # their mean is 1
+
+
+def test_losses_are_compared_with_what_is_usual_at_their_time() -> None:
+    """The network learns while the epoch runs: an early visit's loss is no measure for a late one's."""
+    difficulty = torch.rand(4000, generator=generator(0)) + 0.5
+    infobatch = InfoBatch(4000, epochs=1)
+    raw = torch.empty(4000)
+    for _ in infobatch.epochs():
+        for step, index in enumerate(DataLoader(range(4000), 40, sampler=infobatch)):
+            raw[index] = difficulty[index] * (0.2 + 2 * math.exp(-step / 20))
+            infobatch(raw[index], index)
+    with_raw, with_score = (
+        torch.corrcoef(torch.stack([value, difficulty]))[0, 1].item() for value in (raw, infobatch.score)
+    )
+    assert with_raw < 0.45 and with_score > 0.97
+
+
+def test_scores_are_equally_far_spread_at_every_level() -> None:
+    """Where losses spread twice as far, they count half as much."""
+    noise = torch.randn(20_000, generator=generator(0)).clamp(-3, 3)
+    infobatch = InfoBatch(20_000, epochs=1)
+    for _ in infobatch.epochs():
+        for index in DataLoader(range(20_000), 500, sampler=infobatch):
+            level = infobatch.level(index)
+            infobatch((0.2 + level) * (1 + (0.02 + 0.2 * level) * noise[index]), index)
+        levels = infobatch.plan.level
+    low, high = infobatch.score[levels < 0.2].std(), infobatch.score[levels > 0.8].std()
+    assert 0.9 < (low / high).item() < 1.1
+    assert torch.corrcoef(torch.stack([infobatch.score, noise]))[0, 1] > 0.93
 
 
 def test_where_levels_do_not_matter_they_do_nothing() -> None:

@@ -100,6 +100,12 @@ def test_nobody_starves(policy: str, size: int, seed: int) -> None:
         assert (plan(ALL[policy], score, seed).weight[score.isnan()] > 0).all()
 
 
+def test_bands_that_are_due_less_than_a_visit_take_none_from_the_unseen() -> None:
+    score = torch.cat([torch.arange(1.0, 41), torch.full((5,), math.nan)])
+    found = Plan(Rule(torch.arange(1.5, 40), torch.full((40,), 0.3).double()), score, (0, 0))
+    assert (found.weight == 1).all() and found.length == 45  # nobody of a band of one can be left out for ever
+
+
 @pytest.mark.parametrize("value", [0.1, 0.05, 1 / 3, 3.0, 1e-20, 1e20, 0.0])
 def test_equal_scores_are_not_below_their_mean(value: float) -> None:
     score = torch.full((50_000,), value)

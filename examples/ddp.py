@@ -1,0 +1,54 @@
+"""InfoBatch with DistributedDataParallel: several processes make the same steps as one.
+
+torchrun --standalone --nproc_per_node 2 examples/ddp.py
+"""
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+import tyro
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from toy import data, network, rate, report
+
+from pretrain import Indexed, InfoBatch
+
+
+def main(epochs: int = 20, batch_size: int = 60, save: str = "") -> None:
+    """Train a small classifier.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: samples of a step, over all processes.
+        save: where rank 0 leaves the parameters.
+    """
+    gpu = torch.cuda.is_available()
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    samples = data()
+    model = DistributedDataParallel(network().to(device))
+    optimizer = torch.optim.SGD(model.parameters(), rate(0.0), momentum=0.9)
+    infobatch = InfoBatch(samples, epochs=epochs)  # made after the process group: it finds rank and world there
+    # A sampler that deals the order to the ranks: no DistributedSampler beside it. Where the last round is short, a
+    # rank gets a slot that does not count, so all make equally many steps.
+    loader = DataLoader(Indexed(samples), batch_size // world, sampler=infobatch)
+    for _ in infobatch.epochs():
+        for index, features, label in loader:
+            optimizer.param_groups[0]["lr"] = rate(infobatch.progress)
+            losses = F.cross_entropy(model(features.to(device)), label.to(device), reduction="none")
+            optimizer.zero_grad()
+            infobatch(losses, index).backward()  # scaled such that the ranks' average is the mean of the global batch
+            optimizer.step()
+    if rank == 0:
+        print(report(model.module.cpu(), infobatch.visited, epochs))
+        if save:
+            torch.save({"score": infobatch.score, **model.module.state_dict()}, save)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
