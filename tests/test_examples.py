@@ -9,14 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, draw_images
 
 sys.path.insert(0, str(ROOT / "examples"))  # as for a script that is started there
 
+import classification
+import classification_adapter
 import hf_trainer
+import language
+import language_adapter
 import lightning_module
 import plain_loop
+import segmentation
+import segmentation_adapter
 import toy
+from fit import Training
+
+from pretrain.adapter import Batch
+from pretrain.config import Data
 
 # What these libraries say of themselves and of the machine; ours must not warn.
 quiet = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
@@ -96,3 +106,71 @@ def test_the_toy_has_easy_and_hard_samples() -> None:
     model = plain_loop.main(epochs=3)
     losses = torch.nn.functional.cross_entropy(model(toy.data()[:][0]), toy.data()[:][1], reduction="none")
     assert losses.median() < 0.5 * losses.mean()
+
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+def said(capsys) -> tuple[int, int]:
+    """Visits, and those that everybody would have been, as a task's output says."""
+    found = re.search(r"([\d,]+) visits instead of ([\d,]+)", capsys.readouterr().out)
+    assert found
+    visited, full = (int(number.replace(",", "")) for number in found.groups())
+    return visited, full
+
+
+def test_classification(tmp_path: Path, capsys) -> None:
+    data = Data(str(draw_images(tmp_path / "images", 160)), held_out=16)
+    training = Training(epochs=5, batch_size=16, lr=2e-3)
+    assert classification.main(data=data, model="resnet18", training=training) > 0.8
+    visited, full = said(capsys)
+    assert visited < full == 5 * 144
+
+
+def test_segmentation(tmp_path: Path, capsys) -> None:
+    data = Data(str(draw_images(tmp_path / "images", 200, size=24)), held_out=20)
+    training = Training(epochs=8, batch_size=16, lr=3e-3, policy="budget", budget=0.8)
+    assert segmentation.main(data=data, training=training) > 0.5  # a third is what the background alone gives
+    visited, full = said(capsys)
+    assert visited == round(0.8 * full)
+
+
+def test_language(capsys) -> None:
+    training = Training(epochs=8, batch_size=32, lr=4e-3)
+    trained = language.main(samples=1500, width=64, training=training)
+    visited, full = said(capsys)
+    assert visited < 0.9 * full
+    assert trained > 0.3 > 0.25 > language.main(samples=100, width=64, training=Training(epochs=1))
+
+
+def test_masks_show_the_label_where_something_is_shown() -> None:
+    image = torch.tensor([[[[-1.0, 0.0], [0.5, -0.9]]]])
+    batch = Batch(image, torch.tensor([3]), torch.tensor([0]), torch.zeros(1))
+    assert segmentation_adapter.Segmentation().masks(batch).tolist() == [[[10, 3], [3, 10]]]
+
+
+def test_a_sequences_loss_is_its_own() -> None:
+    """Neither padding, nor the instruction's tokens, nor other sequences are part of it."""
+    torch.manual_seed(0)
+    adapter = language_adapter.Instruction()
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = language.GPT2Config(vocab_size=256, n_positions=64, n_embd=32, n_layer=2, n_head=2, **ends)
+    model = language.GPT2LMHeadModel(config).eval()
+    tokens, answer = language.encoded([("copy abc", "abc"), ("sort hgfedcb", "bcdefgh"), ("add 1 2", "3")])
+    batch = language_adapter.Sequences(tokens, answer, torch.arange(3))
+    together = adapter(model, batch, None).loss
+    for row in range(3):
+        length = int(answer[row].nonzero().max()) + 1
+        alone = language_adapter.Sequences(
+            *(field[row : row + 1, :length] for field in (tokens, answer)), torch.arange(1)
+        )
+        torch.testing.assert_close(adapter(model, alone, None).loss[0], together[row])
+        labels = alone.tokens.masked_fill(~alone.answer, -100)
+        torch.testing.assert_close(model(alone.tokens, labels=labels).loss, together[row])
+
+
+def test_what_is_remembered_of_a_class_is_not_smoothed() -> None:
+    adapter = classification_adapter.Classification(smoothing=0.2)
+    batch = Batch(torch.tensor([[9.0, 0.0]]), torch.tensor([0]), torch.tensor([0]), torch.zeros(1))
+    loss, score = adapter(torch.nn.Identity(), batch, None)
+    assert score is not None and loss.item() > 0.5 > 0.01 > score.item()

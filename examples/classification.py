@@ -1,0 +1,72 @@
+"""Image classification: a timm ResNet on CIFAR-10, pruned by InfoBatch.
+
+    python examples/classification.py                                   # from the Hugging Face hub
+    python examples/classification.py --data.source path/to/cifar10     # parquet files or class folders
+
+A ResNet's batch norm lets the samples of a batch touch each other's losses a little; the method is used with it all the
+same.
+"""
+
+from collections.abc import Iterable
+
+import timm
+import torch
+import tyro
+from classification_adapter import Classification
+from fit import Training, device, fit
+from torch import nn
+
+from pretrain import InfoBatch
+from pretrain.adapter import Batch
+from pretrain.config import Data
+from pretrain.data import Images, Visits, loader, on_device
+from pretrain.sources import open_data
+
+
+def small_resnet(name: str, channels: int, classes: int) -> nn.Module:
+    """A ResNet for small images: its first convolution keeps their size."""
+    model = timm.create_model(name, num_classes=classes, in_chans=channels)
+    model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterable[Batch]:
+    """An epoch's batches, on the device."""
+    return (on_device(batch, device()) for batch, _ in loader(images, Visits(infobatch), batch_size))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Images) -> float:
+    """Share of the images whose class is found."""
+    right = [
+        (model(on_device(batch, device()).image).argmax(dim=1).cpu() == batch.label)
+        for batch in images.batches(range(len(images)), 500)
+    ]
+    return torch.cat(right).float().mean().item()
+
+
+def main(
+    data: Data = Data("uoft-cs/cifar10", flip=True),
+    model: str = "resnet18",
+    adapter: Classification = Classification(),
+    training: Training = Training(),
+) -> float:
+    """Train and report the accuracy on held-out images."""
+    source = open_data(data, training.seed)
+    torch.manual_seed(training.seed)
+    network = small_resnet(model, source.shape[0], source.classes).to(device())
+    fit(
+        training,
+        network,
+        adapter,
+        len(source.train),
+        lambda infobatch: visits(source.train, training.batch_size, infobatch),
+    )
+    reached = accuracy(network, source.test)
+    print(f"accuracy {reached:.3f}")
+    return reached
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

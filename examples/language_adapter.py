@@ -1,0 +1,34 @@
+"""Instruction tuning of a causal language model as an objective."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.adapter import Losses
+from pretrain.rng import Draws
+
+
+class Sequences(NamedTuple):
+    """What a step looks at."""
+
+    tokens: Tensor  # int64 [B, L]; instruction, answer, padding
+    answer: Tensor  # bool [B, L]; which of them are the answer
+    index: Tensor  # int64 [B]; which samples
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Cross entropy of the answer's tokens, averaged over each answer: one loss a sequence, whatever its length."""
+
+    def tokens(self, model: nn.Module, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, L - 1, V] of the next tokens, these, and which of them are the answer, [B, L - 1]."""
+        returned: Any = model(batch.tokens)
+        return returned.logits[:, :-1].float(), batch.tokens[:, 1:], batch.answer[:, 1:]
+
+    def __call__(self, model: nn.Module, batch: Sequences, rng: Draws) -> Losses:
+        """One forward pass; rng is not used."""
+        logits, target, answer = self.tokens(model, batch)
+        loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        return Losses((loss * answer).sum(dim=1) / answer.sum(dim=1).clamp(min=1))
