@@ -16,13 +16,16 @@ from toy import data, network, rate, report
 from pretrain import Indexed, InfoBatch
 
 
-def main(epochs: int = 20, checkpoint: Path | None = None, stop_after: int | None = None) -> nn.Module:
+def main(
+    epochs: int = 20, checkpoint: Path | None = None, stop_after: int | None = None, save: Path | None = None
+) -> nn.Module:
     """Train a small classifier.
 
     Args:
         epochs: passes over the data.
         checkpoint: file to go on from, if it is there, and to write when stopping.
         stop_after: optimizer steps after which to stop.
+        save: file to leave the parameters in.
     """
     samples, model = data(), network()
     optimizer = torch.optim.SGD(model.parameters(), rate(0.0), momentum=0.9)
@@ -48,6 +51,8 @@ def main(epochs: int = 20, checkpoint: Path | None = None, stop_after: int | Non
                 print(f"stopped in epoch {infobatch.epoch + 1} after {infobatch.seen} of its {infobatch.length} visits")
                 return model
     print(report(model, infobatch.visited, epochs))
+    if save is not None:
+        torch.save(model.state_dict(), save)
     return model
 
 

@@ -3,7 +3,7 @@
 One object is the sampler (whom to visit), the clock (`progress`) and the memory (scores). It knows
 nothing of models, data or accelerators, and works alone in anybody's loop:
 
-    infobatch = InfoBatch(len(data), epochs=100)
+    infobatch = InfoBatch(data, epochs=100)
     loader = DataLoader(Indexed(data), 256, sampler=infobatch)
     for epoch in infobatch.epochs():
         for index, image, label in loader:
@@ -11,13 +11,15 @@ nothing of models, data or accelerators, and works alone in anybody's loop:
             infobatch(losses, index).backward()
 
 The method is that of Qin et al., "InfoBatch: Lossless training speed up by unbiased dynamic data
-pruning" (ICLR 2024), corrected in two places: a loss is compared with what is usual at its level, and
-scores are smoothed over visits. docs/method.md has the mathematics.
+pruning" (ICLR 2024), corrected: a loss is compared with what is usual at its level and time, scores are
+smoothed over visits, and where they turn out to tell nothing they are left out. docs/method.md has the
+mathematics.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sized
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -75,8 +77,8 @@ class InfoBatch(Sampler[int]):
         tell: Callable[[str], Any] = warnings.warn,
         **settings: Any,
     ) -> None:
-        self._data = None if isinstance(data, int) else data
-        size = data if isinstance(data, int) else length(data)
+        self._data = None if isinstance(data, Integral) else data
+        size = int(data) if isinstance(data, Integral) else length(data)
         if (rank is None) != (world is None):
             raise ValueError(f"rank and world belong together, got rank {rank} and world {world}")
         if rank is None or world is None:

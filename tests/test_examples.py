@@ -69,6 +69,24 @@ def test_plain_loop_is_stopped_and_goes_on(plain: dict[str, Any], tmp_path: Path
         assert same(plain_loop.main(checkpoint=file), plain)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_stopped_after_every_step_a_new_process_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """Three epochs, the second pruned; whatever the step."""
+    whole = tmp_path / "whole.pt"
+    run("examples/plain_loop.py", "--epochs", 3, "--save", whole)
+    expected = torch.load(whole, weights_only=True)
+    for stop_after in range(1, 1000):
+        file, save = tmp_path / f"{stop_after}.pt", tmp_path / "resumed.pt"
+        words = ["examples/plain_loop.py", "--epochs", 3, "--checkpoint", file, "--save", save]
+        if "stopped" not in run(*words, "--stop-after", stop_after):
+            break
+        run(*words)
+        found = torch.load(save, weights_only=True)
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert stop_after > 45
+
+
 def test_ddp_is_one_run_on_any_number_of_processes(tmp_path: Path) -> None:
     lines = [run("examples/ddp.py", "--save", tmp_path / str(n), processes=n) for n in (1, 2, 3)]
     one, two, three = (torch.load(tmp_path / str(n), weights_only=True) for n in (1, 2, 3))

@@ -251,6 +251,18 @@ def test_a_step_never_asks_the_device(policy: dict) -> None:
     assert infobatch.seen == infobatch.length
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_step_does_not_wait_for_a_gpu() -> None:
+    infobatch = InfoBatch(64, epochs=4)
+    for epoch in infobatch.epochs():
+        for number, index in enumerate(DataLoader(range(64), 8, sampler=infobatch, generator=torch.Generator())):
+            loss, index = torch.rand(len(index), device="cuda", requires_grad=True), index.cuda()
+            torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step copies the plan's tables
+            infobatch(loss, index).backward()
+            torch.cuda.set_sync_debug_mode("default")
+        assert infobatch.seen == infobatch.length and epoch < 4
+
+
 # -- law 8: bad numbers stop -----------------------------------------------------------------------
 
 
