@@ -174,7 +174,7 @@ class InfoBatch(Sampler[int]):
         annealing = self.epoch >= self.first_full
         rule = full(self.score, self._known()) if annealing else self._rule(self.score, share)
         known = self.reliability
-        at_random = known is not None and known < LEAST and len(rule.keep) > 1
+        at_random = known is not None and known < LEAST and bool((rule.keep != rule.keep[0]).any())
         if at_random and not self.at_random and self.rank == 0:
             self.tell(
                 f"the scores have a reliability of {known:.2f}: how a sample fared hardly tells how it will fare, so "
