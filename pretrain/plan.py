@@ -58,7 +58,7 @@ class Plan:
             n = torch.stack([n[:-1].sum(), n[-1]])
         k = _whole(keep * n, n)
         self.length = int(k.sum())
-        self.kept = None if self.length == self.size else _choose(band, n, k, clock)
+        self.kept = None if self.length == self.size else _choose(band, n.numpy(), k.numpy(), clock)
         density = rule.density if rule.density is not None else torch.ones(1, dtype=torch.float64)
         density = density / density.mean()
         weight = n / k.clamp(min=1)
@@ -203,22 +203,22 @@ def _count(band: np.ndarray, bands: int) -> Tensor:
     return torch.from_numpy(sum(np.bincount(chunk, minlength=bands) for chunk in chunks)).double()
 
 
-def _choose(band: np.ndarray, n: Tensor, k: Tensor, clock: tuple[int, int]) -> np.ndarray:
+def _choose(band: np.ndarray, n: np.ndarray, k: np.ndarray, clock: tuple[int, int]) -> np.ndarray:
     """int32 [K] (int64 beyond 2^31 samples); k of the n samples of every band, drawn without replacement.
 
     Kept are those with the k smallest of n random numbers. One pass takes in all whose number is certainly small
-    enough, and puts aside those near the limit, a few in a thousand; these are sorted.
+    enough, and puts aside those near the limit; these few are sorted.
     """
-    n_, k_ = n.numpy(), k.numpy()
-    share = k_ / np.maximum(n_, 1)
-    spread = 8 * np.sqrt(share * (1 - share) / np.maximum(n_, 1)) + 40 / np.maximum(n_, 1)
+    some = np.maximum(n, 1)
+    share = k / some
+    spread = 8 * np.sqrt(share * (1 - share) / some) + 40 / some
     most = (1 << BITS) - 1
-    always = k_ == n_
+    always = k == n
     low = np.where(always, most, np.clip((share - spread) * most, -1, most)).astype(np.int32)
     high = np.where(always, most, np.clip((share + spread) * most, -1, most)).astype(np.int32)
     widest = (high - low).max()
-    kept = np.empty(int(k_.sum()), dtype=np.int32 if len(band) < 1 << 31 else np.int64)
-    filled, near, taken = 0, [], np.zeros(len(n_), dtype=np.int64)
+    kept = np.empty(int(k.sum()), dtype=np.int32 if len(band) < 1 << 31 else np.int64)
+    filled, near, taken = 0, [], np.zeros(len(n), dtype=np.int64)
     for first in range(0, len(band), CHUNK):
         part = band[first : first + CHUNK]
         stream = np.random.SFC64(key(*clock, 2, first))
@@ -227,7 +227,7 @@ def _choose(band: np.ndarray, n: Tensor, k: Tensor, clock: tuple[int, int]) -> n
         above = draw - low.take(part)
         sure = above <= 0
         found = np.flatnonzero(sure)
-        taken += np.bincount(part[found], minlength=len(n_))
+        taken += np.bincount(part[found], minlength=len(n))
         found += first
         kept[filled : filled + len(found)] = found
         filled += len(found)
@@ -238,7 +238,7 @@ def _choose(band: np.ndarray, n: Tensor, k: Tensor, clock: tuple[int, int]) -> n
     order = draw.argsort(kind="stable")
     order = order[of[order].argsort(kind="stable")]  # by band, within it by draw, then by index
     rank = np.arange(len(order)) - np.searchsorted(of[order], of[order])  # within the band
-    chosen = order[rank < (k_ - taken)[of[order]]]
+    chosen = order[rank < (k - taken)[of[order]]]
     assert filled + len(chosen) == len(kept), "a band's limit lies outside 8 standard deviations"
     kept[filled:] = index[chosen]
     return kept
@@ -252,7 +252,7 @@ def permuted(position: np.ndarray, size: int, seed: int) -> np.ndarray:
     """
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
-    place = position
+    place = position.copy()
     outside = np.arange(len(position))
     while len(outside):
         a, b = np.divmod(place[outside], columns)
@@ -260,13 +260,8 @@ def permuted(position: np.ndarray, size: int, seed: int) -> np.ndarray:
             a = _turned(a, b, rows, key(seed, 2 * turn))
             b = _turned(b, a, columns, key(seed, 2 * turn + 1))
         moved = a * columns + b
-        place = moved if len(outside) == len(place) else _with(place, outside, moved)
-        outside = np.flatnonzero(place >= size)
-    return place
-
-
-def _with(place: np.ndarray, outside: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    place[outside] = moved
+        place[outside] = moved
+        outside = outside[moved >= size]
     return place
 
 
