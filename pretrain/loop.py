@@ -204,11 +204,12 @@ def train(
 def _infobatch(config: Config, size: int, accelerator: Any, display: Display) -> InfoBatch:
     pruning = config.pruning
     settings = {"ratio": pruning.ratio, "over": pruning.over}
+    policy = parts.policy(config.policy)
     try:
         return InfoBatch(
             size,
             epochs=config.epochs,
-            policy=parts.policy(config.policy),
+            policy=policy,
             budget=pruning.budget,
             anneal=pruning.anneal,
             smoothing=pruning.smoothing,
