@@ -1,7 +1,8 @@
 """Image classification: a timm ResNet on CIFAR-10, pruned by InfoBatch.
 
     python examples/classification.py                                   # from the Hugging Face hub
-    python examples/classification.py --data.source path/to/cifar10     # parquet files or class folders
+    python examples/classification.py --data path/to/cifar10        # parquet files or class folders
+    python examples/classification.py --data path/to/cifar10 --images 1000 --training.epochs 4      # on a CPU
 
 A ResNet's batch norm lets the samples of a batch touch each other's losses a little; the method is used with it all the
 same.
@@ -49,11 +50,21 @@ def accuracy(model: nn.Module, images: Images) -> float:
 def main(
     data: Data = Data("uoft-cs/cifar10", flip=True),
     model: str = "resnet18",
+    images: int | None = None,
     adapter: Classification = Classification(),
     training: Training = Training(),
 ) -> float:
-    """Train and report the accuracy on held-out images."""
+    """Train and report the accuracy on held-out images.
+
+    Args:
+        data: what is classified.
+        model: a ResNet that timm knows.
+        images: train on the first so many alone; on all where not given.
+        adapter: the objective.
+        training: how long and on whom.
+    """
     source = open_data(data, training.seed)
+    source.train.rows = source.train.rows[:images]
     torch.manual_seed(training.seed)
     network = small_resnet(model, source.shape[0], source.classes).to(device())
     fit(
