@@ -55,6 +55,16 @@ def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) 
     assert journal(tmp_path / "full") == journal(tmp_path / "zero")
 
 
+@pytest.mark.parametrize("over", ["samples", "levels", "both"])
+@pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
+def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, tmp_path: Path) -> None:
+    words = ["--pruning.policy", "joint", "--pruning.budget", 0.8, "--pruning.over", over]
+    train(script, *common(pictures, tmp_path / "run", 6), *words)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["visited"] == round(0.8 * 6 * 43) and summary["policy"] == "joint"
+    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+
+
 def test_the_resolved_config_runs_again_to_the_same_end(finished: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", "--config", finished / "config.yaml", "--output-dir", tmp_path / "again")
     assert same(finished, tmp_path / "again")
