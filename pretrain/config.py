@@ -26,6 +26,7 @@ class Data:
         channels: 1 (grey) or 3 (RGB); the images' own where not given.
         flip: mirror half of the visits left to right.
         crop: smallest share of the area that a random crop keeps; 1 does not crop.
+        limit: most images to train on, chosen by chance but always the same; all where not given.
         held_out: images set aside for evaluation where the data set has no test split of its own.
         on_bad_image: what to do about an image that can't be read: stop, or skip and count it.
         workers: processes that decode images beside the training process.
@@ -36,6 +37,7 @@ class Data:
     channels: Literal[1, 3] | None = None
     flip: bool = False
     crop: float = 1.0
+    limit: int | None = None
     held_out: int = 1000
     on_bad_image: Annotated[Literal["stop", "skip"], tyro.conf.arg(aliases=["--on-bad-image"])] = "stop"
     workers: int = 0
@@ -43,6 +45,7 @@ class Data:
     def __post_init__(self) -> None:
         _require(self.size is None or self.size >= 1, "data.size", "at least 1", self.size)
         _require(0 < self.crop <= 1, "data.crop", "above 0 and at most 1", self.crop)
+        _require(self.limit is None or self.limit >= 1, "data.limit", "at least 1", self.limit)
         _require(self.held_out >= 1, "data.held_out", "at least 1", self.held_out)
         _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
 
@@ -60,6 +63,8 @@ class Pruning:
         over: what joint chooses by what was learned; both where not given.
         anneal: share of the epochs, the last ones, that visit everybody, in [0, 1].
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
+        raw: score by the last loss alone and always go by it, as published: not compared with what is usual at its
+            level and time, not smoothed, not left out where it tells nothing.
     """
 
     policy: str | None = None
@@ -68,6 +73,7 @@ class Pruning:
     over: Literal["samples", "levels", "both"] | None = None
     anneal: float = 0.125
     smoothing: float = 0.7
+    raw: bool = False
 
     def __post_init__(self) -> None:
         _require(self.ratio is None or 0 <= self.ratio < 1, "pruning.ratio", "in [0, 1)", self.ratio)
@@ -87,6 +93,8 @@ class Optim:
         warmup: share of the training in which the rate rises.
         clip: largest norm of the gradient; 0 does not clip.
         average: half-life of the parameters' exponential average, as a share of the training.
+        compensation: an epoch that visits a share k of the samples multiplies the rate by k to the power of minus
+            this; 0 leaves the rate alone, 1 makes up for all the steps that are skipped.
     """
 
     lr: float = 1e-4
@@ -95,6 +103,7 @@ class Optim:
     warmup: float = 0.05
     clip: float = 1.0
     average: float = 0.02
+    compensation: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", "above 0", self.lr)
@@ -102,6 +111,7 @@ class Optim:
         _require(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
         _require(0 <= self.warmup < 1, "optim.warmup", "in [0, 1)", self.warmup)
         _require(self.clip >= 0, "optim.clip", "0 or more", self.clip)
+        _require(0 <= self.compensation <= 1, "optim.compensation", "in [0, 1]", self.compensation)
         _require(0 < self.average <= 1, "optim.average", "above 0 and at most 1", self.average)
 
 

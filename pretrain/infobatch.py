@@ -47,6 +47,8 @@ class InfoBatch(Sampler[int]):
         budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
         anneal: share of the epochs, the last ones, in which everybody is visited, in [0, 1]; rounded up.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
+        raw: score by the last loss alone and always go by it, as published: not compared with what is usual at its
+            level and time, not smoothed, not left out where it tells nothing.
         seed: of the plans; no global generator is read or seeded.
         rank, world: this process and how many there are; each is handed its share of one global order. Where not
             given, those of `torch.distributed`.
@@ -70,6 +72,7 @@ class InfoBatch(Sampler[int]):
         budget: float | None = None,
         anneal: float = 0.125,
         smoothing: float = 0.7,
+        raw: bool = False,
         seed: int = 0,
         rank: int | None = None,
         world: int | None = None,
@@ -104,7 +107,8 @@ class InfoBatch(Sampler[int]):
         self.seen = 0  # visits of this epoch whose losses came back, over all ranks
         self.visited = 0  # the same, over the epochs before this one
         self.dropped = 0  # visits planned in the epochs before this one whose losses never came back
-        self.memory = Memory(size, smoothing)
+        self.raw = raw
+        self.memory = Memory(size, 0.0 if raw else smoothing, raw)
         self.at_random = False  # whether this epoch's choice leaves the scores out, because they tell too little
         self._ledger = Ledger(size)
         self._score = self.memory.score  # on the losses' device; the same memory on a CPU
@@ -161,7 +165,7 @@ class InfoBatch(Sampler[int]):
 
     def _known(self) -> Known:
         usual, reliability = self.memory.levels.usual, self.reliability
-        return Known(usual / usual.mean(), 1.0 if reliability is None else reliability)
+        return Known(usual / usual.mean(), 1.0 if reliability is None or self.raw else reliability)
 
     def _draw(self) -> None:
         """This epoch's plan: a function of what is remembered, the seed and the epoch alone."""
@@ -174,7 +178,8 @@ class InfoBatch(Sampler[int]):
         annealing = self.epoch >= self.first_full
         rule = full(self.score, self._known()) if annealing else self._rule(self.score, share)
         known = self.reliability
-        at_random = known is not None and known < LEAST and bool((rule.keep != rule.keep[0]).any())
+        useless = known is not None and known < LEAST and not self.raw
+        at_random = useless and bool((rule.keep != rule.keep[0]).any())
         if at_random and not self.at_random and self.rank == 0:
             self.tell(
                 f"the scores have a reliability of {known:.2f}: how a sample fared hardly tells how it will fare, so "

@@ -126,6 +126,7 @@ def train(
             if infobatch.seen == 0 and training.step != (state.values["step"] if state else 0):
                 save()
             skipped = 1 - infobatch.length / size
+            stretch = size / infobatch.length  # what weights that make up for who is skipped are on average
             began, seconds, first = time.monotonic(), training.seconds, infobatch.seen
             due = window = 0  # samples that the running optimizer step is still to see, over all processes
             for batch, problems in batches:
@@ -147,9 +148,10 @@ def train(
                 if look:
                     _check(infobatch, source, training.step)
                 if config.optim.clip:
-                    accelerator.clip_grad_norm_(model.parameters(), config.optim.clip)
+                    accelerator.clip_grad_norm_(model.parameters(), config.optim.clip * stretch)
+                rate = config.optim.lr * warmup_cosine(infobatch.progress, config.optim.warmup)
                 for group in optimizer.param_groups:
-                    group["lr"] = config.optim.lr * warmup_cosine(infobatch.progress, config.optim.warmup)
+                    group["lr"] = rate * stretch**config.optim.compensation
                 optimizer.step()
                 optimizer.zero_grad()
                 average.update(training.model, infobatch.progress)
@@ -213,6 +215,7 @@ def _infobatch(config: Config, size: int, accelerator: Any, display: Display) ->
             budget=pruning.budget,
             anneal=pruning.anneal,
             smoothing=pruning.smoothing,
+            raw=pruning.raw,
             seed=config.seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,

@@ -72,14 +72,15 @@ class Memory:
     Args:
         size: samples, N.
         smoothing: what a score keeps of its past at a visit, in [0, 1).
+        raw: a loss is its own score; else it is compared with what is usual at its level and time.
 
     Attributes:
         score: float32 [N]; how badly each sample is learned, about 1 on average; NaN where never visited.
     """
 
-    def __init__(self, size: int, smoothing: float) -> None:
+    def __init__(self, size: int, smoothing: float, raw: bool = False) -> None:
         self.score = torch.full((size,), torch.nan)
-        self.smoothing = smoothing
+        self.smoothing, self.raw = smoothing, raw
         self.levels, self.repeats = Levels(), Repeats()
 
     def visits(self, loss: Tensor, plan: Plan) -> Iterator[Visits]:
@@ -116,7 +117,8 @@ class Memory:
         self.levels.take(sums)
         repeats = torch.zeros(7, dtype=torch.float64)
         for index, value, level, time, weight in self.visits(loss, plan):
-            new, old = self.levels.comparable(value, level, time), self.score[index]
+            new = value if self.raw else self.levels.comparable(value, level, time)
+            old = self.score[index]
             repeats += repeats_of(old.double(), new, weight)
             self.score[index] = torch.where(old.isnan(), new.float(), old.lerp(new.float(), 1 - self.smoothing))
         self.repeats.take(repeats)

@@ -72,7 +72,10 @@ def open_data(data: Data, seed: int) -> Source:
         test, test_name = train, train_name
         order = torch.randperm(len(train), generator=generator(0)).numpy()
         chosen, rows = np.split(order, [max(1, min(data.held_out, len(train) // 10))])
-        chosen, rows = np.sort(chosen), np.sort(rows)
+        chosen = np.sort(chosen)
+    if data.limit is not None and len(rows) > data.limit:
+        rows = rows[torch.randperm(len(rows), generator=generator(1)).numpy()[: data.limit]]
+    rows = np.sort(rows)
     shape = _look(train, data)
     return Source(
         Images(train, rows, shape, data, seed, f"{data.source}, {train_name}"),

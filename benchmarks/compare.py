@@ -1,0 +1,243 @@
+"""Several ways to spend a training, compared: arms x seeds, one table, one figure, one record a run.
+
+    python benchmarks/compare.py --config benchmarks/recipes/epsilon.yaml --output-dir runs/epsilon
+    python benchmarks/compare.py --config ... --output-dir ... --seeds 0 1 2 3 4 --arms full shortened levels
+    python benchmarks/compare.py --config ... --output-dir ... --arms full "mine=--pruning.policy mine.py"
+
+An arm is a run's settings: a family of this file (full, shortened, random, published, infobatch, budget, levels,
+joint), or NAME=FLAGS of your own. Whatever this program does not know goes to the runs, `--data` for example.
+
+Killed, it goes on where it was when it is started again. Started twice with the same folder, the two share the
+work. Under `accelerate launch`, or torchrun, every run is spread over all processes. proof.py says what the table
+means, and makes it anew from the records.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import proof
+import torch
+import tyro
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs, and what they are made of, as they are here
+
+import train_diffusion
+import train_mae
+from pretrain.adapter import Generative
+from pretrain.command_line import parse
+from pretrain.config import Config
+from pretrain.errors import Refused, one_sentence
+
+FAMILIES = ("full", "shortened", "random", "published", "infobatch", "budget", "levels", "joint")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Compare ways to spend a training; settings that are not listed here go to the runs, `--data` for example.
+
+    Attributes:
+        config: recipe of the runs, a YAML file.
+        output_dir: folder that records, runs, table and figure are written to.
+        arms: families, or NAME=FLAGS of your own; NAME@POINT=FLAGS for several points of one family.
+        seeds: of the runs: parameters, order, pruning and noise.
+        shares: of the epochs that the shortened runs are given.
+        rates: powers of full / shortened length that their learning rate is multiplied with.
+        budgets: shares of the visits that policies with a budget are given.
+        compensations: powers of all / visited that the learning rate of policies is multiplied with.
+        images: generated for the Fréchet distance; 0: none.
+        steps: network calls that an image is generated with.
+        features: weights of a feature network: Inception's as torch-fidelity has them; where not given, those of a
+            small classifier that is trained on the same data.
+    """
+
+    config: Path
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    arms: tuple[str, ...] = FAMILIES
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shares: tuple[float, ...] = (0.85, 0.75, 0.65, 0.55, 0.45)
+    rates: tuple[float, ...] = (0.0, 0.5, 1.0)
+    budgets: tuple[float, ...] = (0.65,)
+    compensations: tuple[float, ...] = (0.0, 0.5)
+    images: int = 1000
+    steps: int = 20
+    features: Path | None = None
+
+
+class Arm(NamedTuple):
+    """One way to spend a training."""
+
+    name: str
+    family: str
+    flags: list[str]
+
+
+def expanded(comparison: Comparison, base: Config) -> Iterator[Arm]:
+    """The arms that are meant.
+
+    Raises:
+        Refused: there is none of a name.
+    """
+    for named in comparison.arms:
+        name, own, flags = named.partition("=")
+        if own:
+            yield Arm(name, name.partition("@")[0], shlex.split(flags))
+        elif name not in FAMILIES:
+            raise Refused(f"--arms {name}: there are {', '.join(FAMILIES)}, or NAME=FLAGS of your own")
+        elif name == "full":
+            yield Arm("full", "full", [])
+        elif name == "shortened":
+            yield from _shortened(comparison, base)
+        else:
+            yield from _pruned(comparison, name)
+
+
+def _shortened(comparison: Comparison, base: Config) -> Iterator[Arm]:
+    for share in comparison.shares:
+        epochs = max(1, round(share * base.epochs))
+        for power in comparison.rates:
+            rate = base.optim.lr * (base.epochs / epochs) ** power
+            flags = ["--epochs", str(epochs), "--optim.lr", repr(rate)]
+            yield Arm(f"shortened@{share:g} lr*{rate / base.optim.lr:.2f}", "shortened", flags)
+
+
+def _pruned(comparison: Comparison, family: str) -> Iterator[Arm]:
+    policy = {
+        "published": ["--pruning.policy", "infobatch", "--pruning.raw"],
+        "levels": ["--pruning.policy", "joint", "--pruning.over", "levels"],
+    }.get(family, ["--pruning.policy", family])
+    budgets: Sequence[float | None] = [None] if policy[1] == "infobatch" else comparison.budgets
+    for budget in budgets:
+        for power in comparison.compensations:
+            name = family + (f"@{budget:g}" if budget else "") + (f" lr^{power:g}" if power else "")
+            flags = [*policy, *(["--pruning.budget", str(budget)] if budget else [])]
+            kind = f"{family} lr^{power:g}" if power else family
+            yield Arm(name, kind, [*flags, *(["--optim.compensation", str(power)] if power else [])])
+
+
+@contextmanager
+def claimed(path: Path, shared: bool) -> Iterator[bool]:
+    """Whether this program is the only one at work on what `path` names; the claim dies with the process.
+
+    Args:
+        path: of the lock's file.
+        shared: other processes of this launch follow the one that claims.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    with path.open("w") as lock:
+        got = [True]
+        if rank == 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                got = [False]
+        if shared:
+            torch.distributed.broadcast_object_list(got)
+        yield got[0]
+
+
+def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> None:
+    """Train, or go on training, and write the record."""
+    from pretrain import checkpoint
+    from pretrain.trained import open_run
+
+    if checkpoint.newest(config.output_dir / "checkpoints"):
+        config = dataclasses.replace(config, resume="newest")
+    else:
+        config = dataclasses.replace(config, overwrite=config.output_dir.exists())
+    load = os.getloadavg()[0]
+    generative = isinstance(config.part("adapter"), Generative)
+    if not (config.output_dir / "summary.json").is_file():
+        (train_diffusion if generative else train_mae).main(config)
+    if int(os.environ.get("RANK", 0)):
+        return
+    import quality
+
+    run = open_run(config.output_dir)
+    summary = json.loads((config.output_dir / "summary.json").read_text())
+    found = dict(summary["quality"])
+    if not generative:
+        if run.source.classes:
+            found["linear_probe"] = quality.linear_probe(run)
+    elif comparison.images:
+        weights = comparison.features or comparison.output_dir / "features.safetensors"
+        network = quality.features(weights)
+        found["frechet_distance"] = quality.frechet_distance(run, network, comparison.images, comparison.steps)
+    record: dict[str, Any] = {
+        "arm": arm.name,
+        "family": arm.family,
+        "seed": config.seed,
+        "flags": arm.flags,
+        "command": command,
+        "cost": {
+            "visits": summary["visited"],
+            "flops": summary["train_flops"],
+            "seconds": summary["seconds"],
+        },
+        "quality": found,
+        "parameters": summary["parameters"],
+        "images": summary["dataset_size"],
+        "epochs": summary["epochs"],
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "load_when_started": load,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.cuda.device_count()} GPUs",
+    }
+    path = comparison.output_dir / "records" / f"{config.output_dir.name}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.rename(path)
+
+
+def main() -> None:
+    """Run what is missing, then write the table and the figure."""
+    comparison, rest = tyro.cli(Comparison, return_unknown_args=True, description=__doc__)
+    folder, rank = comparison.output_dir, int(os.environ.get("RANK", 0))
+    console = Console(soft_wrap=True, highlight=False, quiet=rank > 0)
+
+    def config_of(arm: Arm, seed: int) -> tuple[Config, list[str]]:
+        name = "".join(letter if letter.isalnum() or letter in ".@^" else "-" for letter in arm.name)
+        flags = [*rest, *arm.flags, "--seed", str(seed), "--output-dir", str(folder / "runs" / f"{name}-seed{seed}")]
+        arguments = ["--config", str(comparison.config), *flags]
+        return parse(arguments, adapter="flow", model="unet", recipe=comparison.config, output_dir="", help=""), arguments
+
+    base, _ = config_of(Arm("full", "full", []), 0)
+    arms = list(expanded(comparison, base))
+    every = [(arm, *config_of(arm, seed)) for seed in comparison.seeds for arm in arms]  # refuses before anything runs
+    for name in ("records", "runs", "locks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    program = "train_diffusion.py" if isinstance(base.part("adapter"), Generative) else "train_mae.py"
+    with claimed(folder / "locks" / "features", False) as mine:
+        weights = folder / "features.safetensors"
+        if mine and not rank and program == "train_diffusion.py" and not comparison.features and not weights.exists():
+            from pretrain.sources import open_data
+            from quality import train_classifier
+
+            told = train_classifier(open_data(base.data, 0), weights)
+            console.print(f"trained the feature network: {told:.1%} of the held-out images told rightly")
+    for number, (arm, config, arguments) in enumerate(every, 1):
+        name = config.output_dir.name
+        with claimed(folder / "locks" / name, torch.distributed.is_initialized()) as mine:
+            if not mine or (folder / "records" / f"{name}.json").exists():
+                continue
+            console.rule(f"{number} of {len(every)}: {arm.name}, seed {config.seed}")
+            one_run(comparison, arm, config, shlex.join(["python", program, *arguments]))
+            if not rank:
+                proof.report(folder)
+    if not rank:
+        console.print(proof.report(folder), markup=False)
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

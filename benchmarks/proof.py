@@ -1,0 +1,303 @@
+"""From the records of a comparison to its table and its figure: cost at matched quality.
+
+    python benchmarks/proof.py runs/compare          # recompute both from the records, one JSON a run
+
+An arm's **cost ratio** is its cost over the cost that ordinary training, shortened, needs for the same quality,
+interpolated on its own curve; below 1 is a win. The curve has, at each length, the learning rate that did best
+there, and is made monotone by isotonic regression. Where an arm is better or worse than all of the curve, the ratio
+is a bound and is marked < or >.
+
+The intervals are 95 % of a bootstrap over seeds. Three seeds tell little about the spread of one arm, so the
+residuals of all arms (a run less the mean of its arm, times sqrt(n / (n - 1))) are pooled, and each arm's mean, and
+each point of the curve, is drawn again from them.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+MEASURES = {"visits": "images visited", "flops": "training FLOPs", "seconds": "seconds of training"}
+BASELINE = ("full", "shortened")  # families whose points are ordinary training
+LEVELS = "heldout_loss_by_level"
+DRAWS = 4000
+
+
+class Arm(NamedTuple):
+    """The runs of one arm."""
+
+    name: str
+    family: str
+    cost: dict[str, float]  # by measure; mean over seeds
+    quality: dict[str, np.ndarray]  # by metric; [seeds]
+    levels: np.ndarray | None  # [seeds, levels]
+
+
+class Ratio(NamedTuple):
+    """A cost ratio and its interval; `bound` is "<" or ">" where the curve does not reach as far."""
+
+    value: float
+    low: float
+    high: float
+    bound: str
+
+    def __str__(self) -> str:
+        """1.02 [0.97, 1.08]."""
+        if math.isnan(self.value):
+            return "–"
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.bound}{self.value:.2f}{interval}"
+
+
+def better_is_lower(metric: str) -> bool:
+    """Losses and distances are good where they are low, accuracies where they are high."""
+    return not metric.endswith(("accuracy", "probe"))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The records of a comparison."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
+
+
+def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
+    """The arms, in the order of their cost."""
+    names = {record["arm"]: record["family"] for record in records}
+    arms = []
+    for name, family in names.items():
+        runs = [record for record in records if record["arm"] == name]
+        metrics = {key for run in runs for key in run["quality"] if not isinstance(run["quality"][key], list)}
+        levels = [run["quality"][LEVELS] for run in runs if LEVELS in run["quality"]]
+        arms.append(
+            Arm(
+                name,
+                family,
+                {measure: float(np.mean([run["cost"][measure] for run in runs])) for measure in MEASURES},
+                {metric: np.array([run["quality"][metric] for run in runs]) for metric in sorted(metrics)},
+                np.array(levels) if levels else None,
+            )
+        )
+    return sorted(arms, key=lambda arm: -arm.cost["visits"])
+
+
+def curve_of(arms: Sequence[Arm], metric: str, measure: str) -> list[Arm]:
+    """The points of ordinary training, cheapest first: at each length the learning rate that did best."""
+    best: dict[float, Arm] = {}
+    sign = 1 if better_is_lower(metric) else -1
+    for arm in arms:
+        if arm.family in BASELINE and metric in arm.quality:
+            length = arm.cost["visits"]
+            if length not in best or sign * arm.quality[metric].mean() < sign * best[length].quality[metric].mean():
+                best[length] = arm
+    return sorted(best.values(), key=lambda arm: arm.cost[measure])
+
+
+def rising(points: np.ndarray) -> np.ndarray:
+    """The nearest curves that never fall, [D, P], to [D, P]: isotonic regression, by its max-min formula."""
+    total = np.concatenate([np.zeros((len(points), 1)), points.cumsum(axis=1)], axis=1)
+    count = points.shape[1]
+    columns = []
+    for j in range(count):
+        least = [
+            np.min([(total[:, k + 1] - total[:, i]) / (k + 1 - i) for k in range(j, count)], axis=0)
+            for i in range(j + 1)
+        ]
+        columns.append(np.max(least, axis=0))
+    return np.stack(columns, axis=1)
+
+
+def cost_for(quality: np.ndarray, cost: np.ndarray, curve: np.ndarray, lower: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Cost at which a curve reaches each quality, within its range; and which qualities lie outside of it.
+
+    Args:
+        quality: [D] to reach.
+        cost: [P] of the curve's points, ascending.
+        curve: [D, P] their qualities.
+        lower: whether low is good.
+
+    Returns:
+        [D] costs; [D] -1 where the quality is better than all of the curve, 1 where it is worse, else 0.
+    """
+    sign = -1.0 if lower else 1.0
+    wanted, points = sign * quality, rising(sign * curve)
+    outside = np.where(wanted > points[:, -1], -1, np.where(wanted < points[:, 0], 1, 0))
+    after = (points < wanted[:, None]).sum(axis=1).clip(1, max(len(cost) - 1, 1))  # the first point that is as good
+    if len(cost) == 1:
+        return np.full(len(wanted), cost[0]), outside
+    each = np.arange(len(wanted))
+    step = points[each, after] - points[each, after - 1]
+    share = np.divide(wanted - points[each, after - 1], step, out=np.zeros(len(wanted)), where=step > 0).clip(0, 1)
+    return cost[after - 1] + share * (cost[after] - cost[after - 1]), outside
+
+
+def redrawn(arms: Sequence[Arm], metric: str) -> Callable[[Arm], np.ndarray]:
+    """A function from an arm to [1 + DRAWS] means of its runs: the one measured, then as other seeds may have it."""
+    residual = [
+        (arm.quality[metric] - arm.quality[metric].mean()) * (n / (n - 1)) ** 0.5
+        for arm in arms
+        if metric in arm.quality and (n := len(arm.quality[metric])) > 1
+    ]
+    pooled = np.concatenate(residual) if residual else np.array([np.nan])
+
+    def draw(arm: Arm) -> np.ndarray:
+        values = arm.quality[metric]
+        rng = np.random.default_rng([*arm.name.encode()])
+        error = rng.choice(pooled, (DRAWS, len(values))).mean(axis=1)
+        return values.mean() + np.concatenate([[0.0], error])
+
+    return draw
+
+
+def ratio(
+    draw: Callable[[Arm], np.ndarray], arm: Arm, curve: Sequence[Arm], metric: str, measure: str
+) -> Ratio:
+    """The arm's cost over the curve's at the same quality."""
+    cost = np.array([point.cost[measure] for point in curve])
+    qualities = np.stack([draw(point) for point in curve], axis=1)
+    own = draw(arm)
+    spread = own[1:].std() > 0  # without repeated runs there is none, or it is not a number
+    count = len(own) if spread else 1
+    needed, outside = cost_for(own[:count], cost, qualities[:count], better_is_lower(metric))
+    ratios = arm.cost[measure] / needed
+    low, high = np.quantile(ratios[1:], [0.025, 0.975]) if spread else (math.nan, math.nan)
+    return Ratio(ratios[0], low, high, {-1: "<", 0: "", 1: ">"}[int(outside[0])])
+
+
+def cost_of_full(draw: Callable[[Arm], np.ndarray], arms: Sequence[Arm], family: str, metric: str, measure: str) -> Any:
+    """Cost at which a family reaches the quality of `full`, over the cost of `full`; None: `full` was not run."""
+    whole = [arm for arm in arms if arm.name == "full" and metric in arm.quality]
+    points = sorted((a for a in arms if a.family == family and metric in a.quality), key=lambda a: a.cost[measure])
+    if not whole or not points:
+        return None
+    own, qualities = draw(whole[0]), np.stack([draw(point) for point in points], axis=1)
+    count = len(own) if own[1:].std() > 0 else 1
+    cost = np.array([point.cost[measure] for point in points])
+    needed, outside = cost_for(own[:count], cost, qualities[:count], better_is_lower(metric))
+    shares = needed / whole[0].cost[measure]
+    low, high = np.quantile(shares[1:], [0.025, 0.975]) if count > 1 else (math.nan, math.nan)
+    return Ratio(shares[0], low, high, {-1: ">", 0: "", 1: "<"}[int(outside[0])])
+
+
+def by_level(arms: Sequence[Arm]) -> list[list[str]]:
+    """Each arm's loss by level over that of ordinary training at the same number of visits, in percent more."""
+    curve = [arm for arm in curve_of(arms, "heldout_loss", "visits") if arm.levels is not None]
+    if not curve:
+        return []
+    cost = [point.cost["visits"] for point in curve]
+    table = np.stack([point.levels.mean(axis=0) for point in curve if point.levels is not None])  # [P, levels]
+    rows = []
+    for arm in arms:
+        if arm.levels is not None and arm.family not in BASELINE:
+            usual = [np.interp(arm.cost["visits"], cost, column) for column in table.T]
+            more = arm.levels.mean(axis=0) / usual - 1
+            rows.append([arm.name, *(f"{value:+.1%}" for value in more)])
+    return rows
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def report(folder: Path) -> str:
+    """Write `table.md`, `table.csv` and `figure.png` from the records in a folder, and return the first."""
+    records = read(folder)
+    arms = arms_of(records)
+    metrics = sorted({metric for arm in arms for metric in arm.quality}, key=lambda m: (m != "heldout_loss", m))
+    full = next((arm for arm in arms if arm.name == "full"), arms[0])
+    rows: list[dict[str, str]] = []
+    draws = {metric: redrawn(arms, metric) for metric in metrics}
+    for arm in arms:
+        row = {"arm": arm.name, "runs": str(max(len(values) for values in arm.quality.values()))}
+        row |= {measure: f"{arm.cost[measure] / full.cost[measure]:.3f}" for measure in MEASURES}
+        for metric in metrics:
+            if metric in arm.quality:
+                values = arm.quality[metric]
+                row[metric] = f"{values.mean():.4f} ± {values.std(ddof=1) if len(values) > 1 else math.nan:.4f}"
+                for measure in MEASURES:
+                    curve = curve_of(arms, metric, measure)
+                    if curve and arm.name not in {point.name for point in curve}:
+                        row[f"{metric}: ratio in {measure}"] = str(ratio(draws[metric], arm, curve, metric, measure))
+        rows.append(row)
+    head = list(dict.fromkeys(key for row in rows for key in row))
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, head, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+    shown = [name for name in head if "ratio in" not in name or name.endswith("in flops")]
+    renamed = [name.replace("ratio in flops", "cost ratio") for name in shown]
+    text = f"# {folder.name}\n\n{__doc__.partition(chr(10) * 2)[2].partition(chr(10) * 2)[2] if __doc__ else ''}\n"
+    text += markdown(renamed, [[row.get(name, "") for name in shown] for row in rows])
+    text += f"\nCosts are shares of those of `{full.name}` ({', '.join(f'{full.cost[m]:.4g} {w}' for m, w in MEASURES.items())}).\n"
+    families = list(dict.fromkeys(arm.family for arm in arms if arm.name != "full"))
+    reached = [
+        [family, *(str(cost_of_full(draws[m], arms, family, m, "flops") or "–") for m in metrics)] for family in families
+    ]
+    text += "\n## FLOPs for the quality of `full`, as a share of its own\n\n" + markdown(["policy", *metrics], reached)
+    if levels := by_level(arms):
+        count = len(levels[0]) - 1
+        bins = [f"{n / count:.2f}–{(n + 1) / count:.2f}" for n in range(count)]
+        text += "\n## Held-out loss by level, against ordinary training of the same number of visits\n\n"
+        text += markdown(["arm", *bins], levels)
+    (folder / "table.md").write_text(text)
+    figure(arms, metrics, folder / "figure.png")
+    return text
+
+
+def figure(arms: Sequence[Arm], metrics: Sequence[str], path: Path) -> None:
+    """Quality against cost: a curve a policy, with the spread over seeds; ordinary training in black."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chart, axes = pyplot.subplots(1, len(metrics), figsize=(6.5 * len(metrics), 4.8), squeeze=False)
+    families = [family for family in dict.fromkeys(arm.family for arm in arms) if family not in BASELINE]
+    colours = dict(zip(families, pyplot.get_cmap("tab10").colors * 3, strict=False))  # type: ignore[attr-defined]
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        whole = next((arm.cost["flops"] for arm in arms if arm.name == "full"), 1.0)
+
+        def draw(points: Sequence[Arm], axis: Any = axis, metric: str = metric, whole: float = whole, **style: Any) -> None:
+            axis.errorbar(
+                [point.cost["flops"] / whole for point in points],
+                [point.quality[metric].mean() for point in points],
+                [point.quality[metric].std(ddof=1) if len(point.quality[metric]) > 1 else 0 for point in points],
+                capsize=2,
+                **style,
+            )
+
+        if curve := curve_of(arms, metric, "flops"):
+            draw(curve, color="black", marker="o", label="full and shortened, best rate", linewidth=2)
+        for family in families:
+            points = sorted(
+                (arm for arm in arms if arm.family == family and metric in arm.quality), key=lambda a: a.cost["flops"]
+            )
+            if points:
+                draw(points, color=colours[family], marker="s", label=family, linewidth=1)
+        axis.set_xlabel("training FLOPs over those of full")
+        axis.set_ylabel(metric.replace("_", " "))
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize="small")
+    chart.tight_layout()
+    chart.savefig(path, dpi=110)
+    pyplot.close(chart)
+
+
+def main(folder: tyro.conf.Positional[Path]) -> None:
+    """Recompute a comparison's table and figure from its records.
+
+    Args:
+        folder: that the comparison was written to.
+    """
+    Console(soft_wrap=True).print(report(folder), markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
