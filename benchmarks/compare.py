@@ -209,7 +209,8 @@ def main() -> None:
         name = "".join(letter if letter.isalnum() or letter in ".@^" else "-" for letter in arm.name)
         flags = [*rest, *arm.flags, "--seed", str(seed), "--output-dir", str(folder / "runs" / f"{name}-seed{seed}")]
         arguments = ["--config", str(comparison.config), *flags]
-        return parse(arguments, adapter="flow", model="unet", recipe=comparison.config, output_dir="", help=""), arguments
+        config = parse(arguments, adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
+        return config, arguments
 
     base, _ = config_of(Arm("full", "full", []), 0)
     arms = list(expanded(comparison, base))
@@ -220,8 +221,9 @@ def main() -> None:
     with claimed(folder / "locks" / "features", False) as mine:
         weights = folder / "features.safetensors"
         if mine and not rank and program == "train_diffusion.py" and not comparison.features and not weights.exists():
-            from pretrain.sources import open_data
             from quality import train_classifier
+
+            from pretrain.sources import open_data
 
             told = train_classifier(open_data(base.data, 0), weights)
             console.print(f"trained the feature network: {told:.1%} of the held-out images told rightly")

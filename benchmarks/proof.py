@@ -153,9 +153,7 @@ def redrawn(arms: Sequence[Arm], metric: str) -> Callable[[Arm], np.ndarray]:
     return draw
 
 
-def ratio(
-    draw: Callable[[Arm], np.ndarray], arm: Arm, curve: Sequence[Arm], metric: str, measure: str
-) -> Ratio:
+def ratio(draw: Callable[[Arm], np.ndarray], arm: Arm, curve: Sequence[Arm], metric: str, measure: str) -> Ratio:
     """The arm's cost over the curve's at the same quality."""
     cost = np.array([point.cost[measure] for point in curve])
     qualities = np.stack([draw(point) for point in curve], axis=1)
@@ -238,7 +236,8 @@ def report(folder: Path) -> str:
     text += f"\nCosts are shares of those of `{full.name}` ({', '.join(f'{full.cost[m]:.4g} {w}' for m, w in MEASURES.items())}).\n"
     families = list(dict.fromkeys(arm.family for arm in arms if arm.name != "full"))
     reached = [
-        [family, *(str(cost_of_full(draws[m], arms, family, m, "flops") or "–") for m in metrics)] for family in families
+        [family, *(str(cost_of_full(draws[m], arms, family, m, "flops") or "–") for m in metrics)]
+        for family in families
     ]
     text += "\n## FLOPs for the quality of `full`, as a share of its own\n\n" + markdown(["policy", *metrics], reached)
     if levels := by_level(arms):
@@ -264,7 +263,9 @@ def figure(arms: Sequence[Arm], metrics: Sequence[str], path: Path) -> None:
     for axis, metric in zip(axes[0], metrics, strict=True):
         whole = next((arm.cost["flops"] for arm in arms if arm.name == "full"), 1.0)
 
-        def draw(points: Sequence[Arm], axis: Any = axis, metric: str = metric, whole: float = whole, **style: Any) -> None:
+        def draw(
+            points: Sequence[Arm], axis: Any = axis, metric: str = metric, whole: float = whole, **style: Any
+        ) -> None:
             axis.errorbar(
                 [point.cost["flops"] / whole for point in points],
                 [point.quality[metric].mean() for point in points],

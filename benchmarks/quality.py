@@ -11,13 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pretrain.adapter import Generative
-from pretrain.data import Images, on_device
-from pretrain.errors import Refused
-from pretrain.generate import generate
-from pretrain.rng import Draws, generator
-from pretrain.sources import Source
-from pretrain.trained import Trained
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -25,6 +18,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+
+from pretrain.adapter import Generative
+from pretrain.data import Images, on_device
+from pretrain.errors import Refused
+from pretrain.generate import generate
+from pretrain.rng import Draws, generator
+from pretrain.sources import Source
+from pretrain.trained import Trained
 
 MOST = 10_000  # images that a classifier, a probe or a distance looks at
 WIDTH = 64  # of the small classifier's features

@@ -1,13 +1,15 @@
 """A masked autoencoder built from a timm vision transformer."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 from einops import rearrange
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class MAEConfig:
         decoder_width: channels of a decoder token, a multiple of 4.
         decoder_depth: decoder blocks.
         decoder_heads: decoder attention heads.
+        decoder: "self": hidden and visible patches attend to one another (He et al. 2022); "cross": each hidden patch
+            looks at the visible ones alone (Fu et al. 2024), so leaving some out changes nothing for the others.
     """
 
     encoder: str = "vit_base_patch16_224"
@@ -33,6 +37,7 @@ class MAEConfig:
     decoder_width: int = 512
     decoder_depth: int = 8
     decoder_heads: int = 16
+    decoder: Literal["self", "cross"] = "self"
 
     def __post_init__(self) -> None:
         sizes = (
@@ -86,7 +91,9 @@ class MAEConfig:
                 f"an encoder with patch {patch[0]} needs images of two or more whole patches, got "
                 f"{shape[1]}x{shape[2]}; give another --model.patch or --data.size"
             )
-        return MaskedAutoencoder(encoder, shape[0], self.decoder_width, self.decoder_depth, self.decoder_heads)
+        return MaskedAutoencoder(
+            encoder, shape[0], self.decoder, self.decoder_width, self.decoder_depth, self.decoder_heads
+        )
 
 
 def sincos_position(grid: tuple[int, int], width: int, prefix: int) -> Tensor:
@@ -99,16 +106,39 @@ def sincos_position(grid: tuple[int, int], width: int, prefix: int) -> Tensor:
     return torch.cat([torch.zeros(prefix, width), position])[None]
 
 
+class CrossBlock(nn.Module):
+    """Cross-attention to a context and an MLP; queries know nothing of each other (Fu et al. 2024, "Rethinking patch
+    dependence for masked autoencoders", section 3.2).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.query, self.both, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Queries [B, H, D] from queries [B, H, D] and a context [B, V, D]."""
+        q = rearrange(self.query(self.norm1(x)), "b l (h d) -> b h l d", h=self.heads)
+        k, v = rearrange(self.both(self.norm2(context)), "b l (n h d) -> n b h l d", n=2, h=self.heads)
+        x = x + self.out(rearrange(scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
+        return x + self.mlp(self.norm3(x))
+
+
 class MaskedAutoencoder(nn.Module):
-    """Encoder on visible patches, decoder on all (He et al. 2022, section 3).
+    """Encoder on visible patches, decoder on those and hidden ones (He et al. 2022, section 3).
 
     Args:
         encoder: a timm vision transformer; it exports and loads without this project.
         channels: of the images.
+        decoder: see `MAEConfig`.
         width, depth, heads: of the decoder.
     """
 
-    def __init__(self, encoder: VisionTransformer, channels: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, encoder: VisionTransformer, channels: int, decoder: str, width: int, depth: int, heads: int
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.grid: tuple[int, int] = encoder.patch_embed.grid_size
@@ -117,7 +147,10 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position: Tensor
         self.register_buffer("position", sincos_position(self.grid, width, encoder.num_prefix_tokens), persistent=False)
-        self.decoder = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        self.cross = decoder == "cross"
+        self.decoder = nn.ModuleList(
+            CrossBlock(width, heads) if self.cross else Block(width, heads, qkv_bias=True) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out = nn.Linear(width, channels * self.patch[0] * self.patch[1])
         self.initialise()
@@ -157,15 +190,30 @@ class MaskedAutoencoder(nn.Module):
         """Tokens [B, prefix + V, D] of the visible patches, int64 [B, V], in the order given."""
         encoder, prefix = self.encoder, self.encoder.num_prefix_tokens
         tokens = encoder._pos_embed(encoder.patch_embed(image))
-        chosen = tokens[:, prefix:].gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
-        tokens = torch.cat([tokens[:, :prefix], chosen], dim=1)
+        tokens = torch.cat([tokens[:, :prefix], _at(tokens[:, prefix:], visible)], dim=1)
         return encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
 
-    def forward(self, image: Tensor, visible: Tensor) -> Tensor:
-        """Predicted patches [B, L, P], the visible ones included, from images and int64 [B, V]."""
+    def forward(self, image: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Predicted patches [B, H, P] at `hidden`, int64 [B, H], from images and the patches `visible`, int64 [B, V].
+
+        The decoder sees no other patches than these: what is not asked for costs nothing.
+        """
         prefix = self.encoder.num_prefix_tokens
-        tokens = self.embed(self.encode(image, visible))
-        hidden = self.mask_token.to(tokens.dtype).expand(len(image), self.patches, -1)
-        patches = hidden.scatter(1, visible[..., None].expand(-1, -1, hidden.shape[-1]), tokens[:, prefix:])
-        tokens = self.decoder(torch.cat([tokens[:, :prefix], patches], dim=1) + self.position)
-        return self.out(self.norm(tokens))[:, prefix:]
+        known = self.embed(self.encode(image, visible))
+        position = self.position.expand(len(image), -1, -1)
+        places = torch.arange(prefix, device=visible.device).expand(len(image), -1)
+        known = known + _at(position, torch.cat([places, visible + prefix], dim=1))
+        asked = self.mask_token.to(known.dtype) + _at(position, hidden + prefix)
+        if self.cross:
+            for block in self.decoder:
+                asked = block(asked, known)
+            return self.out(self.norm(asked))
+        tokens = torch.cat([known, asked], dim=1)
+        for block in self.decoder:
+            tokens = block(tokens)
+        return self.out(self.norm(tokens[:, known.shape[1] :]))
+
+
+def _at(tokens: Tensor, places: Tensor) -> Tensor:
+    """Tokens [B, N, D] of [B, L, D] at places, int64 [B, N]."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))

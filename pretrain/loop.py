@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from pretrain import checkpoint, parts, processes, run
@@ -30,7 +29,7 @@ from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
-from pretrain.training import Training, changes
+from pretrain.training import Training, adamw, changes
 
 STOPPED = 75  # exit status of a run that was told to stop and can go on (EX_TEMPFAIL)
 GLANCE = 16  # steps between looks at what an accelerator has computed; a look waits for it
@@ -72,9 +71,7 @@ def train(
     infobatch = _infobatch(config, size, accelerator, display)
     visit = _first_visit(config, adapter, model, source)
     average = Average(model, config.optim.average)
-    vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]
-    groups = param_groups_weight_decay(model, config.optim.weight_decay, no_weight_decay_list=vectors)
-    optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas)
+    optimizer = adamw(model, config.optim)
     training = Training(model, average, optimizer, infobatch, accelerator.scaler)
     if state is not None and resumed is not None:
         training.restore(state, config, resumed)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from pretrain import checkpoint
 from pretrain.average import Average
-from pretrain.config import Config, flat
+from pretrain.config import Config, Optim, flat
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
 from pretrain.rng import key
@@ -26,6 +27,13 @@ def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Modul
         return config.part("model").build(shape, classes)
     except ValueError as error:
         raise Refused(str(error)) from None
+
+
+def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """The optimizer of the parameters that are trained; vectors, such as biases, do not decay."""
+    vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]
+    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=vectors)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
 
 
 @dataclass

@@ -173,23 +173,40 @@ def test_mae_loss_is_the_reference_formula(norm_pix: bool) -> None:
     visible, hidden = adapter.masks(16, Draws(0, index=b.index))
     assert hidden.shape == (6, 12)
     assert torch.cat([visible, hidden], 1).sort(1).values.equal(torch.arange(16).expand(6, -1))
-    predicted = model(b.image, visible)
+    predicted = model(b.image, visible, hidden)
     for i in range(6):
         total = 0.0
-        for h in hidden[i].tolist():
+        for place, h in enumerate(hidden[i].tolist()):
             row, column = divmod(h, 4)
             target = b.image[i, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
             if norm_pix:
                 target = (target - target.mean()) / (target.var(unbiased=True) + 1e-6) ** 0.5
-            total += ((predicted[i, h] - target) ** 2).mean().item()
+            total += ((predicted[i, place] - target) ** 2).mean().item()
         assert adapter(model, b, Draws(0, index=b.index)).loss[i].item() == pytest.approx(total / 12, rel=1e-4)
+
+
+def test_a_share_of_the_hidden_patches_tells_the_same_loss_on_average() -> None:
+    """With a decoder in which hidden patches don't know of each other, and in training alone."""
+    torch.manual_seed(0)
+    config = MAEConfig("vit_tiny_patch16_224", 2, 32, 1, 2, 32, 1, 2, "cross")
+    model, b = config.build(SHAPE, 0), batch()
+    whole, quarter = MAE(), MAE(predict=0.25)
+    assert whole.masks(16, Draws(0, index=b.index))[1].shape[1] == 12
+    sums = torch.zeros(2, 6)
+    for draw in range(400):
+        for row, adapter in enumerate((whole, quarter)):
+            with torch.no_grad():
+                sums[row] += adapter(model, b, Draws(draw, index=b.index)).loss
+    torch.testing.assert_close(sums[1], sums[0], rtol=0.03, atol=0)
+    model.eval()
+    assert torch.equal(*(adapter(model, b, Draws(0, index=b.index)).loss for adapter in (whole, quarter)))
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_a_perfect_mae_reconstructs_the_image(norm_pix: bool) -> None:
     b, adapter, model = batch(), MAE(norm_pix=norm_pix), network("mae")
     target, _, _ = adapter.targets(model.patchify(b.image))
-    model.forward = lambda image, visible: target
+    model.forward = lambda image, visible, hidden: target.gather(1, hidden[..., None].expand(-1, -1, target.shape[-1]))
     seen, completed = adapter.reconstruct(model, b, Draws(0, index=b.index))
     torch.testing.assert_close(completed, b.image, atol=1e-5, rtol=0)
     assert ((seen == b.image) | (seen == 0)).all() and (seen == 0).float().mean() == 0.75

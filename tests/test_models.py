@@ -70,24 +70,29 @@ def test_mae_encodes_visible_patches_as_timm_does_the_whole_image(encoder: str, 
         torch.testing.assert_close(model.encode(image, everything), model.encoder.forward_features(image))
         some = everything[:, ::2]
         assert model.encode(image, some).shape[1] == some.shape[1] + model.encoder.num_prefix_tokens
-        assert model(image, some).shape == (2, model.patches, 16 * shape[0])
+        assert model(image, some, everything[:, 1:3]).shape == (2, 2, 16 * shape[0])
     torch.testing.assert_close(model.unpatchify(model.patchify(image)), image)
 
 
-def test_mae_sees_nothing_of_hidden_patches() -> None:
-    model = MAEConfig(patch=4, **SMALL_MAE, **SMALL_DECODER).build((1, 16, 16), 0).eval()
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_mae_sees_nothing_of_hidden_patches(decoder) -> None:
+    model = MAEConfig(patch=4, decoder=decoder, **SMALL_MAE, **SMALL_DECODER).build((1, 16, 16), 0).eval()
     image, visible = torch.randn(1, 1, 16, 16), torch.tensor([[0, 5, 3]])
     patch = model.patchify(image)
-    patch[:, [1, 2, 4, *range(6, 16)]] = 7.0
+    hidden = torch.tensor([[1, 2, 4, *range(6, 16)]])
+    patch[:, hidden[0]] = 7.0
     with torch.no_grad():
-        torch.testing.assert_close(model(image, visible), model(model.unpatchify(patch), visible))
+        predicted = model(image, visible, hidden)
+        torch.testing.assert_close(predicted, model(model.unpatchify(patch), visible, hidden))
+        alone = torch.cat([model(image, visible, one) for one in hidden.split(1, dim=1)], dim=1)
+        assert torch.allclose(alone, predicted, atol=1e-6) == (decoder == "cross")
 
 
 def test_mae_prediction_does_not_depend_on_the_order_of_the_visible() -> None:
     model = MAEConfig(patch=4, **SMALL_MAE, **SMALL_DECODER).build((1, 16, 16), 0).eval()
     image = torch.randn(1, 1, 16, 16)
     with torch.no_grad():
-        a, b = (model(image, torch.tensor([order])) for order in ([0, 5, 3], [3, 0, 5]))
+        a, b = (model(image, torch.tensor([order]), torch.tensor([[7]])) for order in ([0, 5, 3], [3, 0, 5]))
     torch.testing.assert_close(a, b)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor, nn
 
 from pretrain.adapter import Batch, Losses, bare
@@ -14,20 +14,25 @@ from pretrain.rng import Draws
 class MAE:
     """Predict the hidden patches of an image from the visible ones (He et al. 2022).
 
-    The loss of a sample is the mean squared error over its hidden patches. Masks are drawn by sample, so
+    The loss of a sample is the mean squared error over its hidden patches, or over some of them, chosen by chance:
+    with a decoder in which they don't know of each other its expectation is the same. Masks are drawn by sample, so
     (seed, epoch, index) gives a mask back anywhere.
 
     Attributes:
         mask_ratio: share of the patches hidden, in (0, 1).
+        predict: share of the hidden patches that a visit in training predicts, in (0, 1]; the decoder is spared others.
         norm_pix: predict each patch less its mean and divided by its standard deviation.
     """
 
     mask_ratio: float = 0.75
+    predict: float = 1.0
     norm_pix: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}")
+        if not 0 < self.predict <= 1:
+            raise ValueError(f"predict must be in (0, 1], got {self.predict}")
 
     def masks(self, patches: int, rng: Draws) -> tuple[Tensor, Tensor]:
         """Which patches are visible and which hidden: int64 [B, V] and [B, L - V], at least one of each."""
@@ -51,10 +56,12 @@ class MAE:
         """One forward pass; the level is not used."""
         network = bare(model)
         visible, hidden = self.masks(network.patches, rng)
+        if network.training:
+            hidden = hidden[:, : max(round(self.predict * hidden.shape[1]), 1)]  # they are in random order
         target, _, _ = self.targets(network.patchify(batch.image))
-        predicted = model(batch.image, visible)  # [B, L, P]
-        error = reduce((predicted - target).square(), "b l p -> b l", "mean")
-        return Losses(error.gather(1, hidden).mean(dim=1))
+        predicted = model(batch.image, visible, hidden)
+        error = predicted - target.gather(1, hidden[..., None].expand(-1, -1, target.shape[-1]))
+        return Losses(reduce(error.square(), "b l p -> b", "mean"))
 
     def reconstruct(self, model: nn.Module, batch: Batch, rng: Draws) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] as the model sees them (hidden patches grey) and as it completes them.
@@ -62,10 +69,11 @@ class MAE:
         Under `norm_pix` the network does not predict a patch's mean and contrast; the original's are put back.
         """
         network = bare(model)
-        visible, _ = self.masks(network.patches, rng)
+        visible, hidden = self.masks(network.patches, rng)
         patch = network.patchify(batch.image)
         _, mean, scale = self.targets(patch)
-        shown = torch.zeros_like(patch[..., 0], dtype=torch.bool).scatter(1, visible, True)
-        shown = rearrange(shown, "b l -> b l 1")
-        completed = torch.where(shown, patch, model(batch.image, visible) * scale + mean)
+        place = hidden[..., None].expand(-1, -1, patch.shape[-1])
+        predicted = torch.zeros_like(patch).scatter(1, place, model(batch.image, visible, hidden).float())
+        shown = torch.zeros_like(patch[..., :1], dtype=torch.bool).scatter(1, visible[..., None], True)
+        completed = torch.where(shown, patch, predicted * scale + mean)
         return network.unpatchify(torch.where(shown, patch, 0.0)), network.unpatchify(completed)
