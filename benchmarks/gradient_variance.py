@@ -8,13 +8,20 @@ for 1 / (p_i d), so of the gradients g its estimate, per visit, has the variance
 
     V = K E[|g|^2 / (p d)] - |E g|^2,    K the share that is kept, E over samples, levels and draws,
 
-and V over the same for p = d = 1 is what is told: how much more, or less, a visit is worth. Preconditioned: |g|^2 is
-measured in units of Adam's running squares. The intervals (95 %) are a bootstrap over samples.
+and V over the same for p = d = 1 is what is told, times what a visit costs: below 1, as much is learned for less.
+Preconditioned: |g|^2 is measured in units of Adam's running squares. The intervals (95 %) are a bootstrap over samples.
+
+Beside the policies stand what might be had: the best choice of samples and of levels that could be known, levels
+stratified within the batch, backward passes of half the batch alone, chosen by the losses of a forward pass for all
+(which is a third of a visit's cost), and, of a masked autoencoder whose hidden patches don't know of each other,
+predicting a share of them.
 """
 
+import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +43,8 @@ from pretrain.trained import Trained, open_run
 from pretrain.training import adamw
 
 BINS = 32  # of the ideal density of levels
+STRATA = 8  # of levels stratified within the batch
+HALF = 0.5  # of the batch that fresh losses choose
 SHARE = 0.65  # of the visits that policies with a budget are given
 
 
@@ -47,6 +56,16 @@ class Visits(NamedTuple):
     loss: Tensor  # float64 [S, D]
     square: Tensor  # float64 [S, D, 2]; squared norm of the gradient, plain and preconditioned
     mean: Tensor  # float64 [2]; the same of the mean gradient, an unbiased estimate
+    strata: Tensor  # float64 [2]; the same of the mean gradients of `STRATA` parts of the level axis, on average
+
+
+class Estimate(NamedTuple):
+    """How a policy visits: p of S samples, [S] or [S, D], the share K, d [bins], and a visit's cost over the usual."""
+
+    keep: Tensor
+    share: float
+    density: Tensor
+    price: float = 1.0
 
 
 def trained_parameters(run: Trained) -> tuple[list[Tensor], list[Tensor]]:
@@ -69,43 +88,47 @@ def visited(run: Trained, samples: int, draws: int) -> Visits:
     start = torch.rand(samples, generator=generator(8))
     level = ((start[:, None] + torch.arange(draws) / draws) % 1.0).double()
     loss, square = torch.empty(samples, draws).double(), torch.empty(samples, draws, 2).double()
-    totals = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+    totals = [[[torch.zeros_like(p) for p in parameters] for _ in range(STRATA)] for _ in range(2)]
+    stratum = (level * STRATA).long()
     for i in range(samples):
         one = Batch(*(field[i : i + 1] for field in batch))
         for draw in range(draws):
             at = one._replace(level=level[i, draw].float().view(1).to(one.image.device))
             value = run.adapter(run.model, at, Draws(0, draw, index=one.index)).loss
             gradient = torch.autograd.grad(value.sum(), parameters)
-            both = gradient, [g * s for g, s in zip(gradient, scale, strict=True)]
             loss[i, draw] = value.item()
-            for kind, parts in enumerate(both):
-                square[i, draw, kind] = sum(part.double().square().sum() for part in parts)
-                torch._foreach_add_(totals[kind], list(parts))
-    n = samples * draws
-    whole = torch.stack([sum((t.double().square().sum() for t in total), torch.zeros(())) for total in totals])
-    return Visits(batch.index, level, loss, square, (whole - square.sum((0, 1))) / (n * (n - 1)))
+            for kind, parts in enumerate((gradient, [g * s for g, s in zip(gradient, scale, strict=True)])):
+                square[i, draw, kind] = _squared(parts)
+                torch._foreach_add_(totals[kind][int(stratum[i, draw])], list(parts))
+    mean, strata = torch.zeros(2).double(), torch.zeros(2).double()
+    for kind, by_stratum in enumerate(totals):
+        # |sum g|^2 less the sum of |g|^2 is a sum over pairs of different visits: the mean's square, without bias.
+        whole = _squared([sum(parts) for parts in zip(*by_stratum, strict=True)])
+        mean[kind] = (whole - square[..., kind].sum()) / (loss.numel() * (loss.numel() - 1))
+        for number, total in enumerate(by_stratum):
+            inside = square[..., kind][stratum == number]
+            strata[kind] += (_squared(total) - inside.sum()) / (len(inside) * (len(inside) - 1)) / STRATA
+    return Visits(batch.index, level, loss, square, mean, strata)
 
 
-def second_moment(visits: Visits, keep: Tensor, share: float, density: Tensor) -> Tensor:
-    """float64 [S, 2]; each sample's part of K E[|g|^2 / (p d)].
+def _squared(parts: Iterable[Any]) -> Tensor:
+    return torch.stack([part.double().square().sum() for part in parts]).sum()
 
-    Args:
-        visits: of S samples.
-        keep: float64 [S] or [S, D]; p.
-        share: K.
-        density: float64 [bins], 1 on average; d.
-    """
+
+def second_moment(visits: Visits, estimate: Estimate) -> Tensor:
+    """float64 [S, 2]; each sample's part of K E[|g|^2 / (p d)]."""
+    keep, share, density, _ = estimate
     at = (visits.level * len(density)).long()
     p = keep if keep.ndim == 2 else keep[:, None]
     return share * (visits.square / (p * density[at])[..., None]).mean(dim=1)
 
 
-def ruled(visits: Visits, rule: Rule, score: Tensor) -> tuple[Tensor, float, Tensor]:
-    """What `second_moment` needs of a rule, `score` being those of all samples."""
+def ruled(visits: Visits, rule: Rule, score: Tensor) -> Estimate:
+    """How a rule visits, `score` being those of all samples."""
     band = torch.bucketize(score, rule.edges, right=True)
     keep = torch.where(score.isnan(), torch.full_like(rule.keep, rule.unseen)[0], rule.keep[band])
     density = torch.ones(1, dtype=torch.float64) if rule.density is None else rule.density / rule.density.mean()
-    return keep[visits.index.cpu()], keep.mean().item(), density
+    return Estimate(keep[visits.index.cpu()], keep.mean().item(), density)
 
 
 def filled(size: Tensor, share: float) -> Tensor:
@@ -117,8 +140,8 @@ def filled(size: Tensor, share: float) -> Tensor:
     return (high * size).clamp(max=1)
 
 
-def policies(run: Trained, visits: Visits) -> dict[str, tuple[Tensor, float, Tensor]]:
-    """Keep probabilities, share and density of each policy, and of the best that could be known."""
+def policies(run: Trained, visits: Visits) -> dict[str, Estimate]:
+    """How each policy visits, and what might be had."""
     memory = run.state.tensors["infobatch"]
     score, levels, repeats = memory["score"], Levels(), Repeats()
     levels.restore(memory["levels"])
@@ -129,7 +152,7 @@ def policies(run: Trained, visits: Visits) -> dict[str, tuple[Tensor, float, Ten
     raw = visits.loss[:, 0].float()  # one visit's loss, at a level by chance
     below = raw < raw.mean()
     p = torch.where(below, 0.5, 1.0).double()
-    found["published: infobatch, raw losses"] = p, p.mean().item(), uniform
+    found["published: infobatch, raw losses"] = Estimate(p, p.mean().item(), uniform)
     found["infobatch"] = ruled(visits, POLICIES["infobatch"](score, known), score)
     for name, settings in (("budget", {}), ("levels", {"over": "levels"}), ("joint", {})):
         policy = POLICIES["joint" if name == "levels" else name]
@@ -141,24 +164,46 @@ def policies(run: Trained, visits: Visits) -> dict[str, tuple[Tensor, float, Ten
     density = (density / torch.bincount((visits.level * BINS).long().flatten(), minlength=BINS)).sqrt()
     density = density / density.mean()
     ideal = filled(by_sample.sqrt(), SHARE)
-    found["best possible choice of samples"] = ideal, SHARE, uniform
-    found["best possible choice of levels"] = torch.full_like(ideal, SHARE), SHARE, density
+    found["best possible choice of samples"] = Estimate(ideal, SHARE, uniform)
+    found["best possible choice of levels"] = Estimate(torch.full_like(ideal, SHARE), SHARE, density)
+    fresh = filled(visits.loss.sqrt(), HALF)
+    found["backward of half the batch, by fresh losses"] = Estimate(fresh, HALF, uniform, (1 + 2 * HALF) / (3 * HALF))
+    return found
+
+
+def partial(run: Trained, samples: int, draws: int) -> dict[str, tuple[Visits, float]]:
+    """Visits that predict a share of the hidden patches, and what they cost over usual ones."""
+    if not getattr(run.model, "cross", False):
+        return {}
+    run.model.train()
+    found = {}
+    whole = first_visit(run.adapter, run.model, run.source.shape, 0).flops
+    for share in (0.5, 0.25):
+        less = dataclasses.replace(run, adapter=dataclasses.replace(run.adapter, predict=share))  # type: ignore[type-var]
+        price = first_visit(less.adapter, run.model, run.source.shape, 0).flops / whole
+        found[f"predict {share:g} of the hidden patches"] = visited(less, samples, draws), price
+    run.model.eval()
     return found
 
 
 def compared(run: Trained, samples: int = 160, draws: int = 16) -> dict[str, list[list[float]]]:
     """V over uniform's by policy: [plain, preconditioned], each as the figure and its interval."""
     visits = visited(run, samples, draws)
-    uniform = visits.square.mean(dim=1)  # [S, 2]
+    usual = visits.square.mean(dim=1)  # [S, 2]
     rng = np.random.default_rng(0)
     again = torch.from_numpy(rng.integers(0, samples, (2000, samples)))
-    found = {}
-    for name, (keep, share, density) in policies(run, visits).items():
-        theirs = second_moment(visits, keep, share, density)
-        over = (theirs.mean(0) - visits.mean) / (uniform.mean(0) - visits.mean)
-        others = (theirs[again].mean(1) - visits.mean) / (uniform[again].mean(1) - visits.mean)
+
+    def over(theirs: Tensor, price: float = 1.0, less: Tensor = visits.mean) -> list[list[float]]:
+        """[plain, preconditioned]: the figure and its interval."""
+        value = price * (theirs.mean(0) - less) / (usual.mean(0) - visits.mean)
+        others = price * (theirs[again].mean(1) - less) / (usual[again].mean(1) - visits.mean)
         low, high = others.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
-        found[name] = torch.stack([over, low, high], dim=1).tolist()
+        return torch.stack([value, low, high], dim=1).tolist()
+
+    found = {name: over(second_moment(visits, how), how.price) for name, how in policies(run, visits).items()}
+    found["levels stratified within the batch"] = over(usual, less=visits.strata)
+    for name, (theirs, price) in partial(run, samples, draws).items():
+        found[name] = over(theirs.square.mean(dim=1), price)
     return found
 
 

@@ -2,25 +2,22 @@
 
     python examples/classification.py                                   # from the Hugging Face hub
     python examples/classification.py --data path/to/cifar10        # parquet files or class folders
-    python examples/classification.py --data path/to/cifar10 --images 1000 --training.epochs 4      # on a CPU
+    python examples/classification.py --data path/to/cifar10 --data.limit 1000 --training.epochs 4      # on a CPU
 
 A ResNet's batch norm lets the samples of a batch touch each other's losses a little; the method is used with it all the
 same.
 """
 
-from collections.abc import Iterable
-
 import timm
 import torch
 import tyro
 from classification_adapter import Classification
-from fit import Training, device, fit
+from fit import Training, device, fit, visits
 from torch import nn
 
-from pretrain import InfoBatch
-from pretrain.adapter import Batch
 from pretrain.config import Data
-from pretrain.data import Images, Visits, loader, on_device
+from pretrain.data import Images, on_device
+from pretrain.errors import one_sentence
 from pretrain.sources import open_data
 
 
@@ -30,11 +27,6 @@ def small_resnet(name: str, channels: int, classes: int) -> nn.Module:
     model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model
-
-
-def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterable[Batch]:
-    """An epoch's batches, on the device."""
-    return (on_device(batch, device()) for batch, _ in loader(images, Visits(infobatch), batch_size))
 
 
 @torch.no_grad()
@@ -50,7 +42,6 @@ def accuracy(model: nn.Module, images: Images) -> float:
 def main(
     data: Data = Data("uoft-cs/cifar10", flip=True),
     model: str = "resnet18",
-    images: int | None = None,
     adapter: Classification = Classification(),
     training: Training = Training(),
 ) -> float:
@@ -59,12 +50,10 @@ def main(
     Args:
         data: what is classified.
         model: a ResNet that timm knows.
-        images: train on the first so many alone; on all where not given.
         adapter: the objective.
         training: how long and on whom.
     """
     source = open_data(data, training.seed)
-    source.train.rows = source.train.rows[:images]
     torch.manual_seed(training.seed)
     network = small_resnet(model, source.shape[0], source.classes).to(device())
     fit(
@@ -80,4 +69,5 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with one_sentence():
+        tyro.cli(main)

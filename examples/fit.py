@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from pretrain import InfoBatch
+from pretrain.adapter import Batch
+from pretrain.data import Images, Visits, loader, on_device
+from pretrain.errors import Refused
 from pretrain.rng import Draws
 
 
@@ -37,6 +40,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterable[Batch]:
+    """An epoch's batches, on the device."""
+    return (on_device(batch, device()) for batch, _ in loader(images, Visits(infobatch), batch_size))
+
+
 def fit(
     training: Training,
     model: nn.Module,
@@ -52,10 +60,15 @@ def fit(
         adapter: turns model, batch and rng into one loss per sample.
         size: samples in the data set.
         batches: an epoch's batches, on the device, in the order of the sampler it is given; each has an `index`.
+
+    Raises:
+        Refused: there is no such policy, or it can't be used so.
     """
-    infobatch = InfoBatch(
-        size, epochs=training.epochs, policy=training.policy, budget=training.budget, seed=training.seed, tell=print
-    )
+    how = {"policy": training.policy, "budget": training.budget, "seed": training.seed}
+    try:
+        infobatch = InfoBatch(size, epochs=training.epochs, tell=print, **how)
+    except ValueError as error:
+        raise Refused(str(error)) from None
     optimizer = torch.optim.AdamW(model.parameters(), training.lr)
     for epoch in infobatch.epochs():
         model.train()

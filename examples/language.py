@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pretrain import Indexed, InfoBatch
+from pretrain.errors import one_sentence
 
 LENGTH, END = 32, 0
 
@@ -83,4 +84,5 @@ def main(model: str | None = None, samples: int = 4000, width: int = 96, trainin
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with one_sentence():
+        tyro.cli(main)

@@ -7,13 +7,13 @@ import timm
 import torch
 import torch.nn.functional as F
 import tyro
-from classification import visits
-from fit import Training, device, fit
+from fit import Training, device, fit, visits
 from segmentation_adapter import Segmentation
 from torch import Tensor, nn
 
 from pretrain.config import Data
 from pretrain.data import Images, on_device
+from pretrain.errors import one_sentence
 from pretrain.sources import open_data
 
 
@@ -67,4 +67,5 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with one_sentence():
+        tyro.cli(main)

@@ -63,8 +63,8 @@ class Pruning:
         over: what joint chooses by what was learned; both where not given.
         anneal: share of the epochs, the last ones, that visit everybody, in [0, 1].
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
-        raw: score by the last loss alone and always go by it, as published: not compared with what is usual at its
-            level and time, not smoothed, not left out where it tells nothing.
+        raw: scores as published: the last loss as it is, neither compared with what is usual at its level and time, nor
+            smoothed, and gone by whatever it tells.
     """
 
     policy: str | None = None

@@ -47,14 +47,12 @@ class InfoBatch(Sampler[int]):
         budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
         anneal: share of the epochs, the last ones, in which everybody is visited, in [0, 1]; rounded up.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
-        raw: score by the last loss alone and always go by it, as published: not compared with what is usual at its
-            level and time, not smoothed, not left out where it tells nothing.
+        raw: scores as published: the last loss as it is, gone by whatever it tells.
         seed: of the plans; no global generator is read or seeded.
-        rank, world: this process and how many there are; each is handed its share of one global order. Where not
-            given, those of `torch.distributed`.
+        rank, world: this process and how many there are; each is handed its share of one global order.
         merge: element-wise maximum of a tensor over all ranks, in place or not; called by all of them at
-            an epoch's end and by `state_dict`. A maximum, because merging twice then changes nothing. Where not
-            given, that of `torch.distributed`.
+            an epoch's end and by `state_dict`. A maximum, because merging twice then changes nothing.
+            What is not given of these is that of `torch.distributed`.
         tell: called on rank 0 with a sentence, when the scores turn out to be of no use.
         settings: the policy's own, such as `ratio`.
 
@@ -178,8 +176,7 @@ class InfoBatch(Sampler[int]):
         annealing = self.epoch >= self.first_full
         rule = full(self.score, self._known()) if annealing else self._rule(self.score, share)
         known = self.reliability
-        useless = known is not None and known < LEAST and not self.raw
-        at_random = useless and bool((rule.keep != rule.keep[0]).any())
+        at_random = known is not None and known < LEAST and bool((rule.keep != rule.keep[0]).any()) and not self.raw
         if at_random and not self.at_random and self.rank == 0:
             self.tell(
                 f"the scores have a reliability of {known:.2f}: how a sample fared hardly tells how it will fare, so "

@@ -68,7 +68,7 @@ def train(
 
     # The parts.
     display = Display(main)
-    infobatch = _infobatch(config, size, accelerator, display)
+    infobatch = _infobatch(config, size, display)
     visit = _first_visit(config, adapter, model, source)
     average = Average(model, config.optim.average)
     optimizer = adamw(model, config.optim)
@@ -116,7 +116,7 @@ def train(
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         accelerator.wait_for_everyone()
 
-    with display, processes.Stop(accelerator) as stop:
+    with display, processes.Stop() as stop:
         if state is None:
             evaluate(0)
         for epoch in infobatch.epochs():
@@ -200,7 +200,7 @@ def train(
     accelerator.end_training()
 
 
-def _infobatch(config: Config, size: int, accelerator: Any, display: Display) -> InfoBatch:
+def _infobatch(config: Config, size: int, display: Display) -> InfoBatch:
     pruning = config.pruning
     settings = {"ratio": pruning.ratio, "over": pruning.over}
     policy = parts.policy(config.policy)
@@ -214,9 +214,6 @@ def _infobatch(config: Config, size: int, accelerator: Any, display: Display) ->
             smoothing=pruning.smoothing,
             raw=pruning.raw,
             seed=config.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            merge=lambda table: processes.maximum(table, accelerator),
             tell=display.say,
             **{name: value for name, value in settings.items() if value is not None},
         )

@@ -7,13 +7,12 @@ from typing import Any
 
 import psutil
 import torch
-import torch.distributed
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
-from torch import Tensor
 
+from pretrain import ranks
 from pretrain.config import Config
 from pretrain.errors import Refused
 
@@ -90,15 +89,6 @@ def micro_batch(config: Config, world: int) -> int:
     return size
 
 
-def maximum(table: Tensor, accelerator: Accelerator) -> Tensor:
-    """The element-wise maximum over all processes; all of them must call it."""
-    if accelerator.num_processes == 1:
-        return table
-    shared = table.to(accelerator.device)
-    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-    return shared.to(table.device)
-
-
 def union(names: set[str], accelerator: Accelerator) -> set[str]:
     """The names that any of the processes has; all of them must call it."""
     return names if accelerator.num_processes == 1 else set(gather_object(sorted(names)))
@@ -107,8 +97,7 @@ def union(names: set[str], accelerator: Accelerator) -> set[str]:
 class Stop:
     """While it is entered, notes SIGINT and SIGTERM; a second one acts as if nobody listened."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> "Stop":
@@ -127,4 +116,4 @@ class Stop:
 
     def told(self) -> int:
         """The signal that told any of the processes to stop, 0 if none did; all of them must ask."""
-        return int(maximum(torch.tensor(self.signal), self.accelerator))
+        return int(ranks.maximum(torch.tensor(self.signal)))

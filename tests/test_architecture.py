@@ -40,9 +40,13 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
     "pretrain/data.py": {"pretrain.decode", "pretrain.adapter", "pretrain.config", "pretrain.errors", "pretrain.rng"},
     "pretrain/sources.py": {f"pretrain.{name}" for name in ("config", "data", "decode", "errors", "rng")},
-    "pretrain/processes.py": {"pretrain.config", "pretrain.errors"},
+    "pretrain/processes.py": {"pretrain.config", "pretrain.errors", "pretrain.ranks"},
     "pretrain/training.py": {
         f"pretrain.{name}" for name in ("checkpoint", "average", "config", "errors", "infobatch", "rng")
+    },
+    "pretrain/trained.py": {
+        f"pretrain.{name}"
+        for name in ("adapter", "checkpoint", "command_line", "config", "errors", "sources", "training")
     },
     "pretrain/summary.py": {f"pretrain.{name}" for name in ("config", "sources", "display", "journal", "training")},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
