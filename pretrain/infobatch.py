@@ -10,10 +10,9 @@ nothing of models, data or accelerators, and works alone in anybody's loop:
             losses = F.cross_entropy(model(image), label, reduction="none")
             infobatch(losses, index).backward()
 
-The method is that of Qin et al., "InfoBatch: Lossless training speed up by unbiased dynamic data
-pruning" (ICLR 2024), corrected: a loss is compared with what is usual at its level and time, scores are
-smoothed over visits, and where they turn out to tell nothing they are left out. docs/method.md has the
-mathematics.
+The method is that of Qin et al., "InfoBatch: Lossless training speed up by unbiased dynamic data pruning" (ICLR
+2024), corrected: a loss is compared with what is usual at its level and time, scores are smoothed over visits, and
+where they turn out to tell nothing they are left out. docs/method.md has the mathematics.
 """
 
 import math
