@@ -32,12 +32,17 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs, and what they are made of, as they are here
 
+import quality
+
 import train_diffusion
 import train_mae
+from pretrain import checkpoint, parts
 from pretrain.adapter import Generative
 from pretrain.command_line import parse
 from pretrain.config import Config
 from pretrain.errors import Refused, one_sentence
+from pretrain.sources import open_data
+from pretrain.trained import open_run
 
 FAMILIES = ("full", "shortened", "random", "published", "infobatch", "budget", "levels", "joint")
 
@@ -148,9 +153,6 @@ def claimed(path: Path, shared: bool) -> Iterator[bool]:
 
 def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> None:
     """Train, or go on training, and write the record."""
-    from pretrain import checkpoint
-    from pretrain.trained import open_run
-
     if checkpoint.newest(config.output_dir / "checkpoints"):
         config = dataclasses.replace(config, resume="newest")
     else:
@@ -161,8 +163,6 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
         (train_diffusion if generative else train_mae).main(config)
     if int(os.environ.get("RANK", 0)):
         return
-    import quality
-
     run = open_run(config.output_dir)
     summary = json.loads((config.output_dir / "summary.json").read_text())
     found = dict(summary["quality"])
@@ -214,18 +214,18 @@ def main() -> None:
 
     base, _ = config_of(Arm("full", "full", []), 0)
     arms = list(expanded(comparison, base))
-    every = [(arm, *config_of(arm, seed)) for seed in comparison.seeds for arm in arms]  # refuses before anything runs
+    every = [(arm, *config_of(arm, seed)) for seed in comparison.seeds for arm in arms]
+    for _, config, _ in every:  # refuse before anything runs
+        parts.policy(config.policy)
+    if comparison.features:
+        quality.features(comparison.features)
     for name in ("records", "runs", "locks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     program = "train_diffusion.py" if isinstance(base.part("adapter"), Generative) else "train_mae.py"
     with claimed(folder / "locks" / "features", False) as mine:
         weights = folder / "features.safetensors"
         if mine and not rank and program == "train_diffusion.py" and not comparison.features and not weights.exists():
-            from quality import train_classifier
-
-            from pretrain.sources import open_data
-
-            told = train_classifier(open_data(base.data, 0), weights)
+            told = quality.train_classifier(open_data(base.data, 0), weights)
             console.print(f"trained the feature network: {told:.1%} of the held-out images told rightly")
     for number, (arm, config, arguments) in enumerate(every, 1):
         name = config.output_dir.name

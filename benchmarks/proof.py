@@ -231,9 +231,10 @@ def report(folder: Path) -> str:
 
     shown = [name for name in head if "ratio in" not in name or name.endswith("in flops")]
     renamed = [name.replace("ratio in flops", "cost ratio") for name in shown]
-    text = f"# {folder.name}\n\n{__doc__.partition(chr(10) * 2)[2].partition(chr(10) * 2)[2] if __doc__ else ''}\n"
+    text = f"# {folder.name}\n\n{(__doc__ or '').split(chr(10) * 2, 2)[2]}\n"
     text += markdown(renamed, [[row.get(name, "") for name in shown] for row in rows])
-    text += f"\nCosts are shares of those of `{full.name}` ({', '.join(f'{full.cost[m]:.4g} {w}' for m, w in MEASURES.items())}).\n"
+    whole = ", ".join(f"{full.cost[measure]:.4g} {words}" for measure, words in MEASURES.items())
+    text += f"\nCosts are shares of those of `{full.name}` ({whole}).\n"
     families = list(dict.fromkeys(arm.family for arm in arms if arm.name != "full"))
     reached = [
         [family, *(str(cost_of_full(draws[m], arms, family, m, "flops") or "–") for m in metrics)]

@@ -6,6 +6,7 @@ its numbers compare with nothing else.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Classifier(nn.Module):
         super().__init__()
         sizes = (channels, 32, 64, 64)
         layers: list[nn.Module] = []
-        for n, (i, o) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for n, (i, o) in enumerate(pairwise(sizes)):
             layers += [nn.Conv2d(i, o, 3, stride=1 + (n > 0), padding=1), nn.GroupNorm(8, o), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 64, WIDTH), nn.SiLU())
         self.head = nn.Linear(WIDTH, classes)

@@ -76,7 +76,7 @@ def correlations(x: np.ndarray, visits: tuple[int, ...], times: int = 200) -> di
     Half of the draws tell the truth, the visits come from the other half; the truth's own error is taken out by the
     reliability of its means.
     """
-    s, u, r = x.shape
+    s, _, r = x.shape
     rng = np.random.default_rng(0)
     truth, other = x[:, :, : r // 2].mean((1, 2)), x[:, :, r // 2 :].reshape(s, -1)
     halves = x[:, :, 0 : r // 2 : 2].mean((1, 2)), x[:, :, 1 : r // 2 : 2].mean((1, 2))
