@@ -20,7 +20,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -28,6 +28,7 @@ from typing import Annotated, Any, NamedTuple
 import proof
 import torch
 import tyro
+from accelerate import PartialState
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs, and what they are made of, as they are here
@@ -122,6 +123,8 @@ def _pruned(comparison: Comparison, family: str) -> Iterator[Arm]:
         "levels": ["--pruning.policy", "joint", "--pruning.over", "levels"],
     }.get(family, ["--pruning.policy", family])
     budgets: Sequence[float | None] = [None] if policy[1] == "infobatch" else comparison.budgets
+    if policy[1] != "infobatch":  # annealing is the paper's; the others do worse with it (docs/LOG.md, 2026-11-24)
+        policy += ["--pruning.anneal", "0"]
     for budget in budgets:
         for power in comparison.compensations:
             name = family + (f"@{budget:g}" if budget else "") + (f" lr^{power:g}" if power else "")
@@ -130,25 +133,34 @@ def _pruned(comparison: Comparison, family: str) -> Iterator[Arm]:
             yield Arm(name, kind, [*flags, *(["--optim.compensation", str(power)] if power else [])])
 
 
+def together(value: bool) -> bool:
+    """What rank 0 says."""
+    said = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(said)
+    return said[0]
+
+
 @contextmanager
-def claimed(path: Path, shared: bool) -> Iterator[bool]:
-    """Whether this program is the only one at work on what `path` names; the claim dies with the process.
+def claimed(lock: Path, made: Path) -> Iterator[bool]:
+    """Whether `made` is still to be made, and by this launch; the claim on it dies with the process.
 
     Args:
-        path: of the lock's file.
-        shared: other processes of this launch follow the one that claims.
+        lock: a file for it.
+        made: what is there afterwards.
     """
-    rank = int(os.environ.get("RANK", 0))
-    with path.open("w") as lock:
-        got = [True]
-        if rank == 0:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                got = [False]
-        if shared:
-            torch.distributed.broadcast_object_list(got)
-        yield got[0]
+    with lock.open("w") as file:
+        mine = False
+        if not int(os.environ.get("RANK", 0)):
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = not made.exists()
+        yield together(mine)
+
+
+def record_of(comparison: Comparison, config: Config) -> Path:
+    """The file of a run's record."""
+    return comparison.output_dir / "records" / f"{config.output_dir.name}.json"
 
 
 def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> None:
@@ -193,7 +205,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.cuda.device_count()} GPUs",
     }
-    path = comparison.output_dir / "records" / f"{config.output_dir.name}.json"
+    path = record_of(comparison, config)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1) + "\n")
     part.rename(path)
@@ -219,18 +231,20 @@ def main() -> None:
         parts.policy(config.policy)
     if comparison.features:
         quality.features(comparison.features)
+    if "WORLD_SIZE" in os.environ:  # together from the first decision on
+        PartialState(cpu=not torch.cuda.is_available())
     for name in ("records", "runs", "locks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     program = "train_diffusion.py" if isinstance(base.part("adapter"), Generative) else "train_mae.py"
-    with claimed(folder / "locks" / "features", False) as mine:
-        weights = folder / "features.safetensors"
-        if mine and not rank and program == "train_diffusion.py" and not comparison.features and not weights.exists():
-            told = quality.train_classifier(open_data(base.data, 0), weights)
-            console.print(f"trained the feature network: {told:.1%} of the held-out images told rightly")
+    weights = folder / "features.safetensors"
+    if program == "train_diffusion.py" and comparison.images and not comparison.features:
+        with claimed(folder / "locks" / "features", weights) as mine:
+            if mine and not rank:
+                told = quality.train_classifier(open_data(base.data, 0), weights)
+                console.print(f"trained the feature network: {told:.1%} of the held-out images told rightly")
     for number, (arm, config, arguments) in enumerate(every, 1):
-        name = config.output_dir.name
-        with claimed(folder / "locks" / name, torch.distributed.is_initialized()) as mine:
-            if not mine or (folder / "records" / f"{name}.json").exists():
+        with claimed(folder / "locks" / config.output_dir.name, record_of(comparison, config)) as mine:
+            if not mine:
                 continue
             console.rule(f"{number} of {len(every)}: {arm.name}, seed {config.seed}")
             one_run(comparison, arm, config, shlex.join(["python", program, *arguments]))

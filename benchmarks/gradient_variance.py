@@ -1,6 +1,9 @@
 """How noisy each policy's gradient is, at equal cost, over that of uniform training: below 1 is a win.
 
     python benchmarks/gradient_variance.py RUN            # a run's folder; minutes for a small network
+    python benchmarks/gradient_variance.py runs/compare/runs/full-seed0 --output runs/compare/gradient_variance.json
+
+The second writes the figures where proof.py sets them beside what the comparison found.
 
 At a run's last parameters, some samples are visited at levels all over the axis, and the gradient of every visit is
 taken by itself. A policy keeps sample i with probability p_i and visits levels with density d; such a visit counts
@@ -152,7 +155,7 @@ def policies(run: Trained, visits: Visits) -> dict[str, Estimate]:
     raw = visits.loss[:, 0].float()  # one visit's loss, at a level by chance
     below = raw < raw.mean()
     p = torch.where(below, 0.5, 1.0).double()
-    found["published: infobatch, raw losses"] = Estimate(p, p.mean().item(), uniform)
+    found["published"] = Estimate(p, p.mean().item(), uniform)
     found["infobatch"] = ruled(visits, POLICIES["infobatch"](score, known), score)
     for name, settings in (("budget", {}), ("levels", {"over": "levels"}), ("joint", {})):
         policy = POLICIES["joint" if name == "levels" else name]

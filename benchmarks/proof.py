@@ -26,6 +26,7 @@ from rich.console import Console
 MEASURES = {"visits": "images visited", "flops": "training FLOPs", "seconds": "seconds of training"}
 BASELINE = ("full", "shortened")  # families whose points are ordinary training
 LEVELS = "heldout_loss_by_level"
+PREDICTED = "gradient_variance.json"  # what gradient_variance.py wrote, if it is there
 DRAWS = 4000
 
 
@@ -197,6 +198,27 @@ def by_level(arms: Sequence[Arm]) -> list[list[str]]:
     return rows
 
 
+def _predicted(
+    variance: dict[str, list[list[float]]],
+    arms: Sequence[Arm],
+    draws: dict[str, Callable[[Arm], np.ndarray]],
+    metrics: Sequence[str],
+) -> str:
+    """What the gradient's variance foretold of each policy, and the cost ratio that training found."""
+    rows = []
+    for arm in arms:
+        if figures := variance.get(arm.family.partition(" ")[0]):
+            told = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in figures]
+            found = [
+                str(ratio(draws[metric], arm, curve, metric, "flops"))
+                for metric in metrics
+                if metric in arm.quality and (curve := curve_of(arms, metric, "flops"))
+            ]
+            rows.append([arm.name, *told, *found])
+    head = ["arm", "variance, plain", "preconditioned", *(f"{metric}: cost ratio" for metric in metrics)]
+    return "\n## Variance of the gradient over uniform's, and the cost ratio found\n\n" + markdown(head, rows)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -241,6 +263,8 @@ def report(folder: Path) -> str:
         for family in families
     ]
     text += "\n## FLOPs for the quality of `full`, as a share of its own\n\n" + markdown(["policy", *metrics], reached)
+    if (folder / PREDICTED).is_file():
+        text += _predicted(json.loads((folder / PREDICTED).read_text()), arms, draws, metrics)
     if levels := by_level(arms):
         count = len(levels[0]) - 1
         bins = [f"{n / count:.2f}–{(n + 1) / count:.2f}" for n in range(count)]

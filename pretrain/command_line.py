@@ -162,6 +162,12 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
             moved = {"output_dir": str(folder)}  # the run may lie elsewhere than where it was started
     settings = {"output_dir": output_dir} | _read_yaml(recipe) | moved
 
+    policy = _take(arguments, "--pruning.policy")
+    if policy is not None and policy != settings.get("pruning.policy"):  # the file's other settings are of the other one
+        settings = {key: value for key, value in settings.items() if not key.startswith("pruning.")}
+    if any(argument.startswith("--pruning.") for argument in arguments):
+        settings["infobatch"] = True
+
     sections = {}
     for kind, default, head in (("adapter", adapter, AdapterSection), ("model", model, ModelSection)):
         written = str(settings.setdefault(f"{kind}.name", default))

@@ -56,7 +56,7 @@ class Pruning:
 
     Attributes:
         policy: how epochs are planned: full, random, infobatch, quantile, budget, joint, or the path of a file with one
-            of your own; where not given, infobatch with --infobatch and full without.
+            of your own. Another one than the recipe's drops the recipe's other settings of this section.
         ratio: share skipped among the samples that are better learned than the mean, in [0, 1); of infobatch, 0.5
             where not given.
         budget: share of the visits to spend on the whole, in (0, 1]; of random, budget and joint.
@@ -67,7 +67,7 @@ class Pruning:
             smoothed, and gone by whatever it tells.
     """
 
-    policy: str | None = None
+    policy: str = "infobatch"
     ratio: float | None = None
     budget: float | None = None
     over: Literal["samples", "levels", "both"] | None = None
@@ -178,7 +178,8 @@ class Config:
         batch_size: images of an optimizer step, over all processes.
         micro_batch: most images a process pushes through at once; more are accumulated.
         seed: of everything that is random.
-        infobatch: prune with InfoBatch; without it everybody is visited with weight 1.
+        infobatch: prune, as the recipe's pruning section recommends; without it everybody is visited with weight 1. Any
+            --pruning.* on the command line says it too.
         conditional: tell the network the images' labels.
         precision: of the network's arithmetic; parameters and losses stay float32.
         tracker: also log to an experiment tracker that accelerate knows, for example tensorboard.
@@ -216,7 +217,7 @@ class Config:
     @property
     def policy(self) -> str:
         """The name of the policy that plans the epochs."""
-        return self.pruning.policy or ("infobatch" if self.infobatch else "full")
+        return self.pruning.policy if self.infobatch else "full"
 
     def part(self, kind: str) -> Any:
         """The adapter or the model's config itself, from its section."""

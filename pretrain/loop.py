@@ -166,7 +166,7 @@ def train(
                         f"go on with: python {Path(sys.argv[0]).name} --resume "
                         f"--output-dir {quote(str(config.output_dir))}"
                     )
-                    accelerator.end_training()
+                    processes.finish(accelerator)
                     raise SystemExit(STOPPED)
                 within = infobatch.seen < infobatch.length
                 if within and config.checkpoint.every and training.step % config.checkpoint.every == 0:
@@ -197,7 +197,7 @@ def train(
         (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         display.summary(in_words(summary))
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    processes.finish(accelerator)
 
 
 def _infobatch(config: Config, size: int, display: Display) -> InfoBatch:

@@ -125,35 +125,41 @@ def joint(
     share: float,
     over: Literal["samples", "levels", "both"] = "both",
     floor: float = 0.2,
-    level_floor: float = 0.3,
+    level_floor: float = 0.1,
 ) -> Rule:
-    """Choose whom to visit, as `budget`, and at what level, in proportion to what losses usually are there.
+    """Choose whom to visit, as `budget`, and at what level, in proportion to the root of what losses usually are there.
 
     A visit's weight is 1 / (chance of being kept * density of its level). Levels in proportion to the root of the
     mean squared gradient would have the least variance (importance sampling; Nichol and Dhariwal, 2021, for
-    timesteps); the usual loss stands for it.
+    timesteps); the root of the usual loss stands for it, as that of the score does for a sample.
 
     Args:
         score, known: of the samples and levels.
         share: of the samples that are visited, in (0, 1].
         over: what is chosen by what was learned: "samples" alone is `budget`; with "levels" alone the samples are a
-            uniform subset.
+            uniform subset, those never visited like any other.
         floor: least chance of a visit.
         level_floor: least density of a level, relative to uniform, in (0, 1].
     """
     _require(over in ("samples", "levels", "both"), "over", "samples, levels or both", over)
     _require(0 < floor <= 1, "floor", "in (0, 1]", floor)
     _require(0 < level_floor <= 1, "level_floor", "in (0, 1]", level_floor)
+    rule = random(score, known, share=share) if over == "levels" else _by_score(score, known, share, floor)
+    if over != "samples":
+        root = known.level.sqrt()
+        rule = rule._replace(density=level_floor + (1 - level_floor) * root / root.mean())
+    return rule
+
+
+def _by_score(score: Tensor, known: Known, share: float, floor: float) -> Rule:
+    """`share` of the samples, whoever was never visited first, the others in proportion to the root of their score."""
     count, value = histogram(score)
     seen = count.sum().item()
-    rest = (share * len(score) - (len(score) - seen)) / max(seen, 1)  # whoever was never visited is, and counts
+    rest = (share * len(score) - (len(score) - seen)) / max(seen, 1)
     rest = min(max(rest, min(floor, share)), 1.0)
-    rule = Rule(NOWHERE, torch.full((1,), rest, dtype=torch.float64))
-    if over != "levels" and seen:
-        rule = _water_filling(count, value, rest, min(floor, rest), known.reliability)
-    if over != "samples":
-        rule = rule._replace(density=level_floor + (1 - level_floor) * known.level / known.level.mean())
-    return rule
+    if not seen:
+        return Rule(NOWHERE, torch.full((1,), rest, dtype=torch.float64))
+    return _water_filling(count, value, rest, min(floor, rest), known.reliability)
 
 
 def _water_filling(count: Tensor, value: Tensor, share: float, floor: float, reliability: float) -> Rule:

@@ -1,5 +1,6 @@
 """The processes of one launch: how many there are, what they agree on, and when they are told to stop."""
 
+import atexit
 import os
 import signal
 from pathlib import Path
@@ -49,7 +50,14 @@ def start(config: Config) -> Accelerator:
         )
     if config.tracker and not accelerator.log_with:
         raise Refused(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
+    atexit.register(accelerator.state.destroy_process_group)
     return accelerator
+
+
+def finish(accelerator: Accelerator) -> None:
+    """End a run's trackers. The processes stay together until the program ends: another run may follow."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def _asked_for() -> int:

@@ -58,6 +58,20 @@ def test_once_annealing_begins_everybody_counts_once(epochs: int, anneal: float)
     assert infobatch.progress == 1
 
 
+def test_annealing_skips_nobody_and_goes_on_choosing_levels() -> None:
+    infobatch = InfoBatch(400, epochs=6, policy="joint", budget=0.8, anneal=0.34)
+    for epoch in infobatch.epochs():
+        everybody = torch.arange(400)
+        annealing = epoch >= infobatch.first_full
+        assert (infobatch.length == 400) == (annealing or epoch == 0)
+        mean = infobatch.level(everybody).mean().item()
+        assert mean == pytest.approx(0.5, abs=0.01) if epoch == 0 else mean < 0.45
+        if annealing:  # a weight is one over the density of the level, so the mean over levels stays what it is
+            assert (infobatch.plan.weight * infobatch.level(everybody)).mean().item() == pytest.approx(0.5, abs=0.01)
+        for index in DataLoader(range(400), 16, sampler=infobatch):
+            infobatch(0.05 + (1 - infobatch.level(index)) ** 2, index)
+
+
 @given(
     st.sampled_from(["random", "budget", "joint"]),
     st.integers(30, 120),

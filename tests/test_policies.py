@@ -93,10 +93,11 @@ def test_nobody_starves(policy: str, size: int, seed: int) -> None:
     """No weight exceeds what the floors allow, rounding aside: bands whose n / k is rounded have at least one of n."""
     score = scores(size, seed)
     rule = checked(ALL[policy](score, KNOWN))
-    assert rule.keep.min() >= 0.2 and (policy == "random" or rule.unseen == 1)
+    blind = policy in ("random", "joint, levels")  # to scores: those never visited are like any other
+    assert rule.keep.min() >= 0.2 and rule.unseen == (0.6 if blind else 1)
     if rule.density is not None:
-        assert (rule.density / rule.density.mean()).min() >= 0.3
-    if policy != "random":
+        assert (rule.density / rule.density.mean()).min() >= 0.1
+    if not blind:
         assert (plan(ALL[policy], score, seed).weight[score.isnan()] > 0).all()
 
 
@@ -304,7 +305,8 @@ def test_levels_follow_the_density_and_weigh_one_over_it() -> None:
     score = torch.ones(50_000)
     found = plan(partial(POLICIES["joint"], share=1.0, over="levels"), score)
     level, weight = found.level, found.weight
-    density = 0.3 + 0.7 * KNOWN.level / KNOWN.level.mean()
+    root = KNOWN.level.sqrt()
+    density = 0.1 + 0.9 * root / root.mean()
     share = torch.bincount((level * 32).long(), minlength=32) / 50_000
     torch.testing.assert_close(share.double(), density / 32, rtol=2e-2, atol=0)
     torch.testing.assert_close(weight.double(), 1 / density[(level * 32 - 1e-6).clamp(min=0).long()], rtol=0.3, atol=0)
