@@ -163,7 +163,7 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     settings = {"output_dir": output_dir} | _read_yaml(recipe) | moved
 
     policy = _take(arguments, "--pruning.policy")
-    if policy is not None and policy != settings.get("pruning.policy"):  # the file's other settings are of the other one
+    if policy is not None and policy != settings.get("pruning.policy"):  # the file's settings are of the other one
         settings = {key: value for key, value in settings.items() if not key.startswith("pruning.")}
     if any(argument.startswith("--pruning.") for argument in arguments):
         settings["infobatch"] = True
