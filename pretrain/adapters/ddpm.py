@@ -41,10 +41,7 @@ class DDPM:
             (self.timesteps >= 2, f"timesteps must be at least 2, got {self.timesteps}"),
             (all(w > 0 for w in weights), f"min_snr and p2 must be above 0, got {weights}"),
             (len(weights) < 2, f"min_snr and p2 must not both be given, got {weights}; leave one out"),
-            (
-                not zero or self.prediction != "epsilon",
-                "zero_terminal_snr must not go with epsilon: give another prediction",
-            ),
+            (not zero or self.prediction != "epsilon", "prediction must not be epsilon with zero_terminal_snr"),
             (not zero or not weights, "zero_terminal_snr must not go with min_snr or p2: its end would weigh 0"),
             (0 <= self.label_dropout <= 1, f"label_dropout must be in [0, 1], got {self.label_dropout}"),
         ):
@@ -56,8 +53,12 @@ class DDPM:
         """The noise schedule, as diffusers has it."""
         from diffusers import DDPMScheduler
 
-        schedule = {"beta_schedule": self.noise_schedule, "rescale_betas_zero_snr": self.zero_terminal_snr}
-        return DDPMScheduler(self.timesteps, prediction_type=self.prediction, **schedule)
+        return DDPMScheduler(
+            num_train_timesteps=self.timesteps,
+            beta_schedule=self.noise_schedule,
+            prediction_type=self.prediction,
+            rescale_betas_zero_snr=self.zero_terminal_snr,
+        )
 
     def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
         """One forward pass; the level picks the timestep, the timestep the weight: the loss serves as the score."""
@@ -73,7 +74,7 @@ class DDPM:
         """DDIM (Song et al. 2021) over the same noise schedule."""
         from diffusers import DDIMScheduler
 
-        config = dict(self.noising.config)
+        given: Any = {"timestep_spacing": "trailing"}
         if self.noise_schedule == "sigmoid":  # DDIM has no name for it
-            config |= {"trained_betas": self.noising.betas.tolist(), "rescale_betas_zero_snr": False}
-        return DDIMScheduler.from_config(config, timestep_spacing="trailing")
+            given |= {"trained_betas": self.noising.betas.tolist(), "rescale_betas_zero_snr": False}
+        return DDIMScheduler.from_config(self.noising.config, **given)
