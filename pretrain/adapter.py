@@ -45,6 +45,15 @@ class Generative(Protocol):
         ...
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """An adapter that learns something of its own: it puts the network into a module that holds those parameters."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """What is trained, from the fresh network, which it may be; called as the network is."""
+        ...
+
+
 def drop_labels(label: Tensor, probability: float, rng: Draws) -> Tensor:
     """Labels with a share replaced by -1, no label: what classifier-free guidance needs (Ho and Salimans, 2022)."""
     return label.masked_fill(rng.uniform() < probability, -1)

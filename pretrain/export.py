@@ -12,15 +12,18 @@ from torch import nn
 
 from pretrain import pipeline
 from pretrain.adapter import Generative, bare
+from pretrain.objective import Uncertain
 
 
 def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
     """Write a denoiser as a diffusers pipeline, and say how it is opened.
 
-    A UNet that knows no labels makes a stock `DDPMPipeline`. Any other diffusers network brings its code and the
+    A UNet that knows no labels makes a stock `DDPMPipeline`, which takes schedulers that neither start from noise of
+    another size than 1 nor scale what the network sees. Any other diffusers network brings its code and the
     code of the pipeline along, which `from_pretrained` runs only if told to trust it. A network that is no diffusers
     model, or an adapter without a scheduler, leaves its parameters alone.
     """
+    model = model.network if isinstance(model, Uncertain) else model  # nothing for who makes images
     network: Any = getattr(model, "network", model)
     if not isinstance(network, ModelMixin) or not isinstance(adapter, Generative):
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +31,8 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
         return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
     scheduler = adapter.scheduler()
     stock = type(network).__module__.startswith("diffusers.")
-    if stock and network.config.get("num_class_embeds") is None:
+    unscaled = getattr(scheduler, "init_noise_sigma", 1.0) == 1.0
+    if stock and unscaled and network.config.get("num_class_embeds") is None:
         pipe: Any = DDPMPipeline  # made for a DDPMScheduler, it takes any whose `step` is like it
         pipe(network, scheduler).save_pretrained(folder)
         return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})"

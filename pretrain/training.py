@@ -9,6 +9,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from pretrain import checkpoint
+from pretrain.adapter import Prepares
 from pretrain.average import Average
 from pretrain.config import Config, Optim, flat
 from pretrain.errors import Refused
@@ -17,16 +18,18 @@ from pretrain.rng import key
 
 
 def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The config's network with the parameters that its seed gives.
+    """The config's network with the parameters that its seed gives, and those of the adapter, if it has some.
 
     Raises:
         Refused: it doesn't fit the images.
     """
     torch.manual_seed(key(config.seed))
     try:
-        return config.part("model").build(shape, classes)
+        model = config.part("model").build(shape, classes)
     except ValueError as error:
         raise Refused(str(error)) from None
+    adapter = config.part("adapter")
+    return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 
 def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:

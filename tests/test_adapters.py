@@ -4,25 +4,19 @@ import dataclasses
 
 import pytest
 import torch
+from denoisers import SHAPE, batch
 from torch import Tensor, nn
 
 from models.dit import DiTConfig
 from models.mae import MAEConfig
 from models.unet import UNetConfig
 from pretrain import parts
-from pretrain.adapter import Batch, Generative
+from pretrain.adapter import Batch
 from pretrain.adapters.ddpm import DDPM
+from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
 from pretrain.rng import Draws
-
-SHAPE = (1, 8, 8)
-
-
-def batch(size: int = 6) -> Batch:
-    rng = torch.Generator().manual_seed(0)
-    image = torch.rand(size, *SHAPE, generator=rng) * 2 - 1
-    return Batch(image, torch.arange(size) % 3, torch.arange(size) + 10, (torch.arange(size) + 0.5) / size)
 
 
 def network(adapter: str) -> nn.Module:
@@ -32,18 +26,6 @@ def network(adapter: str) -> nn.Module:
     model = DiTConfig(patch=2, width=16, depth=1, heads=2).build(SHAPE, 3)
     nn.init.normal_(model.out.weight, std=0.3)  # a fresh DiT answers 0
     return model
-
-
-class Oracle(nn.Module):
-    """A denoiser that answers what it is told to and remembers what it was asked."""
-
-    def __init__(self, answer: Tensor) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        self.asked = x, time, label
-        return self.answer
 
 
 @pytest.mark.parametrize("name", parts.names("adapter"))
@@ -84,74 +66,30 @@ class TestContract:
         assert torch.equal(first, adapter(model, b, Draws(0, index=b.index)).loss)
         assert not torch.equal(first, adapter(model, b, Draws(1, index=b.index)).loss)
 
+    def test_autocast_is_around_the_network_alone(self, name: str) -> None:
+        """What it is asked stays float32, to the bit, and so does the loss of what it answers in bfloat16."""
+        model, b, adapter = network(name).eval(), batch(), self.adapter(name)
+        asked, computed = [], set()
+        model.register_forward_pre_hook(lambda _, given: asked.append(given))
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda _, __, made: computed.add(made.dtype))
+        plain = adapter(model, b, Draws(0, index=b.index)).loss
+        assert computed == {torch.float32}
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = adapter(model, b, Draws(0, index=b.index)).loss
+        assert torch.bfloat16 in computed
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*asked, strict=True))
+        assert asked[1][0].dtype == loss.dtype == torch.float32
+        assert not torch.equal(loss, plain)
+        torch.testing.assert_close(loss, plain, rtol=0.05, atol=0)
+
     def test_fields_are_read_from_the_source_as_they_are(self, name: str) -> None:
         declared, loaded = (
             {field.name: field.default for field in dataclasses.fields(find("adapter", name))}
             for find in (parts.declared, parts.load)
         )
         assert declared == loaded
-
-
-def test_flow_is_the_straight_path() -> None:
-    b = batch()
-    rng = Draws(0, index=b.index)
-    noise = Draws(0, index=b.index).normal(*SHAPE)
-    oracle = Oracle(noise - b.image)
-    assert Flow()(oracle, b, rng).loss.abs().max() == 0
-    x, time, _ = oracle.asked
-    t = b.level[:, None, None, None]
-    torch.testing.assert_close(x, (1 - t) * b.image + t * noise)
-    torch.testing.assert_close(time, 1000 * b.level)
-    wrong = Oracle(noise - b.image + 0.5)
-    torch.testing.assert_close(Flow()(wrong, b, Draws(0, index=b.index)).loss, torch.full((6,), 0.25))
-
-
-@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_ddpm_predictions_by_their_formulas(schedule: str, prediction: str) -> None:
-    b = batch()
-    adapter = DDPM(prediction=prediction, noise_schedule=schedule)
-    noise = Draws(0, index=b.index).normal(*SHAPE)
-    signal = adapter.noising.alphas_cumprod[(b.level * 1000).long()][:, None, None, None]
-    target = {
-        "epsilon": noise,
-        "sample": b.image,
-        "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * b.image,  # Salimans and Ho 2022, section 4
-    }[prediction]
-    oracle = Oracle(target)
-    assert adapter(oracle, b, Draws(0, index=b.index)).loss.max() < 1e-10
-    torch.testing.assert_close(
-        oracle.asked[0], signal.sqrt() * b.image + (1 - signal).sqrt() * noise
-    )  # Ho et al., eq. 4
-
-
-@pytest.mark.parametrize("adapter", [Flow(), DDPM(), DDPM(prediction="sample"), DDPM(prediction="v_prediction")])
-def test_generation_undoes_the_noise(adapter) -> None:
-    """With the exact answer for data that is one image, generating gives that image."""
-    from pretrain.generate import generate
-
-    assert isinstance(adapter, Generative)
-    image = torch.linspace(-0.9, 0.9, 64).view(1, *SHAPE)
-
-    class Point(nn.Module):
-        def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-            if isinstance(adapter, Flow):
-                return (x - image) / (time / 1000)[:, None, None, None]
-            signal = adapter.noising.alphas_cumprod[time.long()][:, None, None, None]
-            noise = (x - signal.sqrt() * image) / (1 - signal).sqrt()
-            velocity = signal.sqrt() * noise - (1 - signal).sqrt() * image
-            return {"epsilon": noise, "sample": image.expand_as(x), "v_prediction": velocity}[adapter.prediction]
-
-    noise = Draws(0, index=torch.arange(3)).normal(*SHAPE)
-    made = generate(Point(), adapter, noise, torch.full((3,), -1), steps=10)
-    torch.testing.assert_close(made, image.expand(3, -1, -1, -1), atol=2e-3, rtol=0)
-
-
-@pytest.mark.parametrize("timesteps", [10, 1000, 4000])
-def test_ddpm_generates_on_the_schedule_it_trains_on(timesteps: int) -> None:
-    adapter = DDPM(timesteps=timesteps)
-    assert adapter.scheduler().config.num_train_timesteps == timesteps
-    assert torch.equal(adapter.scheduler().alphas_cumprod, adapter.noising.alphas_cumprod)
 
 
 def test_guidance_is_a_line_through_the_two_predictions() -> None:
@@ -220,10 +158,31 @@ def test_labels_are_dropped_at_the_stated_rate() -> None:
     assert abs(share - 0.1) < 5 * (0.09 / 20_000) ** 0.5
 
 
-@pytest.mark.parametrize("wrong", [lambda: MAE(mask_ratio=1), lambda: DDPM(timesteps=1), lambda: Flow(label_dropout=2)])
-def test_values_out_of_range_are_refused(wrong) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        wrong()
+@pytest.mark.parametrize(
+    ("made", "wrong"),
+    [
+        (MAE, {"mask_ratio": 1}),
+        (DDPM, {"timesteps": 1}),
+        (DDPM, {"min_snr": 0.0}),
+        (DDPM, {"p2": -1.0}),
+        (DDPM, {"min_snr": 5.0, "p2": 1.0}),
+        (DDPM, {"zero_terminal_snr": True}),
+        (DDPM, {"zero_terminal_snr": True, "prediction": "sample", "min_snr": 5.0}),
+        (DDPM, {"zero_terminal_snr": True, "prediction": "v_prediction", "p2": 1.0}),
+        (Flow, {"label_dropout": 2}),
+        (Flow, {"mean": 1.0}),
+        (Flow, {"std": 0.0, "times": "logit_normal"}),
+        (Flow, {"shift": 0.0}),
+        (EDM, {"std": 0.0}),
+        (EDM, {"sigma_data": -0.5}),
+    ],
+)
+def test_values_out_of_range_are_refused(made, wrong) -> None:
+    """In one sentence that names the first of them."""
+    with pytest.raises(ValueError, match="must ") as refusal:
+        made(**wrong)
+    said = str(refusal.value)
+    assert next(iter(wrong)) in said and "\n" not in said
 
 
 def test_a_unet_with_labels_has_a_null_class() -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 import train_diffusion
 from pretrain.command_line import parse
+from pretrain.objective import Uncertain
+from pretrain.training import build
 
 ELSEWHERE = """
 import sys, torch
@@ -38,6 +40,9 @@ def elsewhere(code: str, folder: Path) -> torch.Tensor:
         "",
         "--adapter ddpm",
         "--adapter ddpm --adapter.prediction v_prediction --conditional",
+        "--adapter ddpm --adapter.prediction sample --adapter.noise-schedule sigmoid --adapter.zero-terminal-snr",
+        "--adapter edm",
+        "--adapter edm --adapter.uncertainty --model dit --conditional",
         "--conditional",
         "--model dit --conditional --evaluate.guidance 2",
         "--model dit",
@@ -78,8 +83,10 @@ out = torch.from_numpy(images).permute(0, 3, 1, 2)
     config = parse(
         ["--config", str(tmp_path / "run" / "config.yaml")], adapter="", model="", recipe=ROOT, output_dir="", help=""
     )
-    model = config.part("model").build((1, 12, 12), 2 if conditional else 0).eval()
+    model = build(config, (1, 12, 12), 2 if conditional else 0).eval()
     model.load_state_dict(final(tmp_path / "run", "average"))
+    if "--adapter.uncertainty" in words:
+        assert isinstance(model, Uncertain) and model.log_error.bias.item() != 0, "it was trained, averaged and saved"
     noise = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(7))
     label = torch.tensor([0, 1, 1] if conditional else [-1, -1, -1])
     made = generate(model, config.part("adapter"), noise, label, steps=4, guidance=2.0 if conditional else 1.0)

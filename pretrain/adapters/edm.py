@@ -1,0 +1,72 @@
+"""Denoising at continuous noise levels, with the network's input, output and loss scaled to unit variance."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from einops import rearrange, reduce
+from torch import nn
+
+from pretrain.adapter import Batch, Losses, bare, drop_labels
+from pretrain.objective import Uncertain, normal_quantile
+from pretrain.rng import Draws
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Denoising with preconditioning and log-normal noise levels (Karras et al. 2022, table 1).
+
+    The network F sees the noisy image x = y + sigma noise as F(c_in x, ln(sigma) / 4). What is compared with y is
+    D = c_skip x + c_out F, weighted by 1 / c_out^2, which is the squared error of F itself (equation 8); its target,
+    (y - c_skip x) / c_out, is written below without the difference of nearly equal numbers.
+
+    Attributes:
+        mean: changes the objective: mean of ln(sigma), whose density says how much each noise level counts.
+        std: changes the objective: standard deviation of ln(sigma).
+        sigma_data: standard deviation of the pixels.
+        uncertainty: changes the objective: learn how large the error usually is at each sigma and divide by it, so that
+            all count alike (Karras et al. 2024): error / e^u + u, u of sigma. The error alone is the score.
+        label_dropout: share of the labels replaced by "no label", for classifier-free guidance, in [0, 1].
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+    sigma_data: float = 0.5
+    uncertainty: bool = False
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.std <= 0 or self.sigma_data <= 0:
+            raise ValueError(f"std and sigma_data must be above 0, got {self.std} and {self.sigma_data}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """What is trained: the network, with the head that learns u beside it if there is one."""
+        return Uncertain(model) if self.uncertainty else model
+
+    def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+        """One forward pass; the level picks sigma.
+
+        Raises:
+            ValueError: `uncertainty` is asked for and the model does not come from `prepare`.
+        """
+        if self.uncertainty and not isinstance(bare(model), Uncertain):
+            raise ValueError("uncertainty must be trained with the network: give the model that prepare(model) returns")
+        y, noise = batch.image, rng.normal(*batch.image.shape[1:])
+        label = drop_labels(batch.label, self.label_dropout, rng)
+        log_sigma = normal_quantile(batch.level, self.mean, self.std)
+        sigma = rearrange(log_sigma.exp(), "b -> b 1 1 1")
+        norm = (sigma**2 + self.sigma_data**2).sqrt()
+        target = (sigma / self.sigma_data * y - self.sigma_data * noise) / norm
+        if not self.uncertainty:
+            output = model((y + sigma * noise) / norm, log_sigma / 4, label)
+            return Losses(reduce((output - target).square(), "b c h w -> b", "mean"))
+        output, u = model((y + sigma * noise) / norm, log_sigma / 4, label, uncertainty=True)
+        error = reduce((output - target).square(), "b c h w -> b", "mean")
+        return Losses(error / u.exp() + u, score=error.detach())
+
+    def scheduler(self) -> Any:
+        """Second-order multistep solver (Lu et al. 2022) between 80 and 0.002, which scales as above."""
+        from diffusers import EDMDPMSolverMultistepScheduler
+
+        return EDMDPMSolverMultistepScheduler(sigma_data=self.sigma_data)

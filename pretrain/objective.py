@@ -1,0 +1,64 @@
+"""What an objective makes of levels: densities and weights that change what is learned.
+
+A plan may visit some levels more densely than others too, and divides a visit's weight by the density: that changes
+the variance of the gradient and nothing else. What is here is not made up for. A map from the level, uniform on
+average, to an adapter's own axis says how much each noise level counts in the objective, and so does a weight; a model
+that could learn everything would not care, any other one learns best what counts most.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def normal_quantile(level: Tensor, mean: float, std: float) -> Tensor:
+    """Levels in [0, 1) spread like a normal distribution; level 0 counts as 2^-25, whose quantile is finite."""
+    return mean + std * torch.special.ndtri(level.clamp(min=2.0**-25))
+
+
+def snr_weight(snr: Tensor, prediction: str, min_snr: float | None, p2: float | None) -> Tensor:
+    """Weight of the squared error of what is predicted.
+
+    The squared errors of noise and velocity are SNR and SNR + 1 times that of the image they imply, so one and the
+    same weight of the image's error is divided by that.
+
+    Args:
+        snr: signal-to-noise ratios of the visits, above 0.
+        prediction: "epsilon", "sample" or "v_prediction".
+        min_snr: gamma of min(SNR, gamma), the weight of the image's error (Hang et al. 2023); or None.
+        p2: gamma of (1 + SNR)^-gamma, the weight of the noise's error (Choi et al. 2022, k = 1); or None.
+    """
+    of_image = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}[prediction]
+    if min_snr is not None:
+        return snr.clamp(max=min_snr) / of_image
+    if p2 is not None:
+        return snr / (1 + snr) ** p2 / of_image
+    return torch.ones_like(snr)
+
+
+class Uncertain(nn.Module):
+    """A denoiser, and beside it how large its error usually is at a time (Karras et al. 2024; Kendall et al. 2018).
+
+    The log error is a constant and a sum of sines and cosines of 1 .. 16 times the time, 0 in the beginning. Its
+    parameters are among the network's, so they are trained, averaged and saved with them.
+
+    Args:
+        network: called as ``network(x, time, label)``, time [B] between -pi and pi.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.log_error = nn.Linear(32, 1)
+        nn.init.zeros_(self.log_error.weight)
+        nn.init.zeros_(self.log_error.bias)
+
+    def forward(
+        self, x: Tensor, time: Tensor, label: Tensor, uncertainty: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The network's output; with `uncertainty` also the log error, float32 [B]."""
+        output = self.network(x, time, label)
+        if not uncertainty:
+            return output
+        phase = time[:, None] * torch.arange(1, 17, device=time.device)
+        with torch.autocast(time.device.type, enabled=False):  # it is a part of the loss
+            return output, self.log_error(torch.cat([phase.cos(), phase.sin()], dim=1)).squeeze(1)

@@ -1,0 +1,105 @@
+"""What adapters for diffusion make of a denoiser that is known: their losses, and the images they generate."""
+
+import dataclasses
+
+import pytest
+import torch
+from denoisers import SHAPE, Best, batch, signal
+
+from pretrain.adapter import Batch, Generative
+from pretrain.adapters.ddpm import DDPM
+from pretrain.adapters.edm import EDM
+from pretrain.adapters.flow import Flow
+from pretrain.generate import generate
+from pretrain.rng import Draws
+
+ADAPTERS = [
+    Flow(),
+    Flow(shift=3.0),
+    Flow(times="logit_normal", mean=-0.5, std=1.5),
+    *(
+        DDPM(prediction=prediction, noise_schedule=schedule)
+        for prediction in ("epsilon", "sample", "v_prediction")
+        for schedule in ("linear", "squaredcos_cap_v2", "sigmoid")
+    ),
+    DDPM(prediction="v_prediction", noise_schedule="linear", timesteps=100, zero_terminal_snr=True),
+    DDPM(prediction="sample", noise_schedule="sigmoid", zero_terminal_snr=True),
+    EDM(),
+    EDM(sigma_data=0.25, mean=0.0),
+]
+MEAN, STD = 0.1, 0.2  # of pixels; so far within [-1, 1] that nothing is clipped
+
+
+def differing(adapter) -> str:
+    """Its name, and the fields that are not as they are by default."""
+    fields = dataclasses.fields(adapter)
+    values = (str(getattr(adapter, field.name)) for field in fields if getattr(adapter, field.name) != field.default)
+    return "-".join([type(adapter).__name__, *values])
+
+
+named = pytest.mark.parametrize("adapter", ADAPTERS, ids=differing)
+
+
+@named
+def test_the_loss_of_the_best_denoiser_is_its_error_in_closed_form(adapter) -> None:
+    level = ((torch.arange(16) + 0.5) / 16).repeat_interleave(256)
+    index = torch.arange(len(level))
+    image = MEAN + STD * Draws(1, index=index).normal(*SHAPE)
+    best, asked = Best(adapter, MEAN, STD), []
+    best.register_forward_hook(lambda _, given, __: asked.append(given[1]))
+    loss = adapter(best, Batch(image, torch.full_like(index, -1), index, level), Draws(0, index=index)).loss
+    ratio = (loss / best.error(asked[0])).view(16, 256)
+    # Mean squares of 256 * 64 normal numbers: standard deviation sqrt(2 / 16384) = 0.011.
+    torch.testing.assert_close(ratio.mean(dim=1), torch.ones(16), atol=0.05, rtol=0)
+    torch.testing.assert_close(ratio.mean(), torch.ones(()), atol=0.0125, rtol=0)
+
+
+@named
+def test_images_of_the_best_denoiser_have_the_mean_and_spread_of_the_data(adapter) -> None:
+    assert isinstance(adapter, Generative)
+    noise = Draws(0, index=torch.arange(1000)).normal(*SHAPE)
+    label = torch.full((1000,), -1)
+    few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps) for steps in (50, 100))
+    assert many.mean().item() == pytest.approx(MEAN, abs=0.002)
+    assert many.std().item() == pytest.approx(STD, rel=0.07)
+    # The error of a solver of first order is as 1 / steps: so much for that.
+    assert 2 * many.std().item() - few.std().item() == pytest.approx(STD, rel=0.01)
+
+
+@named
+def test_generation_undoes_the_noise(adapter) -> None:
+    """With the exact answer for data that is one image, generating gives that image, also in a few steps."""
+    image = torch.linspace(-0.9, 0.9, 64).view(1, *SHAPE)
+    noise = Draws(0, index=torch.arange(3)).normal(*SHAPE)
+    made = generate(Best(adapter, image, 0.0), adapter, noise, torch.full((3,), -1), steps=10)
+    torch.testing.assert_close(made, image.expand(3, -1, -1, -1), atol=2e-3, rtol=0)
+
+
+@named
+def test_the_ends_of_the_levels_have_finite_losses_and_gradients(adapter) -> None:
+    b = batch(2)._replace(level=torch.tensor([0.0, 1 - 2**-24]))
+    scale = torch.nn.Parameter(torch.ones(()))
+
+    class Finite(torch.nn.Module):
+        def forward(self, x, time, label):
+            assert x.isfinite().all() and time.isfinite().all()
+            return scale * x
+
+    loss = adapter(Finite(), b, Draws(0, index=b.index)).loss
+    loss.sum().backward()
+    assert loss.isfinite().all() and scale.grad is not None and scale.grad.isfinite()
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("timesteps", [10, 1000, 4000])
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "sigmoid"])
+def test_ddpm_generates_on_the_schedule_it_trains_on_and_that_is_the_papers(schedule, timesteps, zero) -> None:
+    adapter = DDPM("v_prediction", noise_schedule=schedule, timesteps=timesteps, zero_terminal_snr=zero)
+    scheduler = adapter.scheduler()
+    assert scheduler.config.num_train_timesteps == timesteps
+    assert torch.equal(scheduler.alphas_cumprod, adapter.noising.alphas_cumprod)
+    expected = signal(schedule, timesteps, zero)
+    torch.testing.assert_close(adapter.noising.alphas_cumprod.double(), expected, atol=2e-6, rtol=0)
+    assert (adapter.noising.alphas_cumprod[-1] == 0) == zero
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps[0] == timesteps - 1  # sampling starts where nothing, or next to nothing, is left
