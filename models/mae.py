@@ -10,6 +10,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,16 @@ class MaskedAutoencoder(nn.Module):
         self.out = nn.Linear(width, channels * self.patch[0] * self.patch[1])
         self.initialise()
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them, in the decoder too."""
+        self.encoder.set_grad_checkpointing(True)
+
+    def apply_block(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+        """What a block makes of its tokens."""
+        if self.encoder.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *tokens, use_reentrant=False)
+        return block(*tokens)
+
     @property
     def patches(self) -> int:
         """L, patches of an image."""
@@ -191,7 +202,10 @@ class MaskedAutoencoder(nn.Module):
         encoder, prefix = self.encoder, self.encoder.num_prefix_tokens
         tokens = encoder._pos_embed(encoder.patch_embed(image))
         tokens = torch.cat([tokens[:, :prefix], _at(tokens[:, prefix:], visible)], dim=1)
-        return encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
+        tokens = encoder.norm_pre(tokens)
+        for block in encoder.blocks:
+            tokens = self.apply_block(block, tokens)
+        return encoder.norm(tokens)
 
     def forward(self, image: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
         """Predicted patches [B, H, P] at `hidden`, int64 [B, H], from images and the patches `visible`, int64 [B, V].
@@ -206,11 +220,11 @@ class MaskedAutoencoder(nn.Module):
         asked = self.mask_token.to(known.dtype) + _at(position, hidden + prefix)
         if self.cross:
             for block in self.decoder:
-                asked = block(asked, known)
+                asked = self.apply_block(block, asked, known)
             return self.out(self.norm(asked))
         tokens = torch.cat([known, asked], dim=1)
         for block in self.decoder:
-            tokens = block(tokens)
+            tokens = self.apply_block(block, tokens)
         return self.out(self.norm(tokens[:, known.shape[1] :]))
 
 

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class UNet(nn.Module):
     def __init__(self, network: UNet2DModel) -> None:
         super().__init__()
         self.network = network
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.network.enable_gradient_checkpointing(
+            partial(checkpoint, use_reentrant=False)
+        )  # diffusers' own breaks graphs
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
         """A tensor like x [B, C, H, W], from time [B] and label int64 [B] (-1: none)."""

@@ -182,6 +182,8 @@ class Config:
             --pruning.* on the command line says it too.
         conditional: tell the network the images' labels.
         precision: of the network's arithmetic; parameters and losses stay float32.
+        recompute: compute activations again in the backward pass instead of keeping them (gradient checkpointing): much
+            less memory, about a third more time, the same run.
         tracker: also log to an experiment tracker that accelerate knows, for example tensorboard.
         resume: go on from the newest checkpoint of the output folder, or from the one given.
         overwrite: replace the run that is in the output folder.
@@ -202,6 +204,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     conditional: bool = False
     precision: Literal["no", "fp16", "bf16"] = "no"
+    recompute: bool = False
     tracker: str | None = None
     resume: str | None = None
     overwrite: bool = False

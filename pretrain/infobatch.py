@@ -44,8 +44,7 @@ class InfoBatch(Sampler[int]):
         epochs: epochs in the whole run, E.
         policy: a name in `pretrain.policies.POLICIES`, or a function like those there.
         budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
-        anneal: share of the epochs, the last ones, in which everybody is visited, in [0, 1]; rounded up. Levels go on
-            being chosen by the policy.
+        anneal: share of the epochs, the last ones, rounded up, that visit everybody, at the policy's levels, in [0, 1].
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
         raw: scores as published: the last loss as it is, gone by whatever it tells.
         seed: of the plans; no global generator is read or seeded.
@@ -173,9 +172,8 @@ class InfoBatch(Sampler[int]):
                 "their number, so start anew"
             )
         share = 1.0 if self.budget is None else self.budget.of(self.epoch, self.visited)
-        annealing = self.epoch >= self.first_full
         rule = self._rule(self.score, share)
-        if annealing:  # nobody is skipped; levels are no less well chosen than before
+        if self.epoch >= self.first_full:  # nobody is skipped; levels are no less well chosen than before
             rule = full(self.score, self._known())._replace(density=rule.density)
         known = self.reliability
         at_random = known is not None and known < LEAST and bool((rule.keep != rule.keep[0]).any()) and not self.raw

@@ -18,7 +18,7 @@ from pretrain import checkpoint, parts, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Average
 from pretrain.config import Config, flat
-from pretrain.cost import Visit, first_visit
+from pretrain.cost import Visit, first_visit, peak
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
@@ -29,7 +29,7 @@ from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
-from pretrain.training import Training, adamw, changes
+from pretrain.training import Training, adamw, changes, recompute
 
 STOPPED = 75  # exit status of a run that was told to stop and can go on (EX_TEMPFAIL)
 GLANCE = 16  # steps between looks at what an accelerator has computed; a look waits for it
@@ -70,6 +70,8 @@ def train(
     display = Display(main)
     infobatch = _infobatch(config, size, display)
     visit = _first_visit(config, adapter, model, source)
+    if config.recompute:
+        recompute(model)
     average = Average(model, config.optim.average)
     optimizer = adamw(model, config.optim)
     training = Training(model, average, optimizer, infobatch, accelerator.scaler)
@@ -90,7 +92,8 @@ def train(
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     display.say(
         f"{type(adapter).__name__} on {size:,} images {'x'.join(map(str, source.shape))} of {config.data.source}, "
-        f"{parameters / 1e6:.2f} M parameters, policy {config.policy}, {accelerator.num_processes} x {device.type}"
+        f"{parameters / 1e6:.2f} M parameters, {visit.flops / 1e9:.3g} GFLOP a visit, "
+        f"policy {config.policy}, {accelerator.num_processes} x {device.type}"
     )
     if state is not None:
         where = f"epoch {infobatch.epoch + 1}, step {training.step}"
@@ -192,7 +195,8 @@ def train(
                 evaluate(epoch + 1)
     save()
     if main:
-        summary = summarise(config, source, training, visit.flops, journal)
+        each = peak(torch.cuda.get_device_name(device), config.precision) if device.type == "cuda" else None
+        summary = summarise(config, source, training, journal, visit.flops, each and each * accelerator.num_processes)
         summary["open_model_with"] = export(average.model)
         (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         display.summary(in_words(summary))

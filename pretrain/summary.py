@@ -9,8 +9,20 @@ from pretrain.sources import Source
 from pretrain.training import Training
 
 
-def summarise(config: Config, source: Source, training: Training, flops: int, journal: Journal) -> dict[str, Any]:
-    """The run in numbers; `flops` are those of one visit."""
+def summarise(
+    config: Config, source: Source, training: Training, journal: Journal, flops: int, peak: float | None
+) -> dict[str, Any]:
+    """The run in numbers.
+
+    Args:
+        config: its settings.
+        source: its data.
+        training: its end.
+        journal: its course.
+        flops: of one visit.
+        peak: FLOP/s of all its devices together, None where that is not known. The share of it that went into visits is
+            the model FLOPs utilisation (MFU; Chowdhery et al. 2022, appendix B).
+    """
     size, visited, seconds = len(source.train), training.infobatch.visited, training.seconds
     full = size * config.epochs
     quality = [
@@ -31,6 +43,7 @@ def summarise(config: Config, source: Source, training: Training, flops: int, jo
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         "train_flops": flops * visited,
         "full_train_flops": flops * full,
+        "mfu": flops * visited / seconds / peak if seconds and peak else None,
         "bad_images": sorted(source.train.bad | source.test.bad),
         "quality_before": quality[0] if quality else {},
         "quality": quality[-1] if quality else {},
@@ -43,9 +56,12 @@ def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The summary's rows for a person."""
     before, after = summary["quality_before"], summary["quality"]
     everybody = f"everybody in {summary['epochs']} epochs would have been {summary['full_visits']:,}"
+    speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
+    if summary["mfu"] is not None:
+        speed += f", {summary['mfu']:.1%} of the devices' peak (MFU)"
     rows = [
         ("visited", f"{summary['visited']:,} images; {everybody}: {summary['saved_fraction']:.1%} saved"),
-        ("time", f"{duration(summary['seconds'])} of training, {summary['images_per_second'] or 0:,.0f} images/s"),
+        ("time", f"{duration(summary['seconds'])} of training, {speed}"),
         ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),
     ]
     for name, value in after.items():

@@ -32,6 +32,21 @@ def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Modul
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 
+def recompute(model: nn.Module) -> None:
+    """Have a network compute activations again in the backward pass (gradient checkpointing, Chen et al. 2016).
+
+    Raises:
+        Refused: it has no switch for that.
+    """
+    switch = getattr(model, "enable_gradient_checkpointing", None)
+    if switch is None:
+        raise Refused(
+            f"--recompute: the network, a {type(model).__name__}, has no method enable_gradient_checkpointing(); "
+            "leave it out, or give the network one"
+        )
+    switch()
+
+
 def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """The optimizer of the parameters that are trained; vectors, such as biases, do not decay."""
     vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]

@@ -12,9 +12,15 @@ from programs import common, final, train
 from safetensors.torch import load_file
 
 import train_diffusion
+from models.dit import DiTConfig
+from models.unet import UNetConfig
+from pretrain.adapters.flow import Flow
 from pretrain.command_line import parse
+from pretrain.export import to_diffusers
 from pretrain.objective import Uncertain
 from pretrain.training import build
+
+SMALL_DIT = {"patch": 4, "width": 16, "depth": 1, "heads": 2}
 
 ELSEWHERE = """
 import sys, torch
@@ -45,7 +51,7 @@ def elsewhere(code: str, folder: Path) -> torch.Tensor:
         "--adapter edm --adapter.uncertainty --model dit --conditional",
         "--conditional",
         "--model dit --conditional --evaluate.guidance 2",
-        "--model dit",
+        "--model dit --model.position rope --model.qk-norm",
     ],
 )
 def test_a_diffusion_model_opens_as_a_pipeline(settings: str, pictures: Path, tmp_path: Path) -> None:
@@ -91,6 +97,16 @@ out = torch.from_numpy(images).permute(0, 3, 1, 2)
     label = torch.tensor([0, 1, 1] if conditional else [-1, -1, -1])
     made = generate(model, config.part("adapter"), noise, label, steps=4, guidance=2.0 if conditional else 1.0)
     torch.testing.assert_close(found, (made + 1) / 2, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("part", [DiTConfig(**SMALL_DIT), UNetConfig(channels=(8, 16), layers=1, attention=0)])
+@pytest.mark.parametrize("classes", [0, 2])
+def test_a_pipeline_has_the_networks_shape(part, classes: int, tmp_path: Path) -> None:
+    """Neither square nor of one or three channels."""
+    said = to_diffusers(part.build((2, 8, 12), classes).eval(), Flow(), tmp_path / "model")
+    code = f"import diffusers\npipe = {said}\npipe.set_progress_bar_config(disable=True)\n"
+    code += "out = torch.from_numpy(pipe(batch_size=3, num_inference_steps=2, output_type='np').images)"
+    assert elsewhere(code, tmp_path).shape == (3, 8, 12, 2)
 
 
 def test_an_encoder_opens_in_timm(pictures: Path, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import pytest
 import timm
 import torch
+from einops import rearrange
 
-from models.dit import DiT, DiTConfig
+from models.dit import DiT, DiTConfig, angles, turn
 from models.mae import MAEConfig
 from models.unet import UNetConfig
 
+SMALL_DIT = {"patch": 2, "width": 16, "depth": 2, "heads": 2}
 SMALL_MAE = {"encoder": "vit_tiny_patch16_224", "width": 32, "depth": 2, "heads": 2}
 SMALL_DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 
@@ -16,8 +18,12 @@ SMALL_DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 @pytest.mark.parametrize("classes", [0, 5])
 @pytest.mark.parametrize(
     "config",
-    [UNetConfig(channels=(8, 16), layers=1, head_dim=4), DiTConfig(patch=2, width=16, depth=2, heads=2)],
-    ids=["unet", "dit"],
+    [
+        UNetConfig(channels=(8, 16), layers=1, head_dim=4),
+        DiTConfig(**SMALL_DIT),
+        DiTConfig(**SMALL_DIT, position="rope", qk_norm=True),
+    ],
+    ids=["unet", "dit", "dit rope"],
 )
 def test_a_denoiser_answers_in_its_own_shape(config, shape, classes: int) -> None:
     model = config.build(shape, classes).eval()
@@ -29,8 +35,9 @@ def test_a_denoiser_answers_in_its_own_shape(config, shape, classes: int) -> Non
         assert torch.equal(model(x, time, label), model(x, time, label))
 
 
-def test_a_fresh_dit_answers_zero_and_all_of_it_learns() -> None:
-    model = DiTConfig(patch=2, width=16, depth=2, heads=2).build((1, 8, 8), 3)
+@pytest.mark.parametrize("more", [{}, {"position": "rope", "qk_norm": True}], ids=["plain", "rope"])
+def test_a_fresh_dit_answers_zero_and_all_of_it_learns(more) -> None:
+    model = DiTConfig(**SMALL_DIT, **more).build((1, 8, 8), 3)
     x, time = torch.randn(4, 1, 8, 8), torch.rand(4) * 1000
     assert model(x, time, torch.tensor([0, 1, 2, -1])).abs().max() == 0  # adaLN-zero
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -43,20 +50,130 @@ def test_a_fresh_dit_answers_zero_and_all_of_it_learns() -> None:
     assert label.abs().max() > 0
 
 
-def test_dit_tokens_are_patches_in_their_places() -> None:
-    """Moving an image by a patch moves tokens, so the position embedding must tell rows from columns."""
-    model = DiTConfig(patch=2, width=16, depth=1, heads=2).build((1, 4, 8), 0)
-    position = model.position[0]
-    assert position.shape == (8, 16) and len({tuple(row.tolist()) for row in position}) == 8
+def awake(model: DiT) -> DiT:
+    """With gates open, as if it had learned."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
 
 
-def test_dit_comes_back_from_disk(tmp_path) -> None:
-    model = DiTConfig(patch=2, width=16, depth=2, heads=2).build((1, 4, 8), 3)
-    torch.nn.init.normal_(model.out.weight)
+@pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_dit_sizes_are_the_papers(size, millions: int, patch: int) -> None:
+    """Peebles and Xie 2023, table 1, at 4x32x32 latents."""
+    with torch.device("meta"):
+        model = DiTConfig(size=size, patch=patch).build((4, 32, 32), 1000)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
+    assert len(model.blocks) == DiTConfig(size=size).dimensions[1]
+    with torch.device("meta"):
+        narrow = DiTConfig(size=size, width=96, heads=2).build((4, 32, 32), 0)
+    assert len(narrow.blocks) == len(model.blocks) and narrow.embed.out_features == 96
+
+
+@pytest.mark.parametrize("position", ["sincos", "rope"])
+def test_dit_tokens_are_patches_in_their_places(position) -> None:
+    """Moving patches, each as it is, moves more than the answer's patches: by a row, by a column, rows as columns."""
+    model = awake(DiTConfig(**SMALL_DIT, position=position).build((1, 8, 8), 0))
+    x, time, label = torch.randn(1, 1, 8, 8), torch.tensor([400.0]), torch.tensor([-1])
+
+    moves = (
+        lambda image: image.roll(2, dims=2),
+        lambda image: image.roll(2, dims=3),
+        lambda image: rearrange(image, "b c (h p) (w q) -> b c (w p) (h q)", p=2, q=2),
+    )
+    with torch.no_grad():
+        for move in moves:
+            assert (model(move(x), time, label) - move(model(x, time, label))).abs().max() > 1e-3
+
+
+def test_rope_sees_how_far_apart_patches_are_and_nothing_else() -> None:
+    grid, width = (5, 7), 24
+    angle = angles(grid, width)
+    assert angle.shape == (35, 12)
+    q, k = torch.randn(2, width, dtype=torch.float64).unbind()
+    q, k = (turn(x.expand(35, -1), angle.double().cos(), angle.double().sin()) for x in (q, k))
+    torch.testing.assert_close(q.norm(dim=-1), q.norm(dim=-1)[:1].expand(35))
+    product = (q @ k.T).view(*grid, *grid)  # rows and columns of the one, then of the other
+    torch.testing.assert_close(product[1:, 1:, 1:, 1:], product[:-1, :-1, :-1, :-1])
+    assert (product[1:, :, 0, 0] - product[0, 0, 0, 0]).abs().min() > 1e-6
+    assert (product[0, 1:5, 0, 0] - product[1:, 0, 0, 0]).abs().min() > 1e-6  # a column is no row
+
+
+def test_qk_norm_bounds_attention() -> None:
+    """Queries and keys a thousand times as large give the same answer, where without they give another."""
+    x, time, label = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([0, -1])
+    for qk_norm in (True, False):
+        model = awake(DiTConfig(**SMALL_DIT, qk_norm=qk_norm).build((1, 8, 8), 3))
+        with torch.no_grad():
+            before = model(x, time, label)
+            for block in model.blocks:
+                block.qkv.weight[: 2 * 16] *= 1000
+                block.qkv.bias[: 2 * 16] *= 1000
+            assert torch.allclose(model(x, time, label), before, atol=1e-3) == qk_norm
+
+
+@pytest.mark.parametrize("more", [{}, {"position": "rope", "qk_norm": True}], ids=["plain", "rope"])
+def test_dit_comes_back_from_disk(more, tmp_path) -> None:
+    model = awake(DiTConfig(**SMALL_DIT, **more).build((1, 4, 8), 3))
     model.save_pretrained(tmp_path)
     again = DiT.from_pretrained(tmp_path)
     x, time, label = torch.randn(2, 1, 4, 8), torch.tensor([1.0, 500.0]), torch.tensor([2, -1])
     assert torch.equal(model.eval()(x, time, label), again.eval()(x, time, label))
+
+
+NETWORKS = {
+    "unet": UNetConfig(channels=(8, 16), layers=1, head_dim=4, dropout=0.2),
+    "dit": DiTConfig(**SMALL_DIT),
+    "dit rope": DiTConfig(**SMALL_DIT, position="rope", qk_norm=True),
+    "mae": MAEConfig(patch=2, **SMALL_MAE, **SMALL_DECODER),
+    "mae cross": MAEConfig(patch=2, decoder="cross", **SMALL_MAE, **SMALL_DECODER),
+}
+
+
+def asked(name: str) -> tuple:
+    """A network and what it is called with."""
+    torch.manual_seed(0)
+    model = NETWORKS[name].build((3, 8, 4), 3).train()
+    if name.startswith("mae"):
+        order = torch.stack([torch.randperm(8) for _ in range(2)])
+        return model, (torch.randn(2, 3, 8, 4), order[:, :3], order[:, 3:7])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model, (torch.randn(2, 3, 8, 4), torch.tensor([1.5, 900.0]), torch.tensor([2, -1]))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_recomputing_keeps_less_and_changes_nothing(name: str) -> None:
+    """Gradients are the same to the bit, also where activations are dropped by chance; fewer numbers are kept."""
+    found = []
+    for recompute in (False, True):
+        model, inputs = asked(name)
+        if recompute:
+            model.enable_gradient_checkpointing()
+        kept: list[int] = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            loss = model(*inputs).square().sum()
+        loss.backward()
+        found.append((sum(kept), loss, {key: p.grad for key, p in model.named_parameters() if p.requires_grad}))
+    (much, loss, gradient), (little, loss_again, gradient_again) = found
+    assert little < 0.7 * much
+    assert torch.equal(loss, loss_again) and all(g is not None for g in gradient.values())
+    assert all(torch.equal(gradient[key], gradient_again[key]) for key in gradient)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_network_compiles_into_one_graph(name: str, recompute: bool) -> None:
+    """Without a graph break (fullgraph), and the answer is the same."""
+    model, inputs = asked(name)
+    model.eval()
+    if recompute:
+        model.enable_gradient_checkpointing()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*inputs), model(*inputs))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 16), (4, 12, 8)])
@@ -112,6 +229,7 @@ def test_every_encoder_parameter_has_timms_name() -> None:
         (lambda: MAEConfig(encoder="vit_tinny_patch16_224").build((1, 32, 32), 0), "did you mean vit_tiny"),
         (lambda: UNetConfig(channels=(6,)), "multiples of 4"),
         (lambda: DiTConfig(width=10, heads=3), "multiple of 4"),
+        (lambda: DiTConfig(size="XL", width=100), "heads = 64, got 100"),
         (lambda: MAEConfig(decoder_width=10, decoder_heads=4), "multiple of 4"),
     ],
 )
