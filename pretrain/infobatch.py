@@ -104,8 +104,7 @@ class InfoBatch(Sampler[int]):
         self.seen = 0  # visits of this epoch whose losses came back, over all ranks
         self.visited = 0  # the same, over the epochs before this one
         self.dropped = 0  # visits planned in the epochs before this one whose losses never came back
-        self.raw = raw
-        self.memory = Memory(size, 0.0 if raw else smoothing, raw)
+        self.raw, self.memory = raw, Memory(size, 0.0 if raw else smoothing, raw)
         self.at_random = False  # whether this epoch's choice leaves the scores out, because they tell too little
         self._ledger = Ledger(size)
         self._score = self.memory.score  # on the losses' device; the same memory on a CPU
