@@ -23,8 +23,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from pretrain.adapter import Generative
 from pretrain.data import Images, on_device
 from pretrain.errors import Refused
-from pretrain.generate import generate
 from pretrain.rng import Draws, generator
+from pretrain.sampling import generate
 from pretrain.sources import Source
 from pretrain.trained import Trained
 

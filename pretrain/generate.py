@@ -1,34 +1,109 @@
-"""Images from noise, by a diffusers scheduler."""
+"""Generate images with a trained run.
 
-import torch
-from torch import Tensor, nn
+    python -m pretrain.generate RUN --n 64 --guidance 2 --steps 30 --sampler heun
 
-from pretrain.adapter import Generative
+Image n has the same noise whatever else is generated, so a seed and a number give an image back. Under torchrun or
+`accelerate launch` the processes share the batches, and make the same images to the bit on the same kind of device.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pretrain.errors import Refused, one_sentence
 
 
-@torch.no_grad()
-def generate(
-    model: nn.Module, adapter: Generative, noise: Tensor, label: Tensor, *, steps: int, guidance: float = 1.0
-) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1] from standard normal noise of that shape.
+def main(
+    run: tyro.conf.Positional[Path],
+    n: int = 64,
+    guidance: float = 1.0,
+    steps: int = 30,
+    sampler: str | None = None,
+    label: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> None:
+    """Generate images with the averaged model of a run, as single files and as one grid.
 
     Args:
-        model: a denoiser in evaluation mode.
-        adapter: names the scheduler.
-        noise: float32 [B, C, H, W].
-        label: int64 [B]; -1: none.
-        steps: of the scheduler.
-        guidance: classifier-free guidance scale w (Ho and Salimans 2022, equation 6, in the form
-            uncond + w (cond - uncond)); 1 is plain conditional generation.
+        run: folder of a run of train_diffusion.py.
+        n: images.
+        guidance: classifier-free guidance scale; 1 is none.
+        steps: of the sampler.
+        sampler: ddim, euler, heun or dpm++, as far as the objective knows them; its own where not given.
+        label: class of all images; of a conditional run, image n has class n modulo the classes where not given.
+        seed: of the noise.
+        batch_size: images at once.
+        output_dir: new or empty folder for them; RUN/generated where not given.
     """
-    scheduler = adapter.scheduler()
-    scheduler.set_timesteps(steps, device=noise.device)
-    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        output = model(scaled, t.expand(len(x)), label)
-        if guidance != 1.0:
-            without = model(scaled, t.expand(len(x)), torch.full_like(label, -1))
-            output = without + guidance * (output - without)
-        x = scheduler.step(output, t, x).prev_sample
-    return x.clamp(-1, 1)
+    import torch
+    from PIL import Image
+
+    from pretrain import processes
+    from pretrain.adapter import Generative
+    from pretrain.display import Display
+    from pretrain.pictures import grid, pixels
+    from pretrain.rng import Draws
+    from pretrain.sampling import generate
+    from pretrain.sampling import sampler as scheduler_of
+    from pretrain.trained import open_run
+
+    for name, value, least in (("n", n, 1), ("steps", steps, 1), ("batch-size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise Refused(f"--{name} must be at least {least}, got {value}")
+    state = processes.join()
+    trained = open_run(run)
+    adapter, classes = trained.adapter, trained.classes
+    if not isinstance(adapter, Generative):
+        raise Refused(f"{run}: {type(adapter).__name__} makes no images; name a run of train_diffusion.py")
+    if guidance != 1 and not classes:
+        raise Refused(
+            f"--guidance {guidance:g} needs a model that knows labels; train with --conditional, or leave it out"
+        )
+    if guidance != 1 and not getattr(adapter, "label_dropout", 1):
+        raise Refused(
+            f"--guidance {guidance:g} needs a model that also knows images without a label; this one was trained with label_dropout 0"
+        )
+    if label is not None and not 0 <= label < classes:
+        raise Refused(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
+    try:
+        scheduler_of(adapter, sampler).set_timesteps(steps)
+    except ValueError as error:
+        raise Refused(f"--sampler {sampler}, --steps {steps}: {' '.join(str(error).split())}") from None
+    folder = output_dir or run / "generated"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refused(f"--output-dir {folder}: it is there already and not an empty folder; name another one")
+    state.wait_for_everyone()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    model, everyone = trained.model.to(state.device), torch.arange(n, device=state.device)
+    for which in everyone.split(batch_size)[state.process_index :: state.num_processes]:
+        noise = Draws(seed, index=which).normal(*trained.shape)
+        given = which % classes if classes else torch.full_like(which, -1)
+        given = given if label is None else torch.full_like(which, label)
+        made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler)
+        for number, image in zip(which.tolist(), pixels(made), strict=True):
+            Image.fromarray(image.squeeze(-1).numpy()).save(folder / f"{number:05d}.png")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shown = [to_tensor(folder / f"{number:05d}.png") for number in range(min(n, 144))]
+        sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
+        Image.fromarray(sheet.squeeze(-1).numpy()).save(folder / "grid.png")
+        Display(True).say(f"{n} images in {folder}, the first {len(shown)} in {folder / 'grid.png'}")
+
+
+def to_tensor(path: Path) -> Any:
+    """An image file as float32 [C, H, W] in [-1, 1]."""
+    from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    with Image.open(path) as image:
+        return pil_to_tensor(image) / 127.5 - 1
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        tyro.cli(main, prog="python -m pretrain.generate", args=sys.argv[1:])

@@ -103,6 +103,7 @@ def train(
         _check(infobatch, source, training.step)  # what was saved before must not give way to what is broken
         source.train.bad |= processes.union(source.train.bad, accelerator)
         state = training.state(config, journal.position, sorted(source.train.bad))
+        state.values["images"] = {"shape": source.shape, "classes": source.classes}
         if main:
             checkpoint.save(config.output_dir / "checkpoints", training.step, state, config.checkpoint.keep)
         accelerator.wait_for_everyone()

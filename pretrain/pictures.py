@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pretrain.adapter import Batch, Generative
 from pretrain.data import Images, on_device
 from pretrain.errors import Refused
-from pretrain.generate import generate
 from pretrain.rng import Draws
+from pretrain.sampling import generate
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
@@ -21,8 +21,12 @@ def grid(images: Tensor, columns: int) -> Tensor:
     scale = max(1, 96 // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
     images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-0.6)
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-    return rearrange(pixels, "(r k) c h w -> (r h) (k w) c", k=columns)
+    return rearrange(pixels(images), "(r k) h w c -> (r h) (k w) c", k=columns)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] on the CPU, of images [B, C, H, W] in [-1, 1]."""
+    return rearrange(((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu(), "b c h w -> b h w c")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
 
@@ -43,21 +43,37 @@ def start(config: Config) -> Accelerator:
         )
     except ValueError as error:
         raise Refused(" ".join(str(error).split())) from None
-    if accelerator.num_processes != (asked := _asked_for()):
-        raise Refused(
-            f"the launcher was asked for {asked} processes and started {accelerator.num_processes}; on CPUs use "
-            f"`torchrun --nproc_per_node {asked}` or `accelerate launch --multi_gpu --num_processes {asked}`"
-        )
+    _all_there(accelerator.num_processes)
     if config.tracker and not accelerator.log_with:
         raise Refused(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
     atexit.register(accelerator.state.destroy_process_group)
     return accelerator
 
 
+def join() -> PartialState:
+    """This process among those of its launch, for programs that do not train.
+
+    Raises:
+        Refused: the launcher started another number of processes than it was asked for.
+    """
+    state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available())
+    _all_there(state.num_processes)
+    atexit.register(state.destroy_process_group)
+    return state
+
+
 def finish(accelerator: Accelerator) -> None:
     """End a run's trackers. The processes stay together until the program ends: another run may follow."""
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _all_there(started: int) -> None:
+    if started != (asked := _asked_for()):
+        raise Refused(
+            f"the launcher was asked for {asked} processes and started {started}; on CPUs use "
+            f"`torchrun --nproc_per_node {asked}` or `accelerate launch --multi_gpu --num_processes {asked}`"
+        )
 
 
 def _asked_for() -> int:

@@ -1,6 +1,7 @@
 """A run that was trained, opened again."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -22,15 +23,26 @@ class Trained:
         config: its settings.
         adapter: the objective.
         model: the network with the averaged parameters, in evaluation mode.
-        source: the data.
+        shape: (C, H, W) of the images.
+        classes: that the network knows; 0: none.
         state: the checkpoint that the parameters are from.
     """
 
     config: Config
     adapter: Adapter
     model: nn.Module
-    source: Source
+    shape: tuple[int, int, int]
+    classes: int
     state: checkpoint.State
+
+    @cached_property
+    def source(self) -> Source:
+        """The data, opened when it is asked for.
+
+        Raises:
+            Refused: it is not there any more.
+        """
+        return open_data(self.config.data, self.config.seed)
 
 
 def open_run(folder: Path) -> Trained:
@@ -44,8 +56,9 @@ def open_run(folder: Path) -> Trained:
         raise Refused(f"{folder}: there is no run with a checkpoint there; name the --output-dir of one")
     recipe = ["--config", str(folder / "config.yaml")]
     config = parse(recipe, adapter="flow", model="unet", recipe=folder / "config.yaml", output_dir=str(folder), help="")
-    source = open_data(config.data, config.seed)
-    model = build(config, source.shape, source.classes if config.conditional else 0).eval()
     state = checkpoint.load(path)
+    channels, height, width = state.values["images"]["shape"]
+    shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
+    model = build(config, shape, classes).eval()
     checkpoint.fill(model, state.tensors["average"], path)
-    return Trained(config, config.part("adapter"), model, source, state)
+    return Trained(config, config.part("adapter"), model, shape, classes, state)

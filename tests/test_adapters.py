@@ -93,7 +93,7 @@ class TestContract:
 
 
 def test_guidance_is_a_line_through_the_two_predictions() -> None:
-    from pretrain.generate import generate
+    from pretrain.sampling import generate
 
     class Labelled(nn.Module):
         def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:

@@ -51,8 +51,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pretrain/summary.py": {f"pretrain.{name}" for name in ("config", "sources", "display", "journal", "training")},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
-    "pretrain/generate.py": {"pretrain.adapter"},
-    "pretrain/pictures.py": {f"pretrain.{name}" for name in ("adapter", "data", "errors", "generate", "rng")},
+    "pretrain/sampling.py": {"pretrain.adapter"},
+    "pretrain/pictures.py": {f"pretrain.{name}" for name in ("adapter", "data", "errors", "sampling", "rng")},
+    "pretrain/generate.py": {
+        f"pretrain.{name}"
+        for name in ("adapter", "display", "errors", "pictures", "processes", "rng", "sampling", "trained")
+    },
     "pretrain/evaluate": {"pretrain.adapter", "pretrain.data", "pretrain.rng"},
     "pretrain/export.py": {"pretrain.adapter", "pretrain.objective", "pretrain.pipeline"},
 }

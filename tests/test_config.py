@@ -47,10 +47,27 @@ def test_another_part_on_the_command_line_drops_the_files_fields_of_the_first(tm
         (("--infobatch",), "infobatch"),
         (("--pruning.policy", "infobatch"), "infobatch"),
         (("--infobatch", "--pruning.policy", "full"), "full"),
+        (("--pruning.ratio", "0.3"), "infobatch"),
+        (("--pruning.policy=budget", "--no-infobatch"), "full"),
     ],
 )
 def test_infobatch_is_a_bare_flag(arguments: tuple[str, ...], policy: str) -> None:
     assert config(*arguments).policy == policy
+
+
+def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("pruning: {policy: joint, over: levels, budget: 0.6, anneal: 0}\n")
+
+    def pruning(*arguments: str) -> tuple[str, str | None, float | None, float]:
+        c = config("--config", str(recipe), *arguments)
+        return c.policy, c.pruning.over, c.pruning.budget, c.pruning.anneal
+
+    assert pruning()[0] == "full"
+    assert pruning("--infobatch") == ("joint", "levels", 0.6, 0)
+    assert pruning("--pruning.budget", "0.5") == ("joint", "levels", 0.5, 0)
+    assert pruning("--pruning.policy", "joint") == ("joint", "levels", 0.6, 0)
+    assert pruning("--pruning.policy", "infobatch") == ("infobatch", None, None, 0.125)  # nothing of the other one's
 
 
 def test_the_policies_that_can_be_named_are_those_there_are() -> None:

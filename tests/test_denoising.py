@@ -10,8 +10,8 @@ from pretrain.adapter import Batch, Generative
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
-from pretrain.generate import generate
 from pretrain.rng import Draws
+from pretrain.sampling import SAMPLERS, generate, sampler
 
 ADAPTERS = [
     Flow(),
@@ -64,6 +64,21 @@ def test_images_of_the_best_denoiser_have_the_mean_and_spread_of_the_data(adapte
     assert many.std().item() == pytest.approx(STD, rel=0.07)
     # The error of a solver of first order is as 1 / steps: so much for that.
     assert 2 * many.std().item() - few.std().item() == pytest.approx(STD, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpm++"])
+@named
+def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
+    known = SAMPLERS[type(adapter.scheduler()).__name__]
+    if name not in known or (getattr(adapter, "zero_terminal_snr", False) and name != "ddim"):
+        with pytest.raises(ValueError, match=f"got {name.replace('+', '[+]')}"):
+            sampler(adapter, name)
+        return
+    noise = Draws(0, index=torch.arange(1000)).normal(*SHAPE)
+    label = torch.full((1000,), -1)
+    few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps, by=name) for steps in (50, 100))
+    assert many.mean().item() == pytest.approx(MEAN, abs=0.003)
+    assert 2 * many.std().item() - few.std().item() == pytest.approx(STD, rel=0.02)
 
 
 @named

@@ -56,7 +56,7 @@ def elsewhere(code: str, folder: Path) -> torch.Tensor:
 )
 def test_a_diffusion_model_opens_as_a_pipeline(settings: str, pictures: Path, tmp_path: Path) -> None:
     """Same noise, same labels, same steps: the same images as here."""
-    from pretrain.generate import generate
+    from pretrain.sampling import generate
 
     words = settings.split()
     if "dit" in words:

@@ -1,0 +1,79 @@
+"""Images from noise, by a diffusers scheduler."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.adapter import Generative
+
+# By the scheduler that an adapter names, the diffusers classes that undo the same noise with the same network.
+SAMPLERS: dict[str, dict[str, str]] = {
+    "DDIMScheduler": {
+        "ddim": "DDIMScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+    },
+    "FlowMatchEulerDiscreteScheduler": {
+        "euler": "FlowMatchEulerDiscreteScheduler",
+        "heun": "FlowMatchHeunDiscreteScheduler",
+    },
+    "EDMDPMSolverMultistepScheduler": {"dpm++": "EDMDPMSolverMultistepScheduler", "euler": "EDMEulerScheduler"},
+}
+
+
+def sampler(adapter: Generative, name: str | None) -> Any:
+    """A fresh scheduler of that name for the adapter's noise; the adapter's own where none is named.
+
+    Raises:
+        ValueError: there is none of that name for this noise.
+    """
+    own = adapter.scheduler()
+    known = SAMPLERS.get(type(own).__name__, {})
+    if name is None:
+        return own
+    signal = getattr(own, "alphas_cumprod", None)
+    endless = signal is not None and signal[-1] == 0  # then the last noise level is infinite, which DDIM alone bears
+    able = [other for other in known if other == "ddim" or not endless]
+    if name not in able:
+        raise ValueError(f"sampler must be one of {', '.join(able) or 'none'} for {type(adapter).__name__}, got {name}")
+    import diffusers
+
+    return getattr(diffusers, known[name]).from_config(own.config)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    adapter: Generative,
+    noise: Tensor,
+    label: Tensor,
+    *,
+    steps: int,
+    guidance: float = 1.0,
+    by: str | None = None,
+) -> Tensor:
+    """Images [B, C, H, W] in [-1, 1] from standard normal noise of that shape.
+
+    Args:
+        model: a denoiser in evaluation mode.
+        adapter: names the scheduler.
+        noise: float32 [B, C, H, W].
+        label: int64 [B]; -1: none.
+        steps: of the scheduler.
+        guidance: classifier-free guidance scale w (Ho and Salimans 2022, equation 6, in the form
+            uncond + w (cond - uncond)); 1 is plain conditional generation.
+        by: a sampler's name, see `sampler`.
+    """
+    scheduler = sampler(adapter, by)
+    scheduler.set_timesteps(steps, device=noise.device)
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = model(scaled, t.expand(len(x)), label)
+        if guidance != 1.0:
+            without = model(scaled, t.expand(len(x)), torch.full_like(label, -1))
+            output = without + guidance * (output - without)
+        x = scheduler.step(output, t, x).prev_sample
+    return x.clamp(-1, 1)
