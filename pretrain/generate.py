@@ -59,13 +59,10 @@ def main(
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
         raise Refused(f"{run}: {type(adapter).__name__} makes no images; name a run of train_diffusion.py")
-    if guidance != 1 and not classes:
+    if guidance != 1 and not (classes and getattr(adapter, "label_dropout", 1)):
         raise Refused(
-            f"--guidance {guidance:g} needs a model that knows labels; train with --conditional, or leave it out"
-        )
-    if guidance != 1 and not getattr(adapter, "label_dropout", 1):
-        raise Refused(
-            f"--guidance {guidance:g} needs a model that also knows images without a label; this one was trained with label_dropout 0"
+            f"--guidance {guidance:g} needs a model that knows images with a label and without one; train with "
+            "--conditional and a label_dropout above 0, or leave it out"
         )
     if label is not None and not 0 <= label < classes:
         raise Refused(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
