@@ -137,11 +137,11 @@ def test_uncertainty_learns_the_error_at_every_level_and_makes_them_count_alike(
     adapter = EDM(uncertainty=True)
     best = Best(adapter, 0.1, 0.2)
     model = heads(adapter, best)
-    optimizer = torch.optim.Adam(model.parameters(), 0.05)
-    index = torch.arange(512)
-    level = (index + 0.5) / 512
-    for step in range(400):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 400)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    index = torch.arange(256)
+    level = (index + 0.5) / 256
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
         image = 0.1 + 0.2 * Draws(1, step, index=index).normal(*SHAPE)
         loss, score = adapter(model, Batch(image, index, index, level), Draws(0, step, index=index))
         optimizer.zero_grad()
