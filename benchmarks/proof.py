@@ -284,7 +284,7 @@ def figure(arms: Sequence[Arm], metrics: Sequence[str], path: Path) -> None:
 
     chart, axes = pyplot.subplots(1, len(metrics), figsize=(6.5 * len(metrics), 4.8), squeeze=False)
     families = [family for family in dict.fromkeys(arm.family for arm in arms) if family not in BASELINE]
-    colours = dict(zip(families, pyplot.get_cmap("tab10").colors * 3, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(families, pyplot.get_cmap("tab20").colors * 2, strict=False))  # type: ignore[attr-defined]
     for axis, metric in zip(axes[0], metrics, strict=True):
         whole = next((arm.cost["flops"] for arm in arms if arm.name == "full"), 1.0)
 
