@@ -56,20 +56,24 @@ def save(folder: Path, step: int, state: State, keep: int) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, tensors in state.tensors.items():
-        file = part / f"{name}.safetensors"
-        # Copies: safetensors refuses tensors that share memory.
-        save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, file)
-        _sync(file)
+        write(part / f"{name}.safetensors", tensors)
     (part / "state.json").write_text(json.dumps(state.values))
-    _sync(part / "state.json")
+    sync(part / "state.json")
     shutil.rmtree(path, ignore_errors=True)
     part.rename(path)
-    _sync(folder)
+    sync(folder)
     every = _all(folder)
     others = [other for other in every if other != path and int(other.name.removeprefix(PREFIX)) < step]
     for other in {*every} - {path, *others[len(others) - keep + 1 :]}:
         shutil.rmtree(other)
     return path
+
+
+def write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a file, and wait until they are on disk."""
+    # Copies: safetensors refuses tensors that share memory.
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, file, metadata)
+    sync(file)
 
 
 def load(path: Path) -> State:
@@ -103,7 +107,7 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None
     model.load_state_dict(tensors)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or a folder's names, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -92,7 +92,6 @@ class Optim:
         weight_decay: decoupled; not on biases, norms and other vectors.
         warmup: share of the training in which the rate rises.
         clip: largest norm of the gradient; 0 does not clip.
-        average: half-life of the parameters' exponential average, as a share of the training.
         compensation: an epoch that visits a share k of the samples multiplies the rate by k to the power of minus
             this; 0 leaves the rate alone, 1 makes up for all the steps that are skipped.
     """
@@ -102,7 +101,6 @@ class Optim:
     weight_decay: float = 0.01
     warmup: float = 0.05
     clip: float = 1.0
-    average: float = 0.02
     compensation: float = 0.0
 
     def __post_init__(self) -> None:
@@ -112,7 +110,32 @@ class Optim:
         _require(0 <= self.warmup < 1, "optim.warmup", "in [0, 1)", self.warmup)
         _require(self.clip >= 0, "optim.clip", "0 or more", self.clip)
         _require(0 <= self.compensation <= 1, "optim.compensation", "in [0, 1]", self.compensation)
-        _require(0 < self.average <= 1, "optim.average", "above 0 and at most 1", self.average)
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Averages of the parameters; progress is their clock.
+
+    Attributes:
+        halflife: of the exponential average, the one that is evaluated and exported, as a share of the training.
+        lengths: of power-function averages kept beside it (sigma_rel in Karras et al. 2024), up to 0.28; with two, say
+            0.05 and 0.1, `python -m pretrain.posthoc` makes that of any length when the run is over.
+        snapshots: how often in the run those are written to its averages/; more make what lies between more exact.
+    """
+
+    halflife: float = 0.02
+    lengths: tuple[float, ...] = ()
+    snapshots: int = 16
+
+    def __post_init__(self) -> None:
+        _require(0 < self.halflife <= 1, "average.halflife", "above 0 and at most 1", self.halflife)
+        _require(
+            all(0 < length <= 0.28 for length in self.lengths) and len({*self.lengths}) == len(self.lengths),
+            "average.lengths",
+            "different ones above 0 and at most 0.28",
+            self.lengths,
+        )
+        _require(self.snapshots >= 1, "average.snapshots", "at least 1", self.snapshots)
 
 
 @dataclass(frozen=True)
@@ -200,6 +223,7 @@ class Config:
     infobatch: bool = False
     pruning: Pruning = field(default_factory=Pruning)
     optim: Optim = field(default_factory=Optim)
+    average: Averaging = field(default_factory=Averaging)
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     conditional: bool = False

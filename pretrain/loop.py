@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretrain import checkpoint, parts, processes, run
+from pretrain import checkpoint, parts, posthoc, processes, run
 from pretrain.adapter import Adapter
-from pretrain.average import Average
+from pretrain.average import Averages
 from pretrain.config import Config, flat
 from pretrain.cost import Visit, first_visit, peak
 from pretrain.data import Visits, loader, on_device
@@ -72,13 +72,13 @@ def train(
     visit = _first_visit(config, adapter, model, source)
     if config.recompute:
         recompute(model)
-    average = Average(model, config.optim.average)
+    averages = Averages(model, config.average.halflife, config.average.lengths)
     optimizer = adamw(model, config.optim)
-    training = Training(model, average, optimizer, infobatch, accelerator.scaler)
+    training = Training(model, averages, optimizer, infobatch, accelerator.scaler)
     if state is not None and resumed is not None:
         training.restore(state, config, resumed)
         source.train.bad |= {*state.values["bad_images"]}
-    average.model.to(device)
+    averages.to(device)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = loader(source.train, Visits(infobatch), micro_batch)
 
@@ -87,6 +87,9 @@ def train(
     if main:
         run.prepare(config, resumed is not None)
     journal = Journal(config.output_dir / "journal.jsonl", state.values["journal"] if state else 0, writes=main)
+    snapshots = posthoc.Snapshots(
+        config.output_dir / "averages", averages, config.average.snapshots, config.epochs, training.step, writes=main
+    )
     if config.tracker:
         accelerator.init_trackers("run", {name: str(value) for name, value in flat(config.to_dict()).items()})
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
@@ -110,12 +113,12 @@ def train(
 
     def evaluate(epoch: int) -> None:
         if main:
-            found = {name: value for evaluator in evaluators for name, value in evaluator(average.model).items()}
+            found = {name: value for evaluator in evaluators for name, value in evaluator(averages.model).items()}
             journal.write("evaluation", epoch=epoch, **found)
             scalars = {name: value for name, value in found.items() if not isinstance(value, list)}
             accelerator.log(scalars, step=training.step)
             if draw is not None and epoch:
-                picture = Image.fromarray(draw(average.model).squeeze(-1).numpy())
+                picture = Image.fromarray(draw(averages.model).squeeze(-1).numpy())
                 picture.save(config.output_dir / "pictures" / f"epoch-{epoch:04d}.png")
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         accelerator.wait_for_everyone()
@@ -155,8 +158,9 @@ def train(
                     group["lr"] = rate * stretch**config.optim.compensation
                 optimizer.step()
                 optimizer.zero_grad()
-                average.update(training.model, infobatch.progress)
+                averages.update(training.model, infobatch.progress)
                 training.step += 1
+                snapshots.take(training.step)
                 training.seconds = seconds + time.monotonic() - began
                 if look:
                     speed = (infobatch.seen - first) / (training.seconds - seconds)
@@ -198,7 +202,7 @@ def train(
     if main:
         each = peak(torch.cuda.get_device_name(device), config.precision) if device.type == "cuda" else None
         summary = summarise(config, source, training, journal, visit.flops, each and each * accelerator.num_processes)
-        summary["open_model_with"] = export(average.model)
+        summary["open_model_with"] = export(averages.model)
         (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         display.summary(in_words(summary))
     accelerator.wait_for_everyone()

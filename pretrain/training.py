@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain import checkpoint
 from pretrain.adapter import Prepares
-from pretrain.average import Average
+from pretrain.average import Averages
 from pretrain.config import Config, Optim, flat
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
@@ -60,7 +60,7 @@ class Training:
 
     Attributes:
         model: the bare network.
-        average: of its parameters.
+        averages: of its parameters.
         optimizer: the bare optimizer.
         infobatch: scores and position.
         scaler: of the gradients under fp16, else None.
@@ -69,7 +69,7 @@ class Training:
     """
 
     model: nn.Module
-    average: Average
+    averages: Averages
     optimizer: torch.optim.Optimizer
     infobatch: InfoBatch
     scaler: Any
@@ -82,14 +82,14 @@ class Training:
         moments, groups = checkpoint.pack_optimizer(self.optimizer.state_dict())
         tensors = {
             "model": self.model.state_dict(),
-            "average": self.average.model.state_dict(),
+            **{name: average.model.state_dict() for name, average in self.averages.all().items()},
             "optimizer": moments,
             "infobatch": {name: value for name, value in memory.items() if isinstance(value, Tensor)},
         }
         values = {
             "step": self.step,
             "seconds": self.seconds,
-            "progress": self.average.progress,
+            "progress": self.averages.progress,
             "optimizer": groups,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "infobatch": {name: value for name, value in memory.items() if not isinstance(value, Tensor)},
@@ -118,13 +118,20 @@ class Training:
         if size != self.infobatch.size:
             raise Refused(f"--resume {path}: the checkpoint is of {size} images, --data has {self.infobatch.size} now")
         checkpoint.fill(self.model, tensors["model"], path)
-        checkpoint.fill(self.average.model, tensors["average"], path)
+        averages = self.averages.all()
+        if {name for name in tensors if name.startswith("average")} != averages.keys():
+            lengths = " ".join(sorted(name[len("average-") :] for name in tensors if "average-" in name)) or "none"
+            raise Refused(f"--resume {path}: the checkpoint's --average.lengths are {lengths}; leave the setting out")
+        for name, average in averages.items():
+            checkpoint.fill(average.model, tensors[name], path)
         self.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], values["optimizer"]))
         try:
             self.infobatch.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
         except ValueError as error:
             raise Refused(f"--resume {path}: {error}") from None
-        self.step, self.seconds, self.average.progress = values["step"], values["seconds"], values["progress"]
+        self.step, self.seconds = values["step"], values["seconds"]
+        # A run that is given more epochs has its clock set back; what a power average weighs does not notice.
+        self.averages.progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
 
