@@ -123,8 +123,6 @@ def _pruned(comparison: Comparison, family: str) -> Iterator[Arm]:
         "levels": ["--pruning.policy", "joint", "--pruning.over", "levels"],
     }.get(family, ["--pruning.policy", family])
     budgets: Sequence[float | None] = [None] if policy[1] == "infobatch" else comparison.budgets
-    if policy[1] != "infobatch":  # annealing is the paper's; the others do worse with it (docs/LOG.md, 2026-11-24)
-        policy += ["--pruning.anneal", "0"]
     for budget in budgets:
         for power in comparison.compensations:
             name = family + (f"@{budget:g}" if budget else "") + (f" lr^{power:g}" if power else "")

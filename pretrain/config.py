@@ -61,7 +61,8 @@ class Pruning:
             where not given.
         budget: share of the visits to spend on the whole, in (0, 1]; of random, budget and joint.
         over: what joint chooses by what was learned; both where not given.
-        anneal: share of the epochs, the last ones, that visit everybody, in [0, 1].
+        anneal: share of the epochs, the last ones, that visit everybody, in [0, 1]; where not given 0.125, but 0 with a
+            budget.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
         raw: scores as published: the last loss as it is, neither compared with what is usual at its level and time, nor
             smoothed, and gone by whatever it tells.
@@ -71,14 +72,14 @@ class Pruning:
     ratio: float | None = None
     budget: float | None = None
     over: Literal["samples", "levels", "both"] | None = None
-    anneal: float = 0.125
+    anneal: float | None = None
     smoothing: float = 0.7
     raw: bool = False
 
     def __post_init__(self) -> None:
         _require(self.ratio is None or 0 <= self.ratio < 1, "pruning.ratio", "in [0, 1)", self.ratio)
         _require(self.budget is None or 0 < self.budget <= 1, "pruning.budget", "in (0, 1]", self.budget)
-        _require(0 <= self.anneal <= 1, "pruning.anneal", "in [0, 1]", self.anneal)
+        _require(self.anneal is None or 0 <= self.anneal <= 1, "pruning.anneal", "in [0, 1]", self.anneal)
         _require(0 <= self.smoothing < 1, "pruning.smoothing", "in [0, 1)", self.smoothing)
 
 

@@ -44,7 +44,7 @@ class InfoBatch(Sampler[int]):
         epochs: epochs in the whole run, E.
         policy: a name in `pretrain.policies.POLICIES`, or a function like those there.
         budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
-        anneal: share of the epochs, the last ones, rounded up, that visit everybody, at the policy's levels, in [0, 1].
+        anneal: share of the epochs, the last ones, that visit everybody, rounded up; 0.125 if None, but 0 with a budget.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
         raw: scores as published: the last loss as it is, gone by whatever it tells.
         seed: of the plans; no global generator is read or seeded.
@@ -67,7 +67,7 @@ class InfoBatch(Sampler[int]):
         epochs: int,
         policy: str | Policy = "infobatch",
         budget: float | None = None,
-        anneal: float = 0.125,
+        anneal: float | None = None,
         smoothing: float = 0.7,
         raw: bool = False,
         seed: int = 0,
@@ -79,6 +79,7 @@ class InfoBatch(Sampler[int]):
     ) -> None:
         self._data = None if isinstance(data, Integral) else data
         size = int(data) if isinstance(data, Integral) else length(data)
+        anneal = (0.125 if budget is None else 0.0) if anneal is None else anneal
         if (rank is None) != (world is None):
             raise ValueError(f"rank and world belong together, got rank {rank} and world {world}")
         if rank is None or world is None:
@@ -95,8 +96,7 @@ class InfoBatch(Sampler[int]):
                 raise ValueError(f"{name} must be {allowed}, got {value}")
         self.size, self.total_epochs, self.seed = size, epochs, seed
         self.rank, self.world, self.merge, self.tell = rank, world, merge or ranks.maximum, tell
-        # Annealing is rounded up; what a product of floats is too much by must not make it one epoch more.
-        self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)
+        self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # what a product of floats is too much by is none
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
         self.policy = with_settings(policy, budget is not None, settings)
 

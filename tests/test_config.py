@@ -59,7 +59,7 @@ def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("pruning: {policy: joint, over: levels, budget: 0.6, anneal: 0}\n")
 
-    def pruning(*arguments: str) -> tuple[str, str | None, float | None, float]:
+    def pruning(*arguments: str) -> tuple[str, str | None, float | None, float | None]:
         c = config("--config", str(recipe), *arguments)
         return c.policy, c.pruning.over, c.pruning.budget, c.pruning.anneal
 
@@ -67,7 +67,7 @@ def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
     assert pruning("--infobatch") == ("joint", "levels", 0.6, 0)
     assert pruning("--pruning.budget", "0.5") == ("joint", "levels", 0.5, 0)
     assert pruning("--pruning.policy", "joint") == ("joint", "levels", 0.6, 0)
-    assert pruning("--pruning.policy", "infobatch") == ("infobatch", None, None, 0.125)  # nothing of the other one's
+    assert pruning("--pruning.policy", "infobatch") == ("infobatch", None, None, None)  # nothing of the other one's
 
 
 def test_the_policies_that_can_be_named_are_those_there_are() -> None:
