@@ -96,7 +96,7 @@ class InfoBatch(Sampler[int]):
                 raise ValueError(f"{name} must be {allowed}, got {value}")
         self.size, self.total_epochs, self.seed = size, epochs, seed
         self.rank, self.world, self.merge, self.tell = rank, world, merge or ranks.maximum, tell
-        self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # what a product of floats is too much by is none
+        self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # less what floats add
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
         self.policy = with_settings(policy, budget is not None, settings)
 
