@@ -44,7 +44,7 @@ class InfoBatch(Sampler[int]):
         epochs: epochs in the whole run, E.
         policy: a name in `pretrain.policies.POLICIES`, or a function like those there.
         budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
-        anneal: share of the epochs, the last ones, that visit everybody, rounded up; 0.125 if None, but 0 with a budget.
+        anneal: share of the epochs, the last ones, that visit everybody, rounded up; 0.125 if None, 0 with a budget.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
         raw: scores as published: the last loss as it is, gone by whatever it tells.
         seed: of the plans; no global generator is read or seeded.
