@@ -40,7 +40,9 @@ def sampler(adapter: Generative, name: str | None) -> Any:
         raise ValueError(f"sampler must be one of {', '.join(able) or 'none'} for {type(adapter).__name__}, got {name}")
     import diffusers
 
-    return getattr(diffusers, known[name]).from_config(own.config)
+    # Without the list of what was left at its default: from_config would take the other class's default for it.
+    config = {key: value for key, value in own.config.items() if not key.startswith("_")}
+    return getattr(diffusers, known[name]).from_config(config)
 
 
 @torch.no_grad()

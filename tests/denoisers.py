@@ -74,7 +74,8 @@ class Best(nn.Module):
                 return 1 - time / 1000, time / 1000
             case EDM():
                 return torch.ones_like(time), (4 * time).exp()
-        return self.signal[time].sqrt().float(), (1 - self.signal[time]).sqrt().float()
+        signal = self.signal[time.round().long()]  # some samplers count timesteps in floats
+        return signal.sqrt().float(), (1 - signal).sqrt().float()
 
     def error(self, time: Tensor) -> Tensor:
         """Its expected squared error, float32 [B], of what the adapter predicts."""

@@ -78,7 +78,8 @@ def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
     label = torch.full((1000,), -1)
     few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps, by=name) for steps in (50, 100))
     assert many.mean().item() == pytest.approx(MEAN, abs=0.003)
-    assert 2 * many.std().item() - few.std().item() == pytest.approx(STD, rel=0.02)
+    order = 1 if name in ("ddim", "euler") else 2  # of the solver: its error is as 1 / steps^order
+    assert many.std().item() + (many.std() - few.std()).item() / (2**order - 1) == pytest.approx(STD, rel=0.015)
 
 
 @named
