@@ -168,8 +168,8 @@ def ratio(draw: Callable[[Arm], np.ndarray], arm: Arm, curve: Sequence[Arm], met
 
 
 def cost_of_full(draw: Callable[[Arm], np.ndarray], arms: Sequence[Arm], family: str, metric: str, measure: str) -> Any:
-    """Cost at which a family reaches the quality of `full`, over the cost of `full`; None: `full` was not run."""
-    whole = [arm for arm in arms if arm.name == "full" and metric in arm.quality]
+    """Cost at which a family reaches the quality of the longest ordinary training, at its best rate, over its cost."""
+    whole = curve_of(arms, metric, measure)[-1:]
     points = sorted((a for a in arms if a.family == family and metric in a.quality), key=lambda a: a.cost[measure])
     if not whole or not points:
         return None
@@ -262,7 +262,8 @@ def report(folder: Path) -> str:
         [family, *(str(cost_of_full(draws[m], arms, family, m, "flops") or "–") for m in metrics)]
         for family in families
     ]
-    text += "\n## FLOPs for the quality of `full`, as a share of its own\n\n" + markdown(["policy", *metrics], reached)
+    text += "\n## FLOPs for the quality of full training at its best rate, as a share of its own\n\n"
+    text += markdown(["policy", *metrics], reached)
     if (folder / PREDICTED).is_file():
         text += _predicted(json.loads((folder / PREDICTED).read_text()), arms, draws, metrics)
     if levels := by_level(arms):
