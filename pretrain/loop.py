@@ -136,7 +136,9 @@ def train(
             for batch, problems in batches:
                 source.train.settle(problems)
                 if not due:
-                    due = window = min(config.batch_size, infobatch.length - infobatch.seen)
+                    left = infobatch.length - infobatch.seen
+                    # A few images must not make a step of their own: an optimizer like AdamW takes it for a whole one.
+                    due = window = left if left < 1.5 * config.batch_size else config.batch_size
                     # For what the network itself draws: dropout and its like.
                     torch.manual_seed(key(config.seed, training.step, accelerator.process_index))
                 count = infobatch.counted(batch.index)

@@ -55,6 +55,18 @@ def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) 
     assert journal(tmp_path / "full") == journal(tmp_path / "zero")
 
 
+@pytest.mark.parametrize(("batch_size", "steps"), [(12, 4), (14, 3), (20, 2), (42, 1), (64, 1)])
+def test_what_is_left_of_an_epoch_makes_a_step_if_it_is_half_a_batch(
+    batch_size: int, steps: int, pictures: Path, tmp_path: Path
+) -> None:
+    """Of 43 images; also where the batch is accumulated."""
+    for more in ([], ["--micro-batch", 2 if batch_size < 64 else 16]):
+        words = [*common(pictures, tmp_path / f"{len(more)}", 1), "--batch-size", batch_size, *more]
+        train("train_diffusion.py", *words)
+        summary = json.loads((tmp_path / f"{len(more)}" / "summary.json").read_text())
+        assert (summary["steps"], summary["visited"]) == (steps, 43)
+
+
 @pytest.mark.parametrize("over", ["samples", "levels", "both"])
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
 def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, tmp_path: Path) -> None:
