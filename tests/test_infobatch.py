@@ -368,7 +368,7 @@ def test_misuse_is_refused_in_words() -> None:
         ({"budget": 0.5}, "infobatch keeps to no budget; random, budget, joint do"),
         ({"policy": "budget"}, "needs a budget"),
         ({"policy": "budget", "budget": 0.5, "ratio": 0.5}, "no setting 'ratio'; it has floor"),
-        ({"policy": "budget", "budget": 0.1}, "budget must be at least 0.29 here, got 0.1: 2 of 8 epochs visit"),
+        ({"policy": "budget", "budget": 0.1}, "budget must be at least 0.17 here, got 0.1: 1 of 8 epochs visit"),
         ({"policy": "joint", "budget": 0.5, "over": "pixels"}, "samples, levels or both"),
     ):
         with pytest.raises(ValueError, match=said):

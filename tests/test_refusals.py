@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
         ("--pruning.policy tests/conftest.py", "exactly one function that begins with (score, known), found none"),
         ("--pruning.policy budget", "needs a budget"),
         ("--infobatch --pruning.budget 0.5", "infobatch keeps to no budget; random, budget, joint do"),
-        ("--pruning.policy joint --pruning.budget 0.2", "budget must be at least"),
+        ("--pruning.policy joint --pruning.budget 0.1", "budget must be at least"),
         ("--pruning.policy budget --pruning.budget 0.9 --pruning.ratio 0.5", "has no setting 'ratio'"),
         ("--data.channels 1 --conditional --data ./nowhere/at/all", "there is no such file"),
     ],
