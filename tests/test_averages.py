@@ -171,7 +171,7 @@ def test_the_default_is_as_exact_as_design_says(length: float, most: float) -> N
 
 def written(folder: Path, count: int, tracked) -> tuple[Averages, Path]:
     """Snapshots of a long walk, and averages of more lengths that went along."""
-    points, values = walk(3000)
+    points, values = walk(1000)
     network, other = Network(), Network()
     averages, beside = Averages(network, 0.05, LENGTHS), Averages(other, 0.05, tracked)
     snapshots = Snapshots(folder / "averages", averages, count, 7, 0, writes=True)
@@ -195,7 +195,7 @@ def test_averages_of_other_lengths_are_made_afterwards(tmp_path: Path) -> None:
         beside, run = written(tmp_path / str(count), count, tracked)
         for length, average in beside.powers.items():
             tensors, error = reconstruct(run, length)
-            assert tensors.keys() == average.model.state_dict().keys() and tensors["count"] == 3000
+            assert tensors.keys() == average.model.state_dict().keys() and tensors["count"] == 1000
             off[count, length] = (tensors["weight"] - average.model.weight).square().mean().sqrt().item()
             if length in LENGTHS:
                 torch.testing.assert_close(tensors["weight"], average.model.weight, rtol=1e-6, atol=1e-6)
