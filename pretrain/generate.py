@@ -3,7 +3,8 @@
     python -m pretrain.generate RUN --n 64 --guidance 2 --steps 30 --sampler heun
 
 Image n has the same noise whatever else is generated, so a seed and a number give an image back. Under torchrun or
-`accelerate launch` the processes share the batches, and make the same images to the bit on the same kind of device.
+`accelerate launch` the processes share the batches, and make the same images to the bit on the same kind of device;
+say `--images` there, torchrun takes `--n` for an option of its own.
 """
 
 import sys
@@ -17,7 +18,7 @@ from pretrain.errors import Refused, one_sentence
 
 def main(
     run: tyro.conf.Positional[Path],
-    n: int = 64,
+    n: Annotated[int, tyro.conf.arg(aliases=["--images"])] = 64,
     guidance: float = 1.0,
     steps: int = 30,
     sampler: str | None = None,

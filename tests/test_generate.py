@@ -34,7 +34,7 @@ def test_an_image_is_a_function_of_its_seed_and_number_on_any_number_of_processe
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(conditional, run)  # the data set is asked for nothing
-    words = ["--n", 7, "--steps", 3, "--batch-size", 2, "--guidance", 2, "--sampler", "dpm++"]
+    words = ["--images", 7, "--steps", 3, "--batch-size", 2, "--guidance", 2, "--sampler", "dpm++"]
     one = generate(run, *words)
     assert one.returncode == 0 and "7 images in" in one.stdout, one.stderr
     two = generate(run, *words, "-o", tmp_path / "two", processes=2)
