@@ -61,7 +61,7 @@ def test_a_diffusion_model_opens_as_a_pipeline(settings: str, pictures: Path, tm
     words = settings.split()
     if "dit" in words:
         words += ["--model.patch", "4", "--model.width", "16", "--model.depth", "1", "--model.heads", "2"]
-        words = ["--data", str(pictures), "--output-dir", str(tmp_path / "run"), "--epochs", "1", *words]
+        words = ["--data", str(pictures), "--output-dir", str(tmp_path / "run"), "--epochs", "2", *words]
         train_diffusion.main(
             parse(
                 words,
