@@ -132,13 +132,15 @@ def train(
             skipped = 1 - infobatch.length / size
             stretch = size / infobatch.length  # what weights that make up for who is skipped are on average
             began, seconds, first = time.monotonic(), training.seconds, infobatch.seen
-            due = window = 0  # samples that the running optimizer step is still to see, over all processes
+            before = infobatch.progress  # the running optimizer step
+            due = window = 0  # samples that it is still to see, over all processes
             for batch, problems in batches:
                 source.train.settle(problems)
                 if not due:
                     left = infobatch.length - infobatch.seen
                     # A few images must not make a step of their own: an optimizer like AdamW takes it for a whole one.
                     due = window = left if left < 1.5 * config.batch_size else config.batch_size
+                    before = infobatch.progress
                     # For what the network itself draws: dropout and its like.
                     torch.manual_seed(key(config.seed, training.step, accelerator.process_index))
                 count = infobatch.counted(batch.index)
@@ -155,7 +157,8 @@ def train(
                     _check(infobatch, source, training.step)
                 if config.optim.clip:
                     accelerator.clip_grad_norm_(model.parameters(), config.optim.clip * stretch)
-                rate = config.optim.lr * warmup_cosine(infobatch.progress, config.optim.warmup)
+                middle = (before + infobatch.progress) / 2  # of the step: no step has a rate of 0
+                rate = config.optim.lr * warmup_cosine(middle, config.optim.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * stretch**config.optim.compensation
                 optimizer.step()

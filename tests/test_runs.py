@@ -67,6 +67,13 @@ def test_what_is_left_of_an_epoch_makes_a_step_if_it_is_half_a_batch(
         assert (summary["steps"], summary["visited"]) == (steps, 43)
 
 
+def test_a_single_step_learns(pictures: Path, tmp_path: Path) -> None:
+    """The rate of a step is that in its middle: the first isn't 0 for the warm-up, nor the last for the end."""
+    train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), "--batch-size", 43, "--optim.warmup", 0.5)
+    (epoch,) = (record for record in journal(tmp_path / "run") if record["kind"] == "epoch")
+    assert epoch["lr"] == yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["optim"]["lr"]
+
+
 @pytest.mark.parametrize("over", ["samples", "levels", "both"])
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
 def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, tmp_path: Path) -> None:
