@@ -1,7 +1,7 @@
 .PHONY: test slow check format
 
 test:  ## the laws and the programs, a few minutes
-	pytest
+	pytest -n auto --dist worksteal
 
 slow:  ## the README's own commands, on the images that ship with the package
 	pytest -m slow
