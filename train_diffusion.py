@@ -10,7 +10,8 @@ from pretrain.errors import Refused, one_sentence
 def main(config: Config) -> None:
     """Build the parts and train."""
     from pretrain.adapter import Generative
-    from pretrain.evaluate.heldout import HeldOutLoss
+    from pretrain.evaluate import evaluators
+    from pretrain.evaluate.subject import Subject
     from pretrain.export import to_diffusers
     from pretrain.loop import train
     from pretrain.pictures import Generated
@@ -22,13 +23,14 @@ def main(config: Config) -> None:
         raise Refused(f"--conditional: {config.data.source} has no labels")
     classes = source.classes if config.conditional else 0
     adapter, model, shown = config.part("adapter"), build(config, source.shape, classes), config.evaluate
+    subject = Subject(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
     picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed)
     train(
         config,
         adapter,
         model,
         source,
-        evaluators=[HeldOutLoss(adapter, source.test)],
+        evaluators=evaluators(shown.metrics, subject),
         draw=picture if isinstance(adapter, Generative) else None,
         export=lambda model: to_diffusers(model, adapter, config.output_dir / "model"),
     )

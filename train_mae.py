@@ -1,7 +1,6 @@
 """Pretrain a vision transformer as a masked autoencoder."""
 
 from pathlib import Path
-from typing import Any
 
 from pretrain.command_line import from_command_line
 from pretrain.config import Config
@@ -10,8 +9,8 @@ from pretrain.errors import Refused, one_sentence
 
 def main(config: Config) -> None:
     """Build the parts and train."""
-    from pretrain.evaluate.heldout import HeldOutLoss
-    from pretrain.evaluate.knn import KNN
+    from pretrain.evaluate import evaluators
+    from pretrain.evaluate.subject import Subject
     from pretrain.export import to_timm
     from pretrain.loop import train
     from pretrain.pictures import Reconstructed
@@ -22,9 +21,7 @@ def main(config: Config) -> None:
     adapter, size, model = config.part("adapter"), config.part("model"), build(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise Refused(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
-    evaluators: list[Any] = [HeldOutLoss(adapter, source.test)]
-    if source.classes:
-        evaluators.append(KNN(lambda model, image: model.encoder(image), source.train, source.test, source.classes))
+    subject = Subject(adapter, source, 0, True, config.evaluate, "--evaluate.")
     picture = Reconstructed(adapter, source.test, config.evaluate.images)
     folder = config.output_dir / "model"
     train(
@@ -32,7 +29,7 @@ def main(config: Config) -> None:
         adapter,
         model,
         source,
-        evaluators=evaluators,
+        evaluators=evaluators(config.evaluate.metrics, subject),
         draw=picture if hasattr(adapter, "reconstruct") else None,
         export=lambda model: to_timm(model, size.encoder, size.timm_arguments(source.shape), folder),
     )

@@ -141,21 +141,26 @@ class Averaging:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What is measured and drawn while training.
+    """What is measured and drawn while training; `python -m pretrain.evaluate` measures the same way.
 
     Attributes:
         every: epochs between evaluations; the first and the last epoch are always evaluated.
+        metrics: what is measured, see docs/evaluating.md; where not given, the held-out loss, and the k-NN accuracy of
+            an encoder whose images have labels.
         images: images in a picture.
         steps: network calls to generate an image (diffusion).
         guidance: classifier-free guidance when generating with labels; 1 is none (diffusion).
     """
 
     every: int = 5
+    metrics: tuple[str, ...] = ()
     images: int = 64
     steps: int = 25
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
+        names = [name for item in self.metrics for name in item.split(",") if name]  # fid,kid is fid kid
+        object.__setattr__(self, "metrics", tuple(names))
         _require(self.every >= 1, "evaluate.every", "at least 1", self.every)
         _require(self.images >= 1, "evaluate.images", "at least 1", self.images)
         _require(self.steps >= 1, "evaluate.steps", "at least 1", self.steps)

@@ -106,9 +106,12 @@ class Images(Dataset[Item]):
             if len(self.bad) == len(self):
                 raise Refused(f"none of the {len(self)} images can be used; for example, {problem}", local=True)
 
-    def batches(self, index: Sequence[int], size: int) -> Iterator[Batch]:
-        """The samples `index` as they are, without augmentation, in batches (uint8); unreadable ones left out."""
-        for start in range(0, len(index), size):
+    def batches(self, index: Sequence[int], size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The samples `index` as they are, without augmentation, in batches (uint8); unreadable ones left out.
+
+        Of `world` processes, the one of this rank gets every world-th batch.
+        """
+        for start in range(rank * size, len(index), world * size):
             batch, problems = collate([self[None, int(number)] for number in index[start : start + size]])
             self.settle(problems)
             good = batch.index >= 0

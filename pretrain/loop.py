@@ -52,7 +52,7 @@ def train(
         adapter: turns the model and a batch into losses.
         model: the network, initialised.
         source: what it is trained on.
-        evaluators: called with the averaged model now and then.
+        evaluators: called with the averaged model now and then, by every process.
         draw: picture, uint8 [H, W, C], of what the averaged model does; None: there is nothing to see.
         export: writes the averaged model and says how it is opened.
 
@@ -112,11 +112,12 @@ def train(
         accelerator.wait_for_everyone()
 
     def evaluate(epoch: int) -> None:
+        found = {name: value for evaluator in evaluators for name, value in evaluator(averages.model).items()}
+        source.test.bad |= processes.union(source.test.bad, accelerator)
+        scalars = {name: value for name, value in found.items() if not isinstance(value, list)}
+        journal.write("evaluation", epoch=epoch, **found)
+        accelerator.log(scalars, step=training.step)
         if main:
-            found = {name: value for evaluator in evaluators for name, value in evaluator(averages.model).items()}
-            journal.write("evaluation", epoch=epoch, **found)
-            scalars = {name: value for name, value in found.items() if not isinstance(value, list)}
-            accelerator.log(scalars, step=training.step)
             if draw is not None and epoch:
                 picture = Image.fromarray(draw(averages.model).squeeze(-1).numpy())
                 picture.save(config.output_dir / "pictures" / f"epoch-{epoch:04d}.png")

@@ -9,7 +9,17 @@ from pretrain import checkpoint
 from pretrain.config import Config
 from pretrain.errors import Refused
 
-OURS = {"config.yaml", "journal.jsonl", "summary.json", "checkpoints", "averages", "pictures", "model", "trackers"}
+OURS = {
+    "config.yaml",
+    "journal.jsonl",
+    "summary.json",
+    "evaluation.json",
+    "checkpoints",
+    "averages",
+    "pictures",
+    "model",
+    "trackers",
+}
 
 
 def resume_from(config: Config) -> Path | None:

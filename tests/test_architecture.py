@@ -58,7 +58,14 @@ ALLOWED: dict[str, set[str]] = {
         f"pretrain.{name}"
         for name in ("adapter", "display", "errors", "pictures", "processes", "rng", "sampling", "trained")
     },
-    "pretrain/evaluate": {"pretrain.adapter", "pretrain.data", "pretrain.rng"},
+    "pretrain/evaluate/__init__.py": {"pretrain.errors", "pretrain.evaluate.subject"},  # the latter for its type
+    "pretrain/evaluate/__main__.py": {f"pretrain.{name}" for name in ("errors", "evaluate", "processes", "trained")}
+    | {"pretrain.evaluate.subject"},
+    "pretrain/evaluate": {
+        f"pretrain.{name}"
+        for name in ("adapter", "average", "config", "data", "errors", "ranks", "rng", "sampling", "sources")
+    }
+    | {f"pretrain.evaluate.{name}" for name in ("features", "generated", "knn", "subject")},
     "pretrain/export.py": {"pretrain.adapter", "pretrain.objective", "pretrain.pipeline"},
 }
 FILES = sorted(path for name in OURS for path in (ROOT / name).rglob("*.py"))

@@ -3,14 +3,20 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pretrain.adapter import Adapter
-from pretrain.data import Images, on_device
+from pretrain.adapter import Adapter, Batch
+from pretrain.data import Images
+from pretrain.evaluate.subject import Subject, over
 from pretrain.rng import Draws
 
 DRAWS = 2  # visits of one image, evenly apart on the level axis
 BINS = 8  # of the level axis, for the loss by level
+
+
+def make(subject: Subject, names: list[str]) -> "HeldOutLoss":
+    """The evaluator of this file's metric."""
+    return HeldOutLoss(subject.adapter, subject.source.test)
 
 
 @dataclass(frozen=True)
@@ -22,27 +28,24 @@ class HeldOutLoss:
     Attributes:
         adapter: the objective.
         images: held-out ones.
-        batch_size: images at once.
     """
 
     adapter: Adapter
     images: Images
-    batch_size: int = 250
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float | list[float]]:
         """The mean loss, and the mean loss by level, lowest first."""
-        device = next(model.parameters()).device
-        total = torch.zeros(2, BINS, dtype=torch.float64)  # of losses, of visits
-        for plain in self.images.batches(range(len(self.images)), self.batch_size):
-            batch = on_device(plain, device)
+
+        def visits(batch: Batch) -> tuple[Tensor, Tensor]:
             start = Draws(0, index=batch.index).uniform()
-            for draw in range(DRAWS):
-                level = (start + draw / DRAWS) % 1.0
+            losses, levels = [], [(start + draw / DRAWS) % 1.0 for draw in range(DRAWS)]
+            for draw, level in enumerate(levels):
                 rng = Draws(0, draw, index=batch.index)
-                loss = self.adapter(model, batch._replace(level=level), rng).loss.double().cpu()
-                bin = (level.cpu() * BINS).long().clamp(max=BINS - 1)
-                total += torch.stack([torch.bincount(bin, weight, BINS) for weight in (loss, torch.ones_like(loss))])
-        loss, visits = total
-        by_level = (loss / visits.clamp(min=1)).tolist()
-        return {"heldout_loss": (loss.sum() / visits.sum()).item(), "heldout_loss_by_level": by_level}
+                losses.append(self.adapter(model, batch._replace(level=level), rng).loss.double())
+            return torch.stack(losses, 1), torch.stack(levels, 1)
+
+        loss, level = (column.flatten() for column in over(self.images, range(len(self.images)), model, visits))
+        bin = (level * BINS).long().clamp(max=BINS - 1)
+        total, count = (torch.bincount(bin, weight, BINS) for weight in (loss, torch.ones_like(loss)))
+        by_level = (total / count.clamp(min=1)).tolist()
+        return {"heldout_loss": loss.mean().item(), "heldout_loss_by_level": by_level}

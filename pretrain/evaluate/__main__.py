@@ -1,0 +1,111 @@
+"""Measure a trained run.
+
+    python -m pretrain.evaluate RUN --metrics heldout,knn
+
+What may be measured follows from the run's objective; docs/evaluating.md says how each metric is. Under torchrun or
+`accelerate launch` the processes share the work and come to the same numbers.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pretrain.errors import Refused, one_sentence
+
+
+@dataclass(frozen=True)
+class Command:
+    """Measure the averaged model of a run: a table, and a record more in RUN/evaluation.json.
+
+    What is not given is as in the run's own settings (--evaluate.* when it was trained).
+
+    Attributes:
+        run: folder of a run.
+        metrics: names, with commas or spaces between them; where not given, those that were measured in training.
+        steps: network calls to generate an image.
+        guidance: classifier-free guidance scale when generating with labels; 1 is none.
+    """
+
+    run: tyro.conf.Positional[Path]
+    metrics: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=["-m"])] = None
+    steps: int | None = None
+    guidance: float | None = None
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, show and write down."""
+    command = tyro.cli(Command, prog="python -m pretrain.evaluate", args=arguments)
+    from pretrain import processes
+    from pretrain.evaluate import evaluators
+    from pretrain.evaluate.subject import Subject
+    from pretrain.trained import open_run
+
+    state = processes.join()
+    trained = open_run(command.run)
+    given = {name: value for name, value in vars(command).items() if name != "run" and value is not None}
+    try:
+        settings = dataclasses.replace(trained.config.evaluate, **given)
+    except ValueError as error:
+        raise Refused(f"--{str(error).removeprefix('evaluate.')}") from None
+    has_encoder = hasattr(trained.model, "encoder")
+    subject = Subject(trained.adapter, trained.source, trained.classes, has_encoder, settings)
+    found: dict[str, Any] = {}
+    model, began = trained.model.to(state.device), time.monotonic()
+    for evaluator in evaluators(settings.metrics, subject):
+        found |= evaluator(model)
+    record = {
+        "command": shlex.join(["python", "-m", "pretrain.evaluate", *arguments]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": trained.state.values["step"],
+        "processes": state.num_processes,
+        "seconds": round(time.monotonic() - began, 2),
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "every"},
+        "found": found,
+    }
+    if state.is_main_process:
+        _write(command.run / "evaluation.json", record)
+        _show(command.run, record)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    """Add a record to the file's list."""
+    try:
+        records = json.loads(path.read_text()) if path.exists() else []
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps([*records, record], indent=1) + "\n")
+        part.rename(path)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: can't be added to: {error}; move it away") from None
+
+
+def _show(run: Path, record: dict[str, Any]) -> None:
+    """The numbers as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = record["found"]
+    table = Table("metric", "value", title=f"{run}, step {record['step']}", title_justify="left")
+    for name, value in found.items():
+        spread = found.get(f"{name}_std")
+        if isinstance(value, list):
+            table.add_row(name, " ".join(f"{item:.3g}" for item in value))
+        elif not name.endswith("_std"):
+            table.add_row(name, f"{value:.4f}" + ("" if spread is None else f" ± {spread:.4f}"))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{record['seconds']} s on {record['processes']} processes; in {run / 'evaluation.json'}", markup=False
+    )
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main(sys.argv[1:])

@@ -1,0 +1,80 @@
+"""What is evaluated, and the walk over images that evaluators share among the processes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.adapter import Batch, Generative
+from pretrain.config import Evaluate
+from pretrain.data import Images, on_device
+from pretrain.ranks import gathered, place
+from pretrain.sources import Source
+
+BATCH = 64  # images at once. The number is part of a result's last digits, so it does not depend on the processes.
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What evaluators are made for.
+
+    Attributes:
+        adapter: the objective.
+        source: the data.
+        classes: that the network knows; 0: none.
+        has_encoder: whether the network has an `encoder`, which turns images [B, C, H, W] into features [B, D].
+        settings: how it is measured.
+        flag: what a setting's name begins with on the command line.
+    """
+
+    adapter: Any
+    source: Source
+    classes: int
+    has_encoder: bool
+    settings: Evaluate
+    flag: str = "--"
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether the model can generate."""
+        return isinstance(self.adapter, Generative)
+
+    @property
+    def objective(self) -> str:
+        """Its name."""
+        return type(self.adapter).__name__
+
+
+def together(parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Rows that all processes found, in the order of the first column, which is left out; on every one, on the CPU."""
+    rows = [torch.cat(column) for column in zip(*parts, strict=True)]
+    number, *columns = gathered(rows)
+    order = number.argsort()
+    return [column[order] for column in columns]
+
+
+def over(
+    images: Images, index: Sequence[int], model: nn.Module, rows: Callable[[Batch], tuple[Tensor, ...]]
+) -> list[Tensor]:
+    """What `rows` makes of a batch, a row per image, for all these images: spread over the processes.
+
+    Args:
+        images: read as they are; unreadable ones are left out.
+        index: which, rising.
+        model: whose device batches are moved to.
+        rows: tensors with a row for each image of the batch.
+
+    Returns:
+        The tensors with the rows of all images, in the order of `index`, on the CPU.
+    """
+    device = next(model.parameters()).device
+    batches = (on_device(plain, device) for plain in images.batches(index, BATCH, *place()))
+    with torch.no_grad():
+        return together((batch.index, *rows(batch)) for batch in batches)
+
+
+def evenly(images: Images, most: int) -> range:
+    """At most so many of the images, evenly apart."""
+    return range(0, len(images), -(-len(images) // most))
