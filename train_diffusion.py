@@ -12,7 +12,7 @@ def main(config: Config) -> None:
     from pretrain.adapter import Generative
     from pretrain.evaluate import evaluators
     from pretrain.evaluate.subject import Subject
-    from pretrain.export import to_diffusers
+    from pretrain.export import export
     from pretrain.loop import train
     from pretrain.pictures import Generated
     from pretrain.sources import open_data
@@ -32,7 +32,7 @@ def main(config: Config) -> None:
         source,
         evaluators=evaluators(shown.metrics, subject),
         draw=picture if isinstance(adapter, Generative) else None,
-        export=lambda model: to_diffusers(model, adapter, config.output_dir / "model"),
+        export=lambda model: export(model, config, source.shape, config.output_dir / "model"),
     )
 
 

@@ -11,19 +11,18 @@ def main(config: Config) -> None:
     """Build the parts and train."""
     from pretrain.evaluate import evaluators
     from pretrain.evaluate.subject import Subject
-    from pretrain.export import to_timm
+    from pretrain.export import export
     from pretrain.loop import train
     from pretrain.pictures import Reconstructed
     from pretrain.sources import open_data
     from pretrain.training import build
 
     source = open_data(config.data, config.seed)
-    adapter, size, model = config.part("adapter"), config.part("model"), build(config, source.shape, source.classes)
+    adapter, model = config.part("adapter"), build(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise Refused(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
     subject = Subject(adapter, source, 0, True, config.evaluate, "--evaluate.")
     picture = Reconstructed(adapter, source.test, config.evaluate.images)
-    folder = config.output_dir / "model"
     train(
         config,
         adapter,
@@ -31,7 +30,7 @@ def main(config: Config) -> None:
         source,
         evaluators=evaluators(config.evaluate.metrics, subject),
         draw=picture if hasattr(adapter, "reconstruct") else None,
-        export=lambda model: to_timm(model, size.encoder, size.timm_arguments(source.shape), folder),
+        export=lambda model: export(model, config, source.shape, config.output_dir / "model"),
     )
 
 

@@ -214,6 +214,7 @@ class Config:
         recompute: compute activations again in the backward pass instead of keeping them (gradient checkpointing): much
             less memory, about a third more time, the same run.
         tracker: also log to an experiment tracker that accelerate knows, for example tensorboard.
+        push_to_hub: name of a model repository on the Hugging Face hub that the trained model is uploaded to.
         resume: go on from the newest checkpoint of the output folder, or from the one given.
         overwrite: replace the run that is in the output folder.
     """
@@ -236,6 +237,7 @@ class Config:
     precision: Literal["no", "fp16", "bf16"] = "no"
     recompute: bool = False
     tracker: str | None = None
+    push_to_hub: str | None = None
     resume: str | None = None
     overwrite: bool = False
 

@@ -1,18 +1,47 @@
-"""The averaged model in the formats that other people's programs open."""
+"""The averaged model in the formats that other people's programs open, with its model card.
+
+python -m pretrain.export RUN --push-to-hub NAME
+"""
 
 import inspect
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tyro
 from diffusers import DDPMPipeline, ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
-from pretrain import pipeline
+from pretrain import card, hub, pipeline
 from pretrain.adapter import Generative, bare
+from pretrain.config import Config
+from pretrain.cost import first_visit
+from pretrain.display import Display
+from pretrain.errors import Refused, one_sentence
+from pretrain.journal import Journal
 from pretrain.objective import Uncertain
+from pretrain.posthoc import reconstruct
+from pretrain.summary import in_words, summarise
+from pretrain.trained import open_run
+
+
+def export(model: nn.Module, config: Config, shape: tuple[int, int, int], folder: Path) -> str:
+    """Write a run's model, and say how it is opened.
+
+    Args:
+        model: with averaged parameters.
+        config: the run's.
+        shape: (C, H, W) of its images.
+        folder: for the files.
+    """
+    if hasattr(model, "encoder"):
+        part = config.part("model")
+        return to_timm(model, part.encoder, part.timm_arguments(shape), folder)
+    return to_diffusers(model, config.part("adapter"), folder)
 
 
 def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
@@ -75,3 +104,53 @@ def _save(model: nn.Module, file: Path) -> None:
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, file, {"format": "pt"}
     )
+
+
+def main(
+    run: tyro.conf.Positional[Path],
+    length: float | None = None,
+    license: str | None = None,
+    push_to_hub: str | None = None,
+) -> None:
+    """Export a run's model again, from its newest checkpoint: of a run that was stopped, or another average.
+
+    Args:
+        run: the run's folder; the model goes into its model/.
+        length: of the power average to export (sigma_rel), made from the run's snapshots; the plain average where not
+            given.
+        license: of the model, for its card, as the Hugging Face hub calls it, for example apache-2.0.
+        push_to_hub: name of a model repository on the hub to upload the model to.
+    """
+    if push_to_hub:
+        hub.check(push_to_hub)
+    trained = open_run(run)
+    values = trained.state.values
+    config = replace(trained.config, output_dir=run)  # it may have been moved
+    if length is not None:
+        try:
+            trained.model.load_state_dict(reconstruct(run, length)[0])
+        except ValueError as error:
+            raise error if isinstance(error, Refused) else Refused(f"--length: {error}") from None
+    summary = summarise(
+        config,
+        size=len(trained.state.tensors["infobatch"]["score"]),
+        visited=values["infobatch"]["visited"] + values["infobatch"]["seen"],
+        progress=values["progress"],
+        steps=values["step"],
+        seconds=values["seconds"],
+        model=trained.model,
+        bad_images=values["bad_images"],
+        evaluations=Journal(run / "journal.jsonl", writes=False).read("evaluation"),
+        flops=first_visit(trained.adapter, trained.model, trained.shape, trained.classes).flops,
+    )
+    summary["open_model_with"] = export(trained.model, config, trained.shape, run / "model")
+    card.write(config, summary, licence=license)
+    display = Display(True)
+    display.summary(in_words(summary))
+    if push_to_hub:
+        display.say(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        tyro.cli(main, prog="python -m pretrain.export", args=sys.argv[1:])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretrain import checkpoint, parts, posthoc, processes, run
+from pretrain import card, checkpoint, hub, parts, posthoc, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Averages
 from pretrain.config import Config, flat
@@ -60,6 +60,8 @@ def train(
         Refused: something that the user gave can't be used.
         SystemExit: with status `STOPPED`, told to stop by a signal; a checkpoint is written.
     """
+    if config.push_to_hub:
+        hub.check(config.push_to_hub)
     accelerator = processes.start(config)
     main, device, size = accelerator.is_main_process, accelerator.device, len(source.train)
     micro_batch = processes.micro_batch(config, accelerator.num_processes)
@@ -205,14 +207,33 @@ def train(
             if (epoch + 1) % config.evaluate.every == 0 or epoch + 1 == config.epochs:
                 evaluate(epoch + 1)
     save()
+    summary: dict[str, Any] = {}
     if main:
         each = peak(torch.cuda.get_device_name(device), config.precision) if device.type == "cuda" else None
-        summary = summarise(config, source, training, journal, visit.flops, each and each * accelerator.num_processes)
+        summary = summarise(
+            config,
+            size=size,
+            visited=infobatch.visited,
+            progress=infobatch.progress,
+            steps=training.step,
+            seconds=training.seconds,
+            model=training.model,
+            bad_images=source.train.bad | source.test.bad,
+            evaluations=journal.read("evaluation"),
+            flops=visit.flops,
+            peak=each and each * accelerator.num_processes,
+        )
         summary["open_model_with"] = export(averages.model)
+        card.write(config, summary)
         (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         display.summary(in_words(summary))
     accelerator.wait_for_everyone()
     processes.finish(accelerator)
+    if main and config.push_to_hub:  # nobody waits for it, and the run is whole whatever becomes of it
+        try:
+            display.say(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")
+        except Refused as refusal:
+            display.say(f"error: {refusal}")
 
 
 def _infobatch(config: Config, size: int, display: Display) -> InfoBatch:

@@ -1,50 +1,65 @@
 """What a run came to, for programs and for people."""
 
+from collections.abc import Iterable
 from typing import Any
+
+from torch import nn
 
 from pretrain.config import Config
 from pretrain.display import duration
-from pretrain.journal import Journal
-from pretrain.sources import Source
-from pretrain.training import Training
 
 
 def summarise(
-    config: Config, source: Source, training: Training, journal: Journal, flops: int, peak: float | None
+    config: Config,
+    *,
+    size: int,
+    visited: int,
+    progress: float,
+    steps: int,
+    seconds: float,
+    model: nn.Module,
+    bad_images: Iterable[str],
+    evaluations: list[dict[str, Any]],
+    flops: int,
+    peak: float | None = None,
 ) -> dict[str, Any]:
     """The run in numbers.
 
     Args:
         config: its settings.
-        source: its data.
-        training: its end.
-        journal: its course.
+        size: images of the data set.
+        visited: images pushed through.
+        progress: share of the epochs that is done.
+        steps: of the optimizer.
+        seconds: spent on them.
+        model: the network.
+        bad_images: those that couldn't be read.
+        evaluations: as the journal has them, oldest first.
         flops: of one visit.
         peak: FLOP/s of all its devices together, None where that is not known. The share of it that went into visits is
             the model FLOPs utilisation (MFU; Chowdhery et al. 2022, appendix B).
     """
-    size, visited, seconds = len(source.train), training.infobatch.visited, training.seconds
-    full = size * config.epochs
+    full = round(size * config.epochs * progress)
     quality = [
-        {name: value for name, value in record.items() if name not in ("kind", "epoch")}
-        for record in journal.read("evaluation")
+        {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
     return {
         "adapter": config.adapter.name,
         "policy": config.policy,
         "epochs": config.epochs,
+        "progress": progress,
         "dataset_size": size,
         "visited": visited,
         "full_visits": full,
-        "saved_fraction": 1 - visited / full,
-        "steps": training.step,
+        "saved_fraction": 1 - visited / full if full else 0.0,
+        "steps": steps,
         "seconds": seconds,
         "images_per_second": visited / seconds if seconds else None,
-        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_flops": flops * visited,
         "full_train_flops": flops * full,
         "mfu": flops * visited / seconds / peak if seconds and peak else None,
-        "bad_images": sorted(source.train.bad | source.test.bad),
+        "bad_images": sorted(bad_images),
         "quality_before": quality[0] if quality else {},
         "quality": quality[-1] if quality else {},
         "pictures": str(config.output_dir / "pictures"),
@@ -55,7 +70,8 @@ def summarise(
 def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The summary's rows for a person."""
     before, after = summary["quality_before"], summary["quality"]
-    everybody = f"everybody in {summary['epochs']} epochs would have been {summary['full_visits']:,}"
+    epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
+    everybody = f"everybody in {epochs} would have been {summary['full_visits']:,}"
     speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
     if summary["mfu"] is not None:
         speed += f", {summary['mfu']:.1%} of the devices' peak (MFU)"

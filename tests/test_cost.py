@@ -108,11 +108,9 @@ def test_peaks_are_known_or_not_said(device: str, bf16: float | None, no: float 
 def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
     written = json.loads((finished / "summary.json").read_text())
     assert written["mfu"] is None and "MFU" not in str(in_words(written))
-    images = type("Images", (list,), {"bad": set()})(range(100))
-    config = SimpleNamespace(epochs=4, policy="full", adapter=SimpleNamespace(name="flow"), output_dir=finished)
-    training = SimpleNamespace(infobatch=SimpleNamespace(visited=300), seconds=2.0, step=7, model=torch.nn.Linear(2, 2))
-    parts: Any = (config, SimpleNamespace(train=images, test=images), training, SimpleNamespace(read=lambda kind: []))
-    summary = summarise(*parts, flops=10**9, peak=3e11)
+    config: Any = SimpleNamespace(epochs=4, policy="full", adapter=SimpleNamespace(name="flow"), output_dir=finished)
+    given: Any = {"size": 100, "visited": 300, "progress": 1.0, "steps": 7, "seconds": 2.0, "bad_images": []}
+    summary = summarise(config, **given, model=torch.nn.Linear(2, 2), evaluations=[], flops=10**9, peak=3e11)
     assert summary["mfu"] == pytest.approx(300 * 1e9 / 2 / 3e11) == 0.5
     assert "150 images/s, 50.0% of the devices' peak (MFU)" in str(in_words(summary | {"open_model_with": ""}))
 

@@ -1,0 +1,130 @@
+"""The model card: what a stranger wants to know of an exported model, filled from its run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from pretrain.config import Config
+from pretrain.display import duration
+
+TASKS = {"diffusers": "unconditional-image-generation", "timm": "image-feature-extraction"}
+PROGRAMS = {"timm": "train_mae.py"}  # of the others: train_diffusion.py
+
+
+def write(config: Config, summary: dict[str, Any], *, name: str = "", licence: str | None = None) -> None:
+    """Write README.md, what it shows, and recipe.yaml, beside the model.
+
+    Args:
+        config: the run's settings.
+        summary: what it came to (summary.json); its `model` is the folder of the exported model.
+        name: of its repository on the hub, if it has one.
+        licence: as the hub calls it, if it is known.
+    """
+    folder = Path(summary["model"])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(config), sort_keys=False, allow_unicode=True))
+    shown = []
+    for title, path in _pictures(config):
+        shutil.copy(path, folder / path.name)
+        shown.append((title, path.name))
+    card = ModelCard(f"---\n{_data(config, summary, licence).to_yaml()}\n---\n\n{_text(config, summary, name, shown)}")
+    card.save(folder / "README.md")
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """The run's settings for somebody elsewhere: without its output folder, and of paths the last name alone."""
+    tree = config.to_dict()
+    del tree["output_dir"], tree["push_to_hub"]
+    for section, key in (("data", "source"), ("adapter", "name"), ("model", "name"), ("pruning", "policy")):
+        if Path(tree[section][key]).expanduser().exists():
+            tree[section][key] = Path(tree[section][key]).expanduser().resolve().name
+    return tree
+
+
+def _own(config: Config) -> bool:
+    """Whether the images are the user's own, so that it is not for us to show them to the world."""
+    return Path(config.data.source).expanduser().exists()
+
+
+def _pictures(config: Config) -> list[tuple[str, Path]]:
+    """The run's last picture; a masked autoencoder's shows images of the data set."""
+    drawn = sorted((config.output_dir / "pictures").glob("epoch-*.png"))
+    shows_data = hasattr(config.part("adapter"), "reconstruct")
+    return [("What it makes", drawn[-1])] if drawn and not (shows_data and _own(config)) else []
+
+
+def _library(summary: dict[str, Any]) -> str:
+    return summary["open_model_with"].split(".")[0]
+
+
+def _data(config: Config, summary: dict[str, Any], licence: str | None) -> ModelCardData:
+    """The head that the hub reads."""
+    library, data = _library(summary), recipe(config)["data"]["source"]
+    task = TASKS.get(library, "other")
+    results = [
+        EvalResult(task_type=task, dataset_type="image", dataset_name=data, metric_type=name, metric_value=value)
+        for name, value in summary["quality"].items()
+        if not isinstance(value, list)
+    ]
+    return ModelCardData(
+        library_name=library,
+        pipeline_tag=task if library in TASKS else None,
+        license=licence,
+        datasets=None if _own(config) or "/" not in data else data,
+        tags=["infobatch", recipe(config)["adapter"]["name"]],
+        model_name=config.output_dir.resolve().name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _text(config: Config, summary: dict[str, Any], name: str, shown: list[tuple[str, str]]) -> str:
+    """What a person reads."""
+    told, library, folder = recipe(config), _library(summary), summary["model"]
+    adapter, model, data = told["adapter"]["name"], told["model"]["name"], told["data"]["source"]
+    within = name if name and library == "diffusers" else "."  # where the library itself asks the hub
+    fetch = f"hf download {name} --local-dir {name.split('/')[-1]} && cd {name.split('/')[-1]}"
+    parts = [
+        f"# {name.split('/')[-1] or config.output_dir.resolve().name}",
+        f"A {model} of {summary['parameters'] / 1e6:.3g} M parameters, trained by {adapter} on {data}"
+        f"{', with labels' if config.conditional else ''}, {_who(config)}.",
+        *(f"![{title}]({path})" for title, path in shown),
+        "## Use",
+        *([f"After `{fetch}`:"] if name and within == "." else [] if name else ["In this folder:"]),
+        f"```python\nimport {library}{'.torch' if library == 'safetensors' else ''}\n\n"
+        f"model = {summary['open_model_with'].replace(folder, within)}\n```",
+    ]
+    if "trust_remote_code" in summary["open_model_with"]:
+        parts.append("It brings the code of its own pipeline: `pipeline.py` and, of a network of its own, `network/`.")
+    return "\n\n".join([*parts, *_cost(summary), *_quality(summary), *_made(summary)]) + "\n"
+
+
+def _who(config: Config) -> str:
+    return "visiting everybody in every epoch" if config.policy == "full" else f"pruned dynamically ({config.policy})"
+
+
+def _cost(summary: dict[str, Any]) -> list[str]:
+    visits, flops = summary["visited"], summary["train_flops"]
+    return [
+        "## Cost",
+        "| | this model | everybody in every epoch |\n|---|---|---|\n"
+        f"| visits | {visits:,} | {summary['full_visits']:,} |\n"
+        f"| training FLOPs | {flops:.3g} | {summary['full_train_flops']:.3g} |\n"
+        f"| time of training | {duration(summary['seconds'])} | |",
+        f"{summary['saved_fraction']:.1%} of the visits were saved, counted against "
+        f"{summary['progress'] * summary['epochs']:g} epochs of "
+        f"{summary['dataset_size']:,} images. That is what it cost, not that nothing was lost: compare its quality "
+        "with that of ordinary training of the same, shorter length.",
+    ]
+
+
+def _quality(summary: dict[str, Any]) -> list[str]:
+    before, after = summary["quality_before"], summary["quality"]
+    rows = [f"| {key} | {before[key]:.4f} | {after[key]:.4f} |" for key in after if not isinstance(after[key], list)]
+    return ["## Quality", "\n".join(["| | before training | after |\n|---|---|---|", *rows])] if rows else []
+
+
+def _made(summary: dict[str, Any]) -> list[str]:
+    program = PROGRAMS.get(_library(summary), "train_diffusion.py")
+    return ["## Made with", f"```\npython {program} --config recipe.yaml\n```", "`recipe.yaml` holds every setting."]

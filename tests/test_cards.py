@@ -1,0 +1,139 @@
+"""The model card says what the run came to; the hub gets it, or is named as what failed."""
+
+import json
+from pathlib import Path
+from unittest.mock import create_autospec
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from huggingface_hub import HfApi, ModelCard, RepoUrl
+from programs import common, final, refused, train
+from safetensors.torch import load_file
+
+from pretrain import card, export, hub
+from pretrain.command_line import parse
+from pretrain.errors import Refused
+from pretrain.posthoc import reconstruct
+from pretrain.trained import open_run
+
+
+@pytest.fixture(scope="module")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cards") / "run"
+    lengths = ["--average.lengths", 0.1, 0.2, "--average.snapshots", 4, "--checkpoint.every", 2, "--checkpoint.keep", 9]
+    train("train_diffusion.py", *common(pictures, folder), "--infobatch", *lengths)
+    return folder
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> HfApi:
+    """The hub's interface: a call that the real one would not take raises."""
+    api = create_autospec(HfApi, instance=True)
+    api.create_repo.return_value = RepoUrl("https://huggingface.co/me/discs")
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
+    return api
+
+
+def test_the_card_is_filled_from_the_run(run: Path) -> None:
+    written = ModelCard.load(run / "model" / "README.md", ignore_metadata_errors=False)
+    summary = json.loads((run / "summary.json").read_text())
+    assert written.data.library_name == "diffusers" and written.data.license is None
+    (result,) = written.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("heldout_loss", summary["quality"]["heldout_loss"])
+    before = summary["quality_before"]["heldout_loss"]
+    for said in (
+        f"| visits | {summary['visited']:,} | {43 * 4:,} |",
+        f"| training FLOPs | {summary['train_flops']:.3g} | {summary['full_train_flops']:.3g} |",
+        f"{summary['saved_fraction']:.1%} of the visits were saved, counted against 4 epochs of 43 images",
+        f"| heldout_loss | {before:.4f} | {summary['quality']['heldout_loss']:.4f} |",
+        "DiffusionPipeline.from_pretrained('.')",
+        "pruned dynamically (infobatch)",
+        "python train_diffusion.py --config recipe.yaml",
+        "![What it makes](epoch-0004.png)",
+    ):
+        assert said in written.text, said
+    assert (run / "model" / "epoch-0004.png").is_file()
+
+
+def test_the_card_names_no_path_of_this_machine_and_its_recipe_is_one(run: Path, pictures: Path) -> None:
+    for name in ("README.md", "recipe.yaml"):
+        assert str(pictures.parent) not in (run / "model" / name).read_text()
+    told = yaml.safe_load((run / "model" / "recipe.yaml").read_text())
+    assert told["data"]["source"] == pictures.name
+    recipe = run / "model" / "recipe.yaml"
+    config = parse(["--data", str(pictures)], adapter="", model="", recipe=recipe, output_dir="x", help="")
+    assert card.recipe(config) == told
+
+
+def test_what_shows_the_users_own_images_is_not_in_the_card(pictures: Path, tmp_path: Path) -> None:
+    train("train_mae.py", *common(pictures, tmp_path / "run", 1))
+    assert any((tmp_path / "run" / "pictures").iterdir())
+    assert not any((tmp_path / "run" / "model").glob("*.png"))
+    written = ModelCard.load(tmp_path / "run" / "model" / "README.md")
+    assert written.data.library_name == "timm" and "train_mae.py --config" in written.text
+    assert "checkpoint_path='./" in written.text
+
+
+def test_a_model_is_pushed_under_its_name(run: Path, stub) -> None:
+    """Nothing but the exported folder, with a card that says how it is had from there, and a licence if one is told."""
+    export.main(run, push_to_hub="discs", license="mit")
+    stub.create_repo.assert_called_once_with("discs", exist_ok=True)
+    assert stub.upload_folder.call_args.kwargs["repo_id"] == "me/discs"
+    assert stub.upload_folder.call_args.kwargs["folder_path"] == str(run / "model")
+    written = ModelCard.load(run / "model" / "README.md")
+    assert "from_pretrained('me/discs')" in written.text and written.data.license == "mit"
+
+
+def test_a_hub_that_fails_loses_nothing(run: Path, pictures: Path, stub, tmp_path: Path, capsys) -> None:
+    """The run ends as ever, and says what failed and how to push again; what it says is a command."""
+    stub.upload_folder.side_effect = OSError("502 Bad\n Gateway")
+    train("train_diffusion.py", *common(pictures, tmp_path / "a run", 1), "--push-to-hub", "discs")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "--push-to-hub" in line)
+    assert line.startswith("error: --push-to-hub discs failed (OSError: 502 Bad Gateway); the model is whole in ")
+    assert line.endswith(f"python -m pretrain.export '{tmp_path / 'a run'}' --push-to-hub discs")
+    assert {"summary.json", "model", "checkpoints"} <= {path.name for path in (tmp_path / "a run").iterdir()}
+    assert (tmp_path / "a run" / "model" / "README.md").is_file()
+    with pytest.raises(Refused, match="502 Bad Gateway"):
+        export.main(run, push_to_hub="discs")
+
+
+def test_a_name_that_the_hub_will_not_take_is_refused_before_anything_else(pictures: Path, tmp_path: Path) -> None:
+    said = refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--push-to-hub", "a/b/c")
+    assert said.startswith("--push-to-hub a/b/c: ") and not (tmp_path / "run").exists()
+
+
+def test_another_average_is_exported(run: Path) -> None:
+    export.main(run, length=0.15)
+    found, _ = reconstruct(run, 0.15)
+    exported = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert exported.keys() == {name.removeprefix("network.") for name in found}
+    assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in found.items())
+    with pytest.raises(Refused, match=r"--length: the length of a power average must be above 0 and at most 0.28"):
+        export.main(run, length=0.5)
+
+
+def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_path: Path) -> None:
+    """Its cost is compared with everybody until there."""
+    import shutil
+
+    folder = tmp_path / "stopped"
+    shutil.copytree(run, folder)
+    checkpoints = sorted((folder / "checkpoints").iterdir())
+    for path in checkpoints[2:]:
+        shutil.rmtree(path)
+    export.main(folder)
+    values = open_run(folder).state.values
+    seen = values["infobatch"]["visited"] + values["infobatch"]["seen"]
+    assert f"| visits | {seen:,} | {round(43 * 4 * values['progress'])} |" in (folder / "model/README.md").read_text()
+    exported = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(exported[k.removeprefix("network.")], v) for k, v in final(folder, "average").items())
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_settings_without_paths_are_told_as_they_are(recipe: Path) -> None:
+    config = parse([], adapter="flow", model="unet", recipe=recipe, output_dir="x", help="")
+    told = card.recipe(config)
+    plain = config.to_dict()
+    assert told == {key: plain[key] for key in told} and plain.keys() - told.keys() == {"output_dir", "push_to_hub"}
