@@ -4,21 +4,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from conftest import ROOT
 from programs import common, final, train
 from safetensors.torch import load_file
 
-import train_diffusion
 from models.dit import DiTConfig
 from models.unet import UNetConfig
+from pretrain.adapters.ddpm import DDPM
+from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
 from pretrain.command_line import parse
 from pretrain.export import to_diffusers
-from pretrain.objective import Uncertain
-from pretrain.training import build
+from pretrain.sampling import generate
 
 SMALL_DIT = {"patch": 4, "width": 16, "depth": 1, "heads": 2}
 
@@ -27,86 +29,105 @@ import sys, torch
 from safetensors.torch import load_file, save_file
 {code}
 assert not any(name.split('.')[0] in ('pretrain', 'models') for name in sys.modules)
-save_file({{'out': out.contiguous()}}, '{out}')
+save_file(out if isinstance(out, dict) else {{'out': out.contiguous()}}, '{out}')
 """
 
 
-def elsewhere(code: str, folder: Path) -> torch.Tensor:
-    """Run code in a process that knows nothing of this project; what it calls `out`."""
+def elsewhere(code: str, folder: Path) -> Any:
+    """Run code in a process that knows nothing of this project; what it calls `out`, a tensor or several by name."""
     out = folder / "out.safetensors"
     text = ELSEWHERE.format(code=code, out=out)
     done = subprocess.run([sys.executable, "-c", text], cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return load_file(out)["out"]
+    found = load_file(out)
+    return found.get("out", found)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "",
-        "--adapter ddpm",
-        "--adapter ddpm --adapter.prediction v_prediction --conditional",
-        "--adapter ddpm --adapter.prediction sample --adapter.noise-schedule sigmoid --adapter.zero-terminal-snr",
-        "--adapter edm",
-        "--adapter edm --adapter.uncertainty --model dit --conditional",
-        "--conditional",
-        "--model dit --conditional --evaluate.guidance 2",
-        "--model dit --model.position rope --model.qk-norm",
-    ],
-)
-def test_a_diffusion_model_opens_as_a_pipeline(settings: str, pictures: Path, tmp_path: Path) -> None:
-    """Same noise, same labels, same steps: the same images as here."""
-    from pretrain.sampling import generate
-
-    words = settings.split()
-    if "dit" in words:
-        words += ["--model.patch", "4", "--model.width", "16", "--model.depth", "1", "--model.heads", "2"]
-        words = ["--data", str(pictures), "--output-dir", str(tmp_path / "run"), "--epochs", "2", *words]
-        train_diffusion.main(
-            parse(
-                words,
-                adapter="flow",
-                model="unet",
-                recipe=ROOT / "configs/fashion_mnist_flow.yaml",
-                output_dir="",
-                help="",
-            )
-        )
-    else:
-        train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), *words)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    conditional = "--conditional" in words
-    extra = "label=[0, 1, 1], guidance=2.0, " if conditional else "batch_size=3, "
-    code = f"""
-import diffusers
-pipe = {summary["open_model_with"]}
-pipe.set_progress_bar_config(disable=True)
-generator = torch.Generator().manual_seed(7)
-images = pipe({extra}num_inference_steps=4, generator=generator, output_type='np').images
-out = torch.from_numpy(images).permute(0, 3, 1, 2)
+# Whether diffusers has a class of its own for the combination: a UNet without labels, and a scheduler that neither
+# starts from noise of another size than 1 nor scales what the network sees.
+UNET, DIT = UNetConfig(channels=(8, 16), layers=1, attention=0), DiTConfig(**SMALL_DIT)
+COMBINATIONS = {
+    "flow": (Flow(), UNET, 0, True),
+    "flow logit-normal, shifted": (Flow(times="logit_normal", shift=2.0), UNET, 0, True),
+    "noise": (DDPM(), UNET, 0, True),
+    "noise, linear": (DDPM(noise_schedule="linear", min_snr=5.0), UNET, 0, True),
+    "image, sigmoid to the end": (
+        DDPM(prediction="sample", noise_schedule="sigmoid", zero_terminal_snr=True),
+        UNET,
+        0,
+        True,
+    ),
+    "velocity, to the end": (DDPM(prediction="v_prediction", zero_terminal_snr=True), UNET, 0, True),
+    "edm": (EDM(), UNET, 0, False),
+    "edm with labels and uncertainty": (EDM(uncertainty=True), DIT, 2, False),
+    "velocity with labels": (DDPM(prediction="v_prediction"), UNET, 2, False),
+    "flow with labels": (Flow(), UNET, 2, False),
+    "dit": (Flow(), DIT, 0, False),
+    "dit with labels": (DDPM(), DIT, 2, False),
+    "rope": (Flow(), DiTConfig(**SMALL_DIT, position="rope", qk_norm=True), 0, False),
+    "neither square nor grey nor RGB": (Flow(), UNET, 0, True),
+    "the same with labels": (Flow(), DIT, 2, False),
+}
+OPENED = """
+import json, diffusers
+{name} = {said}
+{name}.set_progress_bar_config(disable=True)
+{name}_out = {name}({more}num_inference_steps=4, generator=torch.Generator().manual_seed(7), output_type='np').images
+{name}_out = torch.from_numpy({name}_out).permute(0, 3, 1, 2)
 """
+
+
+def shape_of(name: str) -> tuple[int, int, int]:
+    return (2, 8, 12) if "same" in name or "square" in name else (1, 12, 12)
+
+
+def exported(name: str, folder: Path) -> tuple[str, torch.Tensor]:
+    """Code that opens an export and has it make three images, `model_out`; and what they should be."""
+    adapter, part, classes, stock = COMBINATIONS[name]
+    torch.manual_seed(0)
+    model = part.build(shape_of(name), classes).eval()
+    for parameter in model.parameters():  # also those that begin at 0, so that everything matters
+        torch.nn.init.normal_(parameter, std=0.2)
+    model = adapter.prepare(model) if isinstance(adapter, EDM) else model
+    said = to_diffusers(model, adapter, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert (index["_class_name"] == "DDPMPipeline") == stock == ("trust_remote_code" not in said)
+    assert stock != (folder / "pipeline.py").is_file()
+    more = "label=[0, 1, 1], guidance=2.0, " if classes else "batch_size=3, "
+    noise = torch.randn(3, *shape_of(name), generator=torch.Generator().manual_seed(7))
+    label = torch.tensor([0, 1, 1] if classes else [-1, -1, -1])
+    made = generate(model, adapter, noise, label, steps=4, guidance=2.0 if classes else 1.0)
+    assert (made.abs() < 1).float().mean() > 0.2, "images in which one could see a difference"
+    return OPENED.format(name="model", said=said, more=more), (made + 1) / 2
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_a_diffusion_model_opens_as_a_pipeline(name: str, tmp_path: Path) -> None:
+    """Same noise, same labels, same steps: the same images as here; by a stock class where there is one."""
+    code, expected = exported(name, tmp_path / "model")
+    scope: dict[str, Any] = {"torch": torch}
+    exec(code, scope)
+    torch.testing.assert_close(scope["model_out"], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_every_pipeline_opens_where_this_project_is_not(tmp_path: Path) -> None:
+    """One process opens them all."""
+    code, expected = "", {}
+    for number, name in enumerate(COMBINATIONS):
+        one, expected[f"{number}"] = exported(name, tmp_path / str(number))
+        code += one.replace("model_out", f"out{number}") + f"out{number} = out{number}.contiguous()\n"
+    code += "out = {str(n): globals()[f'out{n}'] for n in range(" + f"{len(COMBINATIONS)}" + ")}\n"
     found = elsewhere(code, tmp_path)
-    config = parse(
-        ["--config", str(tmp_path / "run" / "config.yaml")], adapter="", model="", recipe=ROOT, output_dir="", help=""
-    )
-    model = build(config, (1, 12, 12), 2 if conditional else 0).eval()
-    model.load_state_dict(final(tmp_path / "run", "average"))
-    if "--adapter.uncertainty" in words:
-        assert isinstance(model, Uncertain) and model.log_error.bias.item() != 0, "it was trained, averaged and saved"
-    noise = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(7))
-    label = torch.tensor([0, 1, 1] if conditional else [-1, -1, -1])
-    made = generate(model, config.part("adapter"), noise, label, steps=4, guidance=2.0 if conditional else 1.0)
-    torch.testing.assert_close(found, (made + 1) / 2, atol=1e-5, rtol=0)
+    for number, images in expected.items():
+        torch.testing.assert_close(found[number], images, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("part", [DiTConfig(**SMALL_DIT), UNetConfig(channels=(8, 16), layers=1, attention=0)])
-@pytest.mark.parametrize("classes", [0, 2])
-def test_a_pipeline_has_the_networks_shape(part, classes: int, tmp_path: Path) -> None:
-    """Neither square nor of one or three channels."""
-    said = to_diffusers(part.build((2, 8, 12), classes).eval(), Flow(), tmp_path / "model")
-    code = f"import diffusers\npipe = {said}\npipe.set_progress_bar_config(disable=True)\n"
-    code += "out = torch.from_numpy(pipe(batch_size=3, num_inference_steps=2, output_type='np').images)"
-    assert elsewhere(code, tmp_path).shape == (3, 8, 12, 2)
+def test_what_a_run_says_opens_its_average(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    pipe = eval(summary["open_model_with"], {"diffusers": diffusers})
+    found, average = pipe.unet.state_dict(), final(finished, "average")
+    assert all(torch.equal(found[name.removeprefix("network.")], value) for name, value in average.items())
 
 
 def test_an_encoder_opens_in_timm(pictures: Path, tmp_path: Path) -> None:
