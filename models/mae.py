@@ -6,11 +6,13 @@ from typing import Any, Literal
 import timm
 import torch
 from einops import rearrange
-from timm.layers import Mlp
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+
+from models._attention import CrossBlock, with_prefix
 
 
 @dataclass(frozen=True)
@@ -71,22 +73,28 @@ class MAEConfig:
         Raises:
             ValueError: no such encoder, or the image is not a whole number of its patches.
         """
-        if self.encoder not in timm.list_models("vit_*") or "naflex" in self.encoder:
+        if not timm.is_model(self.encoder):
             from difflib import get_close_matches
 
-            near = " or ".join(get_close_matches(self.encoder, timm.list_models("vit_*"), 2, 0.3))
-            raise ValueError(f"timm has no vision transformer {self.encoder!r}; did you mean {near}?")
+            near = get_close_matches(self.encoder, timm.list_models("vit_*", module="vision_transformer"), 2, 0.3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models('vit_*') lists them"
+            raise ValueError(f"timm has no vision transformer {self.encoder!r}; {hint}")
+        family = timm.model_entrypoint(self.encoder).__module__.rpartition(".")[2]
+        refusal = f"the encoder must be timm's plain VisionTransformer, such as vit_base_patch16_224; {self.encoder} "
+        if family not in ("vision_transformer", "deit"):
+            raise ValueError(f"{refusal}is of timm's {family}")
         try:
             encoder: Any = timm.create_model(self.encoder, **self.timm_arguments(shape))
         except (AssertionError, TypeError, ZeroDivisionError, RuntimeError) as error:
             raise ValueError(
                 f"timm can't make {self.encoder} with these sizes: {error or type(error).__name__}"
             ) from None
-        if type(encoder) is not VisionTransformer:
-            raise ValueError(
-                f"the encoder must be timm's plain VisionTransformer, {self.encoder} is a {type(encoder).__name__}"
-            )
-        patch = encoder.patch_embed.patch_size
+        if type(encoder) is not VisionTransformer or encoder.attn_pool is not None:
+            pooled = "pools its tokens by attention" if hasattr(encoder, "attn_pool") else "has other tokens than it"
+            raise ValueError(f"{refusal}{pooled}")
+        if type(encoder.patch_embed) is not PatchEmbed:
+            raise ValueError(f"{refusal}has convolutions before its tokens")
+        patch: Any = encoder.patch_embed.patch_size
         if shape[1] % patch[0] or shape[2] % patch[1] or encoder.patch_embed.num_patches < 2:
             raise ValueError(
                 f"an encoder with patch {patch[0]} needs images of two or more whole patches, got "
@@ -105,26 +113,6 @@ def sincos_position(grid: tuple[int, int], width: int, prefix: int) -> Tensor:
     x = axes[1][None, :].expand(grid[0], -1, -1)
     position = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1).flatten(0, 1)
     return torch.cat([torch.zeros(prefix, width), position])[None]
-
-
-class CrossBlock(nn.Module):
-    """Cross-attention to a context and an MLP; queries know nothing of each other (Fu et al. 2024, "Rethinking patch
-    dependence for masked autoencoders", section 3.2).
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
-        self.query, self.both, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.mlp = Mlp(width, 4 * width)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Queries [B, H, D] from queries [B, H, D] and a context [B, V, D]."""
-        q = rearrange(self.query(self.norm1(x)), "b l (h d) -> b h l d", h=self.heads)
-        k, v = rearrange(self.both(self.norm2(context)), "b l (n h d) -> n b h l d", n=2, h=self.heads)
-        x = x + self.out(rearrange(scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
-        return x + self.mlp(self.norm3(x))
 
 
 class MaskedAutoencoder(nn.Module):
@@ -160,11 +148,11 @@ class MaskedAutoencoder(nn.Module):
         """Compute activations again in the backward pass instead of keeping them, in the decoder too."""
         self.encoder.set_grad_checkpointing(True)
 
-    def apply_block(self, block: nn.Module, *tokens: Tensor) -> Tensor:
+    def apply_block(self, block: nn.Module, *tokens: Tensor, attn_mask: Tensor | None) -> Tensor:
         """What a block makes of its tokens."""
         if self.encoder.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *tokens, use_reentrant=False)
-        return block(*tokens)
+            return checkpoint(block, *tokens, attn_mask=attn_mask, use_reentrant=False)
+        return block(*tokens, attn_mask=attn_mask)
 
     @property
     def patches(self) -> int:
@@ -197,34 +185,53 @@ class MaskedAutoencoder(nn.Module):
         (h, w), (p, q) = self.grid, self.patch
         return rearrange(patch, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=q)
 
-    def encode(self, image: Tensor, visible: Tensor) -> Tensor:
-        """Tokens [B, prefix + V, D] of the visible patches, int64 [B, V], in the order given."""
-        encoder, prefix = self.encoder, self.encoder.num_prefix_tokens
-        tokens = encoder._pos_embed(encoder.patch_embed(image))
-        tokens = torch.cat([tokens[:, :prefix], _at(tokens[:, prefix:], visible)], dim=1)
-        tokens = encoder.norm_pre(tokens)
-        for block in encoder.blocks:
-            tokens = self.apply_block(block, tokens)
-        return encoder.norm(tokens)
+    def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
+        """What the encoder's blocks see, [B, prefix + V, D]; hidden patches are not even embedded."""
+        encoder, embed = self.encoder, self.encoder.patch_embed
+        kernel = rearrange(embed.proj.weight, "d c p q -> d (p q c)")
+        tokens = embed.norm(linear(_at(self.patchify(image), visible), kernel, embed.proj.bias))
+        prefix = [
+            token.expand(len(image), -1, -1) for token in (encoder.cls_token, encoder.reg_token) if token is not None
+        ]
+        if encoder.pos_embed is not None:
+            start = encoder.pos_embed.shape[1] - self.patches  # some encoders give the prefix no position
+            tokens = tokens + _at(encoder.pos_embed[:, start:].expand(len(image), -1, -1), visible)
+            prefix = [torch.cat(prefix, dim=1) + encoder.pos_embed[:, :start]] if start else prefix
+        return encoder.norm_pre(encoder.pos_drop(torch.cat([*prefix, tokens], dim=1)))
 
-    def forward(self, image: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+    def encode(self, image: Tensor, visible: Tensor, there: Tensor | None = None) -> Tensor:
+        """Tokens [B, prefix + V, D] of the visible patches, int64 [B, V], in the order given.
+
+        Where not all images show as many, `there`, bool [B, V], says which places are taken; the others go unseen.
+        """
+        tokens = self.embed_visible(image, visible)
+        seen = None if there is None else with_prefix(there, self.encoder.num_prefix_tokens)
+        for block in self.encoder.blocks:
+            tokens = self.apply_block(block, tokens, attn_mask=seen)
+        return self.encoder.norm(tokens)
+
+    def forward(self, image: Tensor, visible: Tensor, hidden: Tensor, there: Tensor | None = None) -> Tensor:
         """Predicted patches [B, H, P] at `hidden`, int64 [B, H], from images and the patches `visible`, int64 [B, V].
 
-        The decoder sees no other patches than these: what is not asked for costs nothing.
+        The decoder sees no other patches than these: what is not asked for costs nothing. Where not all images show
+        as many, `there`, bool [B, V + H], says which places of both are taken; what is predicted at others is void.
         """
         prefix = self.encoder.num_prefix_tokens
-        known = self.embed(self.encode(image, visible))
+        shown = None if there is None else there[:, : visible.shape[1]]
+        known = self.embed(self.encode(image, visible, shown))
         position = self.position.expand(len(image), -1, -1)
         places = torch.arange(prefix, device=visible.device).expand(len(image), -1)
         known = known + _at(position, torch.cat([places, visible + prefix], dim=1))
         asked = self.mask_token.to(known.dtype) + _at(position, hidden + prefix)
         if self.cross:
+            seen = None if shown is None else with_prefix(shown, prefix)
             for block in self.decoder:
-                asked = self.apply_block(block, asked, known)
+                asked = self.apply_block(block, asked, known, attn_mask=seen)
             return self.out(self.norm(asked))
+        seen = None if there is None else with_prefix(there, prefix)
         tokens = torch.cat([known, asked], dim=1)
         for block in self.decoder:
-            tokens = self.apply_block(block, tokens)
+            tokens = self.apply_block(block, tokens, attn_mask=seen)
         return self.out(self.norm(tokens[:, known.shape[1] :]))
 
 

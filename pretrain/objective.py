@@ -9,6 +9,10 @@ that could learn everything would not care, any other one learns best what count
 import torch
 from torch import Tensor, nn
 
+from pretrain.rng import Draws
+
+Masks = tuple[Tensor, Tensor, Tensor | None]
+
 
 def normal_quantile(level: Tensor, mean: float, std: float) -> Tensor:
     """Levels in [0, 1) spread like a normal distribution; level 0 counts as 2^-25, whose quantile is finite."""
@@ -33,6 +37,32 @@ def snr_weight(snr: Tensor, prediction: str, min_snr: float | None, p2: float | 
     if p2 is not None:
         return snr / (1 + snr) ** p2 / of_image
     return torch.ones_like(snr)
+
+
+def random_masks(patches: int, ratio: float, most: float | None, share: float, level: Tensor, rng: Draws) -> Masks:
+    """Which patches are visible and which hidden: int64 [B, V] and [B, H], in random order, at least one of each.
+
+    Args:
+        patches: L.
+        ratio: share that is hidden at level 0.
+        most: share that is hidden at level 1, evenly more in between; None: `ratio` at any level.
+        share: of the hidden ones that is asked for.
+        level: [B].
+        rng: draws them.
+
+    Returns:
+        Both; where their numbers vary, V and H are the largest, and the third, bool [B, V + H], says which are meant.
+    """
+    order = rng.uniform(patches).argsort(dim=1)
+    largest = min(max(round(patches * (1 - ratio)), 1), patches - 1)
+    least = largest if most is None else min(max(round(patches * (1 - most)), 1), largest)
+    asked = max(round(share * (patches - least)), 1)  # the last ones: they are hidden at any level
+    if most is None:
+        return order[:, :largest], order[:, -asked:], None
+    visible = (patches * (1 - ratio - level * (most - ratio))).round().clamp(least, largest)[:, None]
+    place = torch.arange(patches, device=order.device)
+    there = torch.cat([place[:largest] < visible, place[-asked:] >= visible], dim=1)
+    return order[:, :largest], order[:, -asked:], there
 
 
 class Uncertain(nn.Module):

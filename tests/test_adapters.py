@@ -70,7 +70,7 @@ class TestContract:
         """What it is asked stays float32, to the bit, and so does the loss of what it answers in bfloat16."""
         model, b, adapter = network(name).eval(), batch(), self.adapter(name)
         asked, computed = [], set()
-        model.register_forward_pre_hook(lambda _, given: asked.append(given))
+        model.register_forward_pre_hook(lambda _, given: asked.append([x for x in given if x is not None]))
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(lambda _, __, made: computed.add(made.dtype))
@@ -104,23 +104,47 @@ def test_guidance_is_a_line_through_the_two_predictions() -> None:
     torch.testing.assert_close(made, torch.full_like(made, -(0.1 + 2 * 0.2)), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("most_masked", [None, 0.9])
 @pytest.mark.parametrize("norm_pix", [True, False])
-def test_mae_loss_is_the_reference_formula(norm_pix: bool) -> None:
+def test_mae_loss_and_gradient_are_the_reference_formulas(norm_pix: bool, most_masked: float | None) -> None:
     """He et al. 2022, section 3, patch by patch: squared error on hidden patches, normalised or not."""
-    model, b, adapter = network("mae").eval(), batch(), MAE(norm_pix=norm_pix)
-    visible, hidden = adapter.masks(16, Draws(0, index=b.index))
-    assert hidden.shape == (6, 12)
-    assert torch.cat([visible, hidden], 1).sort(1).values.equal(torch.arange(16).expand(6, -1))
-    predicted = model(b.image, visible, hidden)
+    model, b, adapter = network("mae"), batch(), MAE(norm_pix=norm_pix, most_masked=most_masked)
+    losses = []
     for i in range(6):
-        total = 0.0
-        for place, h in enumerate(hidden[i].tolist()):
+        order = Draws(0, index=b.index[i : i + 1]).uniform(16).argsort(dim=1)
+        ratio = 0.75 if most_masked is None else 0.75 + 0.15 * b.level[i].item()
+        visible, hidden = order.split([16 - round(16 * ratio), round(16 * ratio)], dim=1)
+        predicted = model(b.image[i : i + 1], visible, hidden)[0]
+        loss = torch.zeros(())
+        for place, h in enumerate(hidden[0].tolist()):
             row, column = divmod(h, 4)
             target = b.image[i, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
             if norm_pix:
                 target = (target - target.mean()) / (target.var(unbiased=True) + 1e-6) ** 0.5
-            total += ((predicted[i, place] - target) ** 2).mean().item()
-        assert adapter(model, b, Draws(0, index=b.index)).loss[i].item() == pytest.approx(total / 12, rel=1e-4)
+            loss = loss + (predicted[place] - target).square().sum() / len(target)
+        losses.append(loss / hidden.shape[1])
+    reference = torch.stack(losses)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradient = torch.autograd.grad(reference.sum(), parameters)
+    ours = adapter(model, b, Draws(0, index=b.index)).loss
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(torch.autograd.grad(ours.sum(), parameters), gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_a_mask_is_the_same_beside_larger_and_smaller_ones(decoder) -> None:
+    """Where the share varies: between its ends, rising with the level, and nobody notices who else is in the batch."""
+    torch.manual_seed(0)
+    model = MAEConfig("vit_tiny_patch16_224", 2, 32, 2, 2, 32, 2, 2, decoder).build(SHAPE, 0)
+    b, adapter = batch()._replace(level=torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.999])), MAE(0.5, most_masked=0.9)
+    visible, hidden, there = adapter.masks(16, b.level, Draws(0, index=b.index))
+    assert there is not None
+    shown, asked = there.split([visible.shape[1], hidden.shape[1]], dim=1)
+    assert shown.sum(1).tolist() == [8, 7, 5, 4, 3, 2] and (shown.sum(1) + asked.sum(1) == 16).all()
+    made = model(b.image, visible, hidden, there)
+    for i in range(6):
+        alone = model(b.image[i : i + 1], visible[i, shown[i]][None], hidden[i, asked[i]][None])
+        torch.testing.assert_close(made[i, asked[i]], alone[0])
 
 
 def test_a_share_of_the_hidden_patches_tells_the_same_loss_on_average() -> None:
@@ -129,7 +153,7 @@ def test_a_share_of_the_hidden_patches_tells_the_same_loss_on_average() -> None:
     config = MAEConfig("vit_tiny_patch16_224", 2, 32, 1, 2, 32, 1, 2, "cross")
     model, b = config.build(SHAPE, 0), batch()
     whole, quarter = MAE(), MAE(predict=0.25)
-    assert whole.masks(16, Draws(0, index=b.index))[1].shape[1] == 12
+    assert whole.masks(16, b.level, Draws(0, index=b.index))[1].shape[1] == 12
     sums = torch.zeros(2, 6)
     for draw in range(400):
         for row, adapter in enumerate((whole, quarter)):
@@ -144,7 +168,9 @@ def test_a_share_of_the_hidden_patches_tells_the_same_loss_on_average() -> None:
 def test_a_perfect_mae_reconstructs_the_image(norm_pix: bool) -> None:
     b, adapter, model = batch(), MAE(norm_pix=norm_pix), network("mae")
     target, _, _ = adapter.targets(model.patchify(b.image))
-    model.forward = lambda image, visible, hidden: target.gather(1, hidden[..., None].expand(-1, -1, target.shape[-1]))
+    model.forward = lambda image, visible, hidden, there: target.gather(
+        1, hidden[..., None].expand(-1, -1, target.shape[-1])
+    )
     seen, completed = adapter.reconstruct(model, b, Draws(0, index=b.index))
     torch.testing.assert_close(completed, b.image, atol=1e-5, rtol=0)
     assert ((seen == b.image) | (seen == 0)).all() and (seen == 0).float().mean() == 0.75
