@@ -1,8 +1,11 @@
-"""Checkpoints: safetensors and JSON, written beside and renamed, so that one is whole or not there."""
+"""Checkpoints: safetensors and JSON, written beside and renamed, so that one is whole or not there.
+
+Neither format notices a flipped bit, so a manifest beside them does, and a checkpoint that isn't what it says is not used.
+"""
 
 import json
-import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.errors import Refused
+from pretrain.manifest import NAME, Damaged, seal, sync, verify
 
 PREFIX = "step-"
+PART, OLD, GONE = ".part", ".old", ".gone"  # being written; about to be replaced; being removed
 
 
 class State(NamedTuple):
@@ -21,6 +26,11 @@ class State(NamedTuple):
 
     tensors: dict[str, dict[str, Tensor]]  # by file: model, average, optimizer, infobatch
     values: dict[str, Any]  # plain JSON
+
+    def copied(self) -> "State":
+        """The state as it is now, on the CPU."""
+        tensors = {file: copied(group) for file, group in self.tensors.items()}
+        return State(tensors, json.loads(json.dumps(self.values)))
 
 
 def pack_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -38,41 +48,125 @@ def unpack_optimizer(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -
     return {"state": state, "param_groups": groups}
 
 
+class Found(NamedTuple):
+    """A checkpoint that is whole."""
+
+    path: Path
+    state: State
+    skipped: dict[Path, str]  # newer ones, and why they are of no use
+
+
 def _all(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.suffix != ".part" and (path / "state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    """The checkpoints of a run, oldest first; of two of one step, the one that was to replace the other last."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.suffix in ("", OLD) and _step(path) is not None]
+    return sorted(found, key=lambda path: (_step(path), path.suffix != OLD))
+
+
+def _step(path: Path) -> int | None:
+    number = path.stem.removeprefix(PREFIX)
+    return int(number) if number.isascii() and number.isdigit() else None
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder of them."""
+    """The newest checkpoint in a folder of them; nobody has looked into it."""
     return next(reversed(_all(folder)), None)
 
 
-def save(folder: Path, step: int, state: State, keep: int) -> Path:
-    """Write `folder`/step-N and remove all but the newest `keep`, and any of a later step (of another past)."""
+def newest_whole(folder: Path) -> Found | None:
+    """The newest checkpoint in a folder of them that is as it was written; None if there are no checkpoints.
+
+    Raises:
+        Refused: there are some, and all of them are damaged.
+    """
+    skipped: dict[Path, str] = {}
+    for path in reversed(_all(folder)):
+        try:
+            return Found(path, load(path), skipped | {part: "it was not written to its end" for part in _parts(folder)})
+        except Refused as refusal:
+            skipped[path] = str(refusal).removeprefix(f"{path}: ")
+    if not skipped:
+        return None
+    raise Refused(
+        f"{folder}: all {len(skipped)} checkpoints are damaged: "
+        + "; ".join(f"{path.name}: {why}" for path, why in skipped.items())
+        + "; put a good copy of one there, or start anew with --overwrite"
+    )
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{PREFIX}*{PART}"))
+
+
+def save(folder: Path, step: int, state: State, keep: int, hours: float | None = None) -> Path:
+    """Write `folder`/step-N, and remove those that are not kept, and any of a later step (of another past).
+
+    Args:
+        folder: of the checkpoints.
+        step: optimizer steps made.
+        state: what is saved; with the "seconds" of training among its values.
+        keep: newest ones that are kept.
+        hours: beside them the first of every so many hours of training is kept.
+
+    Raises:
+        OSError: it can't be written; those that were there are untouched.
+    """
     path = folder / f"{PREFIX}{step:08d}"
-    part = path.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, tensors in state.tensors.items():
-        write(part / f"{name}.safetensors", tensors)
-    (part / "state.json").write_text(json.dumps(state.values))
-    sync(part / "state.json")
-    shutil.rmtree(path, ignore_errors=True)
-    part.rename(path)
-    sync(folder)
-    every = _all(folder)
-    others = [other for other in every if other != path and int(other.name.removeprefix(PREFIX)) < step]
-    for other in {*every} - {path, *others[len(others) - keep + 1 :]}:
-        shutil.rmtree(other)
+    part = path.with_suffix(PART)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for rest in (*_parts(folder), *folder.glob(f"{PREFIX}*{GONE}")):
+            shutil.rmtree(rest, ignore_errors=True)
+        _room(folder, state)
+        part.mkdir()
+        for name, tensors in state.tensors.items():
+            save_file(tensors, part / f"{name}.safetensors")
+        (part / "state.json").write_text(json.dumps(state.values))
+        seal(part, step=step, seconds=state.values["seconds"])
+        if path.exists():  # of this step already: at no time is there none
+            shutil.rmtree(path.with_suffix(OLD), ignore_errors=True)
+            path.rename(path.with_suffix(OLD))
+        part.rename(path)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(f"{path} can't be written: {said}") from None
+    _remove(folder, path, keep, hours)
     return path
+
+
+def _room(folder: Path, state: State) -> None:
+    needed = sum(value.nbytes for tensors in state.tensors.values() for value in tensors.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.02 + 100_000:  # the rest is names, JSON and blocks that are not full
+        raise OSError(f"it needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left")
+
+
+def _remove(folder: Path, newest: Path, keep: int, hours: float | None) -> None:
+    """Remove what is not kept. What fails here is tried again the next time."""
+    step = _step(newest)
+    earlier = [path for path in _all(folder) if (_step(path) or 0) < (step or 0)]
+    kept = {newest, *earlier[len(earlier) - keep + 1 :]}
+    if hours is not None:
+        first: dict[int, Path] = {}
+        for path in earlier:
+            with suppress(OSError, ValueError, KeyError):
+                seconds = json.loads((path / NAME).read_text())["seconds"]
+                first.setdefault(int(seconds // (3600 * hours)), path)
+        kept |= {*first.values()}
+    for path in {*_all(folder)} - kept:
+        with suppress(OSError):  # renamed first: half of a checkpoint must not be taken for a damaged one
+            shutil.rmtree(path.rename(path.with_suffix(GONE)))
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they are now, on the CPU; none shares memory with another, which safetensors would refuse."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
 def write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors to a file, and wait until they are on disk."""
-    # Copies: safetensors refuses tensors that share memory.
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, file, metadata)
+    save_file(copied(tensors), file, metadata)
     sync(file)
 
 
@@ -80,15 +174,16 @@ def load(path: Path) -> State:
     """Read a checkpoint.
 
     Raises:
-        Refused: it is not one, or not whole.
+        Refused: it is not one, or not as it was written.
     """
-    if not (path / "state.json").is_file():
-        raise Refused(f"--resume {path}: there is no checkpoint there")
+    if not path.is_dir():
+        raise Refused(f"{path}: there is no checkpoint there")
     try:
+        verify(path)
         values = json.loads((path / "state.json").read_text())
         return State({file.stem: load_file(file) for file in path.glob("*.safetensors")}, values)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise Refused(f"--resume {path}: the checkpoint can't be read: {error}") from None
+    except (Damaged, OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise Refused(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -105,12 +200,3 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None
             "differ); resume with the settings it was trained with"
         )
     model.load_state_dict(tensors)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -171,16 +171,22 @@ class Checkpoint:
     """When the state of the run is written; it always is at an epoch's end and on Ctrl-C or SIGTERM.
 
     Attributes:
-        every: optimizer steps between checkpoints inside an epoch; 0 writes none there.
+        every: optimizer steps between checkpoints inside an epoch; 0 writes none by number there.
+        minutes: between checkpoints inside an epoch; 0 writes none by the clock.
         keep: newest checkpoints that are kept.
+        hours: beside them the first checkpoint of every so many hours of training is kept; none where not given.
     """
 
     every: int = 0
+    minutes: float = 15.0
     keep: int = 2
+    hours: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.every >= 0, "checkpoint.every", "0 or more", self.every)
+        _require(self.minutes >= 0, "checkpoint.minutes", "0 or more", self.minutes)
         _require(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
+        _require(self.hours is None or self.hours > 0, "checkpoint.hours", "above 0", self.hours)
 
 
 @dataclass(frozen=True)

@@ -164,5 +164,5 @@ def loader(images: Images, sampler: Sampler[Any], batch_size: int) -> DataLoader
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """A signal to the whole process group must not take the workers before the trainer has written its state."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretrain import card, checkpoint, hub, parts, posthoc, processes, run
+from pretrain import card, hub, parts, posthoc, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Averages
 from pretrain.config import Config, flat
@@ -30,6 +30,7 @@ from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
 from pretrain.training import Training, adamw, changes, recompute
+from pretrain.writer import Writer
 
 STOPPED = 75  # exit status of a run that was told to stop and can go on (EX_TEMPFAIL)
 GLANCE = 16  # steps between looks at what an accelerator has computed; a look waits for it
@@ -65,8 +66,9 @@ def train(
     accelerator = processes.start(config)
     main, device, size = accelerator.is_main_process, accelerator.device, len(source.train)
     micro_batch = processes.micro_batch(config, accelerator.num_processes)
-    resumed = run.resume_from(config)
-    state = checkpoint.load(resumed) if resumed else None
+    with processes.together(accelerator):
+        resumed = run.resume_from(config)
+    state = resumed.state if resumed else None
 
     # The parts.
     display = Display(main)
@@ -78,17 +80,21 @@ def train(
     optimizer = adamw(model, config.optim)
     training = Training(model, averages, optimizer, infobatch, accelerator.scaler)
     if state is not None and resumed is not None:
-        training.restore(state, config, resumed)
+        training.restore(state, config, resumed.path)
         source.train.bad |= {*state.values["bad_images"]}
     averages.to(device)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = loader(source.train, Visits(infobatch), micro_batch)
 
     # The folder; nobody writes before everybody has looked.
-    accelerator.wait_for_everyone()
-    if main:
-        run.prepare(config, resumed is not None)
-    journal = Journal(config.output_dir / "journal.jsonl", state.values["journal"] if state else 0, writes=main)
+    if len(processes.union({resumed.path.name} if resumed else set(), accelerator)) > 1:
+        raise Refused("--resume: not all processes can read the newest checkpoint; name the one to go on from")
+    with processes.together(accelerator):
+        lock = run.Lock(config.output_dir) if main else None  # as long as this function runs
+        if main:
+            run.prepare(config, resumed)
+    journal = Journal(config.output_dir / "journal.jsonl", state.values["journal"] if state else 0, main, display.say)
+    writer = Writer(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.say)
     snapshots = posthoc.Snapshots(
         config.output_dir / "averages", averages, config.average.snapshots, config.epochs, training.step, writes=main
     )
@@ -100,18 +106,22 @@ def train(
         f"{parameters / 1e6:.2f} M parameters, {visit.flops / 1e9:.3g} GFLOP a visit, "
         f"policy {config.policy}, {accelerator.num_processes} x {device.type}"
     )
-    if state is not None:
+    if resumed is not None and state is not None:
         where = f"epoch {infobatch.epoch + 1}, step {training.step}"
-        display.say(f"going on from {resumed}: {where}{changes(state, config)}")
+        for path, why in resumed.skipped.items():
+            display.say(f"not used: {path.name}: {why}")
+        display.say(f"going on from {resumed.path}: {where}{changes(state, config)}")
 
-    def save() -> None:
+    def save(*, must: bool = False) -> None:
         _check(infobatch, source, training.step)  # what was saved before must not give way to what is broken
         source.train.bad |= processes.union(source.train.bad, accelerator)
         state = training.state(config, journal.position, sorted(source.train.bad))
         state.values["images"] = {"shape": source.shape, "classes": source.classes}
-        if main:
-            checkpoint.save(config.output_dir / "checkpoints", training.step, state, config.checkpoint.keep)
-        accelerator.wait_for_everyone()
+        with processes.together(accelerator):
+            if main:
+                writer.save(training.step, state, journal.flush)
+            if main and must:
+                writer.report(must=True)
 
     def evaluate(epoch: int) -> None:
         found = {name: value for evaluator in evaluators for name, value in evaluator(averages.model).items()}
@@ -129,6 +139,7 @@ def train(
     with display, processes.Stop() as stop:
         if state is None:
             evaluate(0)
+            save(must=True)  # a folder that can't hold a checkpoint is known of now, not hours later
         for epoch in infobatch.epochs():
             if infobatch.seen == 0 and training.step != (state.values["step"] if state else 0):
                 save()
@@ -175,8 +186,9 @@ def train(
                     display.step(
                         epoch + 1, config.epochs, infobatch.progress, speed, losses.loss.mean().item(), skipped
                     )
-                if look and (told := stop.told()):
-                    save()
+                told, clock = processes.most(stop.signal, writer.due) if look else (0, 0)
+                if told:
+                    save(must=True)
                     display.say(
                         f"stopped by {signal.Signals(told).name} in epoch {epoch + 1} after step {training.step}; "
                         f"go on with: python {Path(sys.argv[0]).name} --resume "
@@ -185,7 +197,8 @@ def train(
                     processes.finish(accelerator)
                     raise SystemExit(STOPPED)
                 within = infobatch.seen < infobatch.length
-                if within and config.checkpoint.every and training.step % config.checkpoint.every == 0:
+                by_number = config.checkpoint.every and training.step % config.checkpoint.every == 0
+                if within and (by_number or clock):
                     save()
             record = {
                 "epoch": epoch + 1,
@@ -206,7 +219,7 @@ def train(
             )
             if (epoch + 1) % config.evaluate.every == 0 or epoch + 1 == config.epochs:
                 evaluate(epoch + 1)
-    save()
+    save(must=True)
     summary: dict[str, Any] = {}
     if main:
         each = peak(torch.cuda.get_device_name(device), config.precision) if device.type == "cuda" else None
@@ -234,6 +247,7 @@ def train(
             display.say(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")
         except Refused as refusal:
             display.say(f"error: {refusal}")
+    del lock
 
 
 def _infobatch(config: Config, size: int, display: Display) -> InfoBatch:

@@ -23,6 +23,7 @@ from pretrain import checkpoint
 from pretrain.average import Averages, exponent
 from pretrain.display import Display
 from pretrain.errors import Refused, one_sentence
+from pretrain.manifest import sync
 
 
 class Snapshots:
@@ -60,7 +61,7 @@ class Snapshots:
                 about = json.dumps({"length": length, "epochs": self.averages.progress * self.epochs})
                 checkpoint.write(part, average.model.state_dict(), {"snapshot": about})
                 part.rename(file)
-            checkpoint.sync(self.folder)
+            sync(self.folder)
         self.taken = due
 
 

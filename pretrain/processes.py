@@ -3,6 +3,8 @@
 import atexit
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +115,45 @@ def micro_batch(config: Config, world: int) -> int:
     return size
 
 
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Agree on what is refused in here: where one process refuses, all do, and the first says why.
+
+    All of them must enter it, and not wait for each other in it.
+    """
+    refusal = None
+    try:
+        yield
+    except Refused as refused:
+        refusal = refused
+    if accelerator.num_processes == 1:
+        if refusal is not None:
+            raise refusal
+    elif int(ranks.maximum(torch.tensor(int(refusal is not None)))):
+        said = [sentence for sentence in gather_object([str(refusal) if refusal else ""]) if sentence]
+        raise Refused(said[0]) from refusal
+
+
+def most(*numbers: int) -> list[int]:
+    """The largest of each number that any process has; all of them must call it."""
+    return ranks.maximum(torch.tensor(numbers)).tolist()
+
+
 def union(names: set[str], accelerator: Accelerator) -> set[str]:
     """The names that any of the processes has; all of them must call it."""
     return names if accelerator.num_processes == 1 else set(gather_object(sorted(names)))
 
 
 class Stop:
-    """While it is entered, notes SIGINT and SIGTERM; a second one acts as if nobody listened."""
+    """While it is entered, notes the signals that tell a run to stop; a second one acts as if nobody listened."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a launcher or a cluster; Slurm's --signal
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> "Stop":
-        self.before: dict[int, Any] = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,7 +163,3 @@ class Stop:
     def _note(self, number: int, _: object) -> None:
         self.signal = number
         signal.signal(number, self.before[number])
-
-    def told(self) -> int:
-        """The signal that told any of the processes to stop, 0 if none did; all of them must ask."""
-        return int(ranks.maximum(torch.tensor(self.signal)))

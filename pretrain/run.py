@@ -1,6 +1,10 @@
 """A run's folder: who may write into it."""
 
+import errno
+import fcntl
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -8,7 +12,9 @@ import yaml
 from pretrain import checkpoint
 from pretrain.config import Config
 from pretrain.errors import Refused
+from pretrain.manifest import sync
 
+LOCK = ".lock"
 OURS = {
     "config.yaml",
     "journal.jsonl",
@@ -22,11 +28,11 @@ OURS = {
 }
 
 
-def resume_from(config: Config) -> Path | None:
+def resume_from(config: Config) -> checkpoint.Found | None:
     """The checkpoint that a run goes on from, if it is asked to.
 
     Raises:
-        Refused: there is none, or the folder holds something that must not be lost.
+        Refused: there is none that is whole, or the folder holds something that must not be lost.
     """
     folder = config.output_dir
     data = Path(config.data.source).expanduser()
@@ -36,7 +42,7 @@ def resume_from(config: Config) -> Path | None:
         return _checkpoint(folder, config.resume)
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--output-dir {folder}: a file of that name is there; name a folder")
-    names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    names = {item.name for item in folder.iterdir()} - {LOCK, "config.yaml.part"} if folder.is_dir() else set()
     foreign = sorted(names - OURS) if _is_run(folder) else sorted(names)
     if foreign:
         raise Refused(
@@ -50,10 +56,10 @@ def resume_from(config: Config) -> Path | None:
     return None
 
 
-def _checkpoint(folder: Path, resume: str) -> Path:
+def _checkpoint(folder: Path, resume: str) -> checkpoint.Found:
     """The run's checkpoint that is meant; another run's would write over this one's files."""
     if resume == "newest":
-        newest = checkpoint.newest(folder / "checkpoints")
+        newest = checkpoint.newest_whole(folder / "checkpoints")
         if newest is None:
             raise Refused(f"--resume: {folder} holds no checkpoint; start it without --resume, or with --overwrite")
         return newest
@@ -62,7 +68,10 @@ def _checkpoint(folder: Path, resume: str) -> Path:
         raise Refused(f"--resume {resume}: there is no checkpoint there; a run keeps them in its checkpoints/")
     if path.resolve().parent.parent != folder.resolve():
         raise Refused(f"--resume {resume}: that checkpoint is not of the run in --output-dir {folder}")
-    return path
+    try:
+        return checkpoint.Found(path, checkpoint.load(path), {})
+    except Refused as refusal:
+        raise Refused(f"{refusal}; --resume alone takes the newest one that is whole") from None
 
 
 def _is_run(folder: Path) -> bool:
@@ -74,17 +83,68 @@ def _is_run(folder: Path) -> bool:
     return isinstance(written, dict) and {"adapter", "model", "output_dir", "pruning"} <= written.keys()
 
 
-def prepare(config: Config, resumed: bool) -> None:
-    """Make the folder ready: without the old run's files unless it goes on, and with the config."""
+class Lock:
+    """Holds a run's folder, made if it isn't there, so that no other program writes to it.
+
+    It ends with the object and with the process, however that ends. It is one of POSIX (lockf), which network file
+    systems know too.
+
+    Raises:
+        Refused: another process holds it, or the folder can't be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise Refused(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
+        try:
+            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(self.handle, 200).decode(errors="replace").strip() or "another process"
+                raise Refused(
+                    f"--output-dir {folder}: {holder} is writing to it; wait for its end, or name another folder"
+                ) from None
+            # A file system without locks: nobody can tell.
+        with suppress(OSError):  # a full disk is met later, where it matters
+            os.ftruncate(self.handle, 0)
+            os.pwrite(self.handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            os.close(self.handle)
+
+
+def prepare(config: Config, resumed: checkpoint.Found | None) -> None:
+    """Make the folder ready: with the config; without the old run's files, or damaged checkpoints put aside.
+
+    Raises:
+        Refused: it can't be written to.
+    """
     folder = config.output_dir
-    if not resumed and folder.is_dir():
-        for name in OURS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if resumed is None:
+        resume_from(config)  # once more: now nobody else writes to it
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if resumed is None:
+            for name in OURS - {LOCK}:
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in resumed.skipped if resumed else ():
+            if not path.suffix:
+                path.rename(path.with_suffix(".damaged"))  # so that it isn't counted among those that are kept
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(text)  # first: it is what makes the folder a run's
+        write_text(folder / "config.yaml", text)  # first: it is what makes the folder a run's
         (folder / "pictures").mkdir(exist_ok=True)
     except OSError as error:
         raise Refused(f"--output-dir {folder}: can't be written to: {error}") from None
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file beside and rename it, so that at any moment it is the old one or the new one."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text)
+    sync(part)
+    part.rename(file)
+    sync(file.parent)

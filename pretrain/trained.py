@@ -46,17 +46,17 @@ class Trained:
 
 
 def open_run(folder: Path) -> Trained:
-    """The newest checkpoint of the run in `folder`.
+    """The newest checkpoint of the run in `folder` that is whole.
 
     Raises:
         Refused: there is none, or it can't be read.
     """
-    path = checkpoint.newest(folder / "checkpoints")
-    if path is None or not (folder / "config.yaml").is_file():
+    found = checkpoint.newest_whole(folder / "checkpoints")
+    if found is None or not (folder / "config.yaml").is_file():
         raise Refused(f"{folder}: there is no run with a checkpoint there; name the --output-dir of one")
     recipe = ["--config", str(folder / "config.yaml")]
     config = parse(recipe, adapter="flow", model="unet", recipe=folder / "config.yaml", output_dir=str(folder), help="")
-    state = checkpoint.load(path)
+    path, state, _ = found
     channels, height, width = state.values["images"]["shape"]
     shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
     model = build(config, shape, classes).eval()

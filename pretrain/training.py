@@ -77,10 +77,10 @@ class Training:
     seconds: float = 0.0
 
     def state(self, config: Config, journal: int, bad_images: list[str]) -> checkpoint.State:
-        """Everything, and beside it config, journal position and bad images; call it on all ranks."""
+        """Everything, not copied, and beside it config, journal position and bad images; call it on all ranks."""
         memory = self.infobatch.state_dict()
         moments, groups = checkpoint.pack_optimizer(self.optimizer.state_dict())
-        tensors = {
+        tensors: dict[str, dict[str, Tensor]] = {
             "model": self.model.state_dict(),
             **{name: average.model.state_dict() for name, average in self.averages.all().items()},
             "optimizer": moments,
