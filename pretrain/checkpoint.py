@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON, written beside and renamed, so that one is whole or not there.
 
-Neither format notices a flipped bit, so a manifest beside them does, and a checkpoint that isn't what it says is not used.
+Neither format notices a flipped bit; the manifest beside them does, and a checkpoint that differs from it is not used.
 """
 
 import json

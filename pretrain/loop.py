@@ -136,7 +136,7 @@ def train(
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         accelerator.wait_for_everyone()
 
-    with display, processes.Stop() as stop:
+    with display, writer, processes.Stop() as stop:
         if state is None:
             evaluate(0)
             save(must=True)  # a folder that can't hold a checkpoint is known of now, not hours later
@@ -182,6 +182,8 @@ def train(
                 snapshots.take(training.step)
                 training.seconds = seconds + time.monotonic() - began
                 if look:
+                    if writer.idle:
+                        writer.report()
                     speed = (infobatch.seen - first) / (training.seconds - seconds)
                     display.step(
                         epoch + 1, config.epochs, infobatch.progress, speed, losses.loss.mean().item(), skipped

@@ -15,7 +15,7 @@ from pretrain.errors import Refused
 from pretrain.manifest import sync
 
 LOCK = ".lock"
-OURS = {
+FILES = {
     "config.yaml",
     "journal.jsonl",
     "summary.json",
@@ -43,7 +43,7 @@ def resume_from(config: Config) -> checkpoint.Found | None:
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--output-dir {folder}: a file of that name is there; name a folder")
     names = {item.name for item in folder.iterdir()} - {LOCK, "config.yaml.part"} if folder.is_dir() else set()
-    foreign = sorted(names - OURS) if _is_run(folder) else sorted(names)
+    foreign = sorted(names - FILES) if _is_run(folder) else sorted(names)
     if foreign:
         raise Refused(
             f"--output-dir {folder}: the folder holds {foreign[0]!r}, which no run wrote; name a new or an empty folder"
@@ -128,7 +128,7 @@ def prepare(config: Config, resumed: checkpoint.Found | None) -> None:
         resume_from(config)  # once more: now nobody else writes to it
     try:
         if resumed is None:
-            for name in OURS - {LOCK}:
+            for name in FILES:
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for path in resumed.skipped if resumed else ():

@@ -11,7 +11,7 @@ from pretrain.errors import Refused
 
 
 class Writer:
-    """Writes a run's checkpoints in a thread of its own, one after the other.
+    """Writes a run's checkpoints in a thread of its own, one after the other. Use it as a context.
 
     A checkpoint that can't be written is told of, and the training goes on as long as there is an earlier one.
 
@@ -28,12 +28,23 @@ class Writer:
         self._thread: Thread | None = None
         self._began = time.monotonic()
 
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._thread is not None and kind is not KeyboardInterrupt:  # who says that twice means at once
+            self._thread.join()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._thread is None or not self._thread.is_alive()
+
     @property
     def due(self) -> bool:
         """Whether the clock asks for one; not while one is being written."""
         minutes = self.settings.minutes
-        waits = self._thread is None or not self._thread.is_alive()
-        return bool(minutes) and waits and time.monotonic() - self._began > 60 * minutes
+        return bool(minutes) and self.idle and time.monotonic() - self._began > 60 * minutes
 
     def save(self, step: int, state: checkpoint.State, first: Callable[[], None] = lambda: None) -> None:
         """Copy a state and have it written, when the one before it is.
@@ -41,20 +52,23 @@ class Writer:
         Args:
             step: optimizer steps made.
             state: may change when this returns.
-            first: what must be on disk before it.
+            first: writes what must be on disk before it.
 
         Raises:
             Refused: the one before could not be written, and there is no other.
         """
         self.report()
         self._began = time.monotonic()
-        copy = state.copied()
-        self._thread = Thread(target=self._write, args=(step, copy, first), name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def _write(self, step: int, state: checkpoint.State, first: Callable[[], None]) -> None:
         try:
             first()
+        except OSError as error:
+            self.failure = error
+        else:
+            self._thread = Thread(target=self._write, args=(step, state.copied()), name="checkpoint", daemon=True)
+            self._thread.start()
+
+    def _write(self, step: int, state: checkpoint.State) -> None:
+        try:
             self.last = checkpoint.save(self.folder, step, state, self.settings.keep, self.settings.hours)
         except Exception as error:  # whatever it is, the run must hear of it
             self.failure = error

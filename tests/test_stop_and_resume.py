@@ -62,7 +62,7 @@ def test_killed_between_the_loss_and_the_optimizer_step(
             break
         except Killed:
             reached += 1
-    assert reached == steps - 1 >= 12
+    assert reached == steps - 2 >= 12  # beside the steps' checkpoints there is that of the beginning
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
