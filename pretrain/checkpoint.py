@@ -165,9 +165,16 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a file, and wait until they are on disk."""
-    save_file(copied(tensors), file, metadata)
-    sync(file)
+    """Write tensors to a file, and wait until they are on disk.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    try:
+        save_file(copied(tensors), file, metadata)
+        sync(file)
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from None
 
 
 def load(path: Path) -> State:

@@ -1,6 +1,8 @@
 """What a person sees: a live line in a terminal, plain lines in a pipe or a file; from rank 0 alone."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -49,6 +51,14 @@ class Display:
         """A line that stays."""
         self.console.print(text, markup=False)
         self.spoke = time.monotonic()
+
+    @contextmanager
+    def trying(self, what: str, errors: type[Exception] = OSError) -> Iterator[None]:
+        """For what the training can do without: an error becomes a line."""
+        try:
+            yield
+        except errors as error:
+            self.say(f"warning: {what} failed: {' '.join(str(error).split())}; the training goes on")
 
     def step(self, epoch: int, epochs: int, progress: float, speed: float, loss: float, skipped: float) -> None:
         """Where the run is; `speed` in images per second, `skipped` the share of this epoch."""

@@ -66,6 +66,7 @@ class Journal:
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """The statuses of one kind, oldest first."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        text = self.path.read_bytes() if self.path.exists() else b""
+        lines = text[: self._length if self.writes else None].splitlines()
         records = [*(json.loads(line) for line in lines), *self._records]
         return [record for record in records if record["kind"] == kind]

@@ -132,7 +132,9 @@ def train(
         if main:
             if draw is not None and epoch:
                 picture = Image.fromarray(draw(averages.model).squeeze(-1).numpy())
-                picture.save(config.output_dir / "pictures" / f"epoch-{epoch:04d}.png")
+                file = config.output_dir / "pictures" / f"epoch-{epoch:04d}.png"
+                with display.trying(f"writing {file}"):
+                    picture.save(file)
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         accelerator.wait_for_everyone()
 
@@ -179,7 +181,8 @@ def train(
                 optimizer.zero_grad()
                 averages.update(training.model, infobatch.progress)
                 training.step += 1
-                snapshots.take(training.step)
+                with display.trying("writing a snapshot of the averages"):
+                    snapshots.take(training.step)
                 training.seconds = seconds + time.monotonic() - began
                 if look:
                     if writer.idle:

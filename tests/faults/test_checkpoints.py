@@ -233,9 +233,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(
-    finished: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for path in sorted((folder / "checkpoints").iterdir())[-3:]:
