@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import compare
 import gradient_variance
 import numpy as np
 import proof
@@ -17,6 +18,8 @@ import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from pretrain.errors import one_sentence
 
 COSTS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45)
 
@@ -184,7 +187,7 @@ def test_what_is_kept_in_proportion_spends_the_share() -> None:
 SMALL = ["--epochs", "4", "--data.limit", "96", "--data.held-out", "64", "--batch-size", "16", "--model.channels", "8"]
 
 
-def compare(folder: Path, *more: str) -> list[str]:
+def command(folder: Path, *more: str) -> list[str]:
     recipe = ROOT / "benchmarks" / "recipes" / "epsilon.yaml"
     program = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--config", str(recipe)]
     return [*program, "--output-dir", str(folder), "--images", "64", "--steps", "2", *SMALL, *more]
@@ -198,8 +201,8 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
         "    return Rule(torch.empty(0), torch.full((1,), share, dtype=torch.float64), share)\n"
     )
     arms = ["--arms", "random", f"clever=--pruning.policy {planted} --pruning.budget 0.65", "full"]
-    command = compare(tmp_path / "out", *arms, "--seeds", "0", "1", "--compensations", "0")
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    killed = command(tmp_path / "out", *arms, "--seeds", "0", "1", "--compensations", "0")
+    first = subprocess.Popen(killed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     records = tmp_path / "out" / "records"
     for _ in range(1200):
         if records.is_dir() and len(list(records.glob("*.json"))) == 1:
@@ -210,7 +213,7 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
     first.communicate()
     (done,) = records.glob("*.json")
     before = done.stat().st_mtime_ns
-    second = subprocess.run(command, capture_output=True, text=True)
+    second = subprocess.run(killed, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     assert done.stat().st_mtime_ns == before
     found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
@@ -232,7 +235,24 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
         (["--features", "missing.safetensors", "--arms", "full"], "missing.safetensors"),
     ],
 )
-def test_what_can_not_be_compared_is_refused_before_anything_runs(tmp_path: Path, more: list[str], said: str) -> None:
-    run = subprocess.run(compare(tmp_path / "out", *more), capture_output=True, text=True)
-    assert run.returncode == 2 and said in run.stdout + run.stderr and "Traceback" not in run.stderr, run.stderr
+def test_what_can_not_be_compared_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", command(tmp_path / "out", *more)[1:])
+    with pytest.raises(SystemExit) as stopped, one_sentence():
+        compare.main()
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("runs/*"))
+
+
+@pytest.mark.slow
+def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for folder, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        program = command(tmp_path / folder, "--arms", "full", "random", "--seeds", "0", "--compensations", "0")[1:]
+        run = subprocess.run([*launcher, *program], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    for name in ("full-seed0", "random@0.65-seed0"):
+        one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
+        assert two["processes"] == 2 and one["cost"]["visits"] == two["cost"]["visits"]
+        assert two["quality"]["heldout_loss"] == pytest.approx(one["quality"]["heldout_loss"], rel=1e-4)
