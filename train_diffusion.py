@@ -24,7 +24,8 @@ def main(config: Config) -> None:
     classes = source.classes if config.conditional else 0
     adapter, model, shown = config.part("adapter"), build(config, source.shape, classes), config.evaluate
     subject = Subject(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
-    picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed)
+    vae = source.autoencoder
+    picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed, vae)
     train(
         config,
         adapter,
@@ -32,7 +33,7 @@ def main(config: Config) -> None:
         source,
         evaluators=evaluators(shown.metrics, subject),
         draw=picture if isinstance(adapter, Generative) else None,
-        export=lambda model: export(model, config, source.shape, config.output_dir / "model"),
+        export=lambda model: export(model, config, source.shape, config.output_dir / "model", vae),
     )
 
 

@@ -18,6 +18,8 @@ def main(config: Config) -> None:
     from pretrain.training import build
 
     source = open_data(config.data, config.seed)
+    if source.autoencoder is not None:
+        raise Refused(f"--data {config.data.source}: these are latents, for train_diffusion.py; name images")
     adapter, model = config.part("adapter"), build(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise Refused(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")

@@ -21,7 +21,7 @@ class Data:
 
     Attributes:
         source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file
-            or a folder of them, or the name of a Hugging Face data set.
+            or a folder of them, a folder that pretrain.latents wrote, or the name of a Hugging Face data set.
         size: side in pixels that images are resized and cropped to; their own where not given.
         channels: 1 (grey) or 3 (RGB); the images' own where not given.
         flip: mirror half of the visits left to right.

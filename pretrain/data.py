@@ -25,7 +25,7 @@ from pretrain.rng import key
 class Item(NamedTuple):
     """One visit, as a worker hands it over."""
 
-    image: Tensor  # uint8 [C, H, W]
+    image: Tensor  # uint8 [C, H, W], or float32 latents
     label: int
     index: int  # negative where the image can't be read
     problem: str  # why, or ""
@@ -134,7 +134,7 @@ class Visits(Sampler[tuple[int, int]]):
 
 
 def collate(items: list[Item]) -> tuple[Batch, list[str]]:
-    """Items as a batch (image still uint8, level 0: the loop fills it in), and what was wrong with them."""
+    """Items as a batch (images still uint8, level 0: the loop fills it in), and what was wrong with them."""
     index = torch.tensor([item.index for item in items])
     label = torch.tensor([item.label for item in items])
     batch = Batch(torch.stack([item.image for item in items]), label, index, torch.zeros(len(items)))
@@ -142,9 +142,9 @@ def collate(items: list[Item]) -> tuple[Batch, list[str]]:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device, its images float32 in [-1, 1]."""
+    """The batch on a device, its images float32 in [-1, 1]; latents as they are."""
     moved = Batch(*(field.to(device, non_blocking=True) for field in batch))
-    return moved._replace(image=moved.image.float() / 127.5 - 1)
+    return moved if moved.image.is_floating_point() else moved._replace(image=moved.image.float() / 127.5 - 1)
 
 
 def loader(images: Images, sampler: Sampler[Any], batch_size: int) -> DataLoader[Any]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from diffusers import DDPMPipeline, ModelMixin
+from diffusers import DDPMPipeline, LDMPipeline, ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
 from pretrain import card, hub, pipeline
 from pretrain.adapter import Generative, bare
+from pretrain.autoencoder import Autoencoder
 from pretrain.config import Config
 from pretrain.cost import first_visit
 from pretrain.display import Display
@@ -25,11 +26,18 @@ from pretrain.errors import Refused, one_sentence
 from pretrain.journal import Journal
 from pretrain.objective import Uncertain
 from pretrain.posthoc import reconstruct
+from pretrain.sampling import sampler
 from pretrain.summary import in_words, summarise
 from pretrain.trained import open_run
 
 
-def export(model: nn.Module, config: Config, shape: tuple[int, int, int], folder: Path) -> str:
+def export(
+    model: nn.Module,
+    config: Config,
+    shape: tuple[int, int, int],
+    folder: Path,
+    autoencoder: Autoencoder | None = None,
+) -> str:
     """Write a run's model, and say how it is opened.
 
     Args:
@@ -37,20 +45,22 @@ def export(model: nn.Module, config: Config, shape: tuple[int, int, int], folder
         config: the run's.
         shape: (C, H, W) of its images.
         folder: for the files.
+        autoencoder: decodes, where the images are latents.
     """
     if hasattr(model, "encoder"):
         part = config.part("model")
         return to_timm(model, part.encoder, part.timm_arguments(shape), folder)
-    return to_diffusers(model, config.part("adapter"), folder)
+    return to_diffusers(model, config.part("adapter"), folder, autoencoder)
 
 
-def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
+def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: Autoencoder | None = None) -> str:
     """Write a denoiser as a diffusers pipeline, and say how it is opened.
 
     A UNet that knows no labels makes a stock `DDPMPipeline`, which takes schedulers that neither start from noise of
-    another size than 1 nor scale what the network sees. Any other diffusers network brings its code and the
-    code of the pipeline along, which `from_pretrained` runs only if told to trust it. A network that is no diffusers
-    model, or an adapter without a scheduler, leaves its parameters alone.
+    another size than 1 nor scale what the network sees; or, of latents, with the autoencoder a stock `LDMPipeline`, if
+    they are square and not shifted and the scheduler is one that can scale. Any other diffusers network brings its code
+    and the code of the pipeline along, which `from_pretrained` runs only if told to trust it. A network that is no
+    diffusers model, or an adapter without a scheduler, leaves its parameters alone.
     """
     model = model.network if isinstance(model, Uncertain) else model  # nothing for who makes images
     network: Any = getattr(model, "network", model)
@@ -58,12 +68,11 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         _save(model, folder / "model.safetensors")
         return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
-    scheduler = adapter.scheduler()
+    scheduler = sampler(adapter, None, latents=autoencoder is not None)
     stock = type(network).__module__.startswith("diffusers.")
-    unscaled = getattr(scheduler, "init_noise_sigma", 1.0) == 1.0
-    if stock and unscaled and network.config.get("num_class_embeds") is None:
-        pipe: Any = DDPMPipeline  # made for a DDPMScheduler, it takes any whose `step` is like it
-        pipe(network, scheduler).save_pretrained(folder)
+    stock_pipe = _stock_pipeline(network, scheduler, autoencoder) if stock else None
+    if stock_pipe is not None:
+        stock_pipe.save_pretrained(folder)
         return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})"
     network.save_pretrained(folder / "network")
     scheduler.save_pretrained(folder / "scheduler")
@@ -78,8 +87,27 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path) -> str:
         "network": [library, type(network).__name__],
         "scheduler": ["diffusers", type(scheduler).__name__],
     }
+    if autoencoder is not None:
+        autoencoder.network.save_pretrained(folder / "vae")
+        index["vae"] = ["diffusers", type(autoencoder.network).__name__]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)"
+
+
+def _stock_pipeline(network: Any, scheduler: Any, autoencoder: Autoencoder | None) -> Any:
+    """A pipeline of diffusers' own for a UNet2DModel, if there is one that does it right."""
+    if network.config.get("num_class_embeds") is not None:
+        return None
+    if autoencoder is None:
+        pipe: Any = DDPMPipeline  # made for a DDPMScheduler, it takes any whose `step` is like it
+        return pipe(network, scheduler) if getattr(scheduler, "init_noise_sigma", 1.0) == 1.0 else None
+    height, width = network.config.sample_size
+    if height != width or autoencoder.shift.any() or autoencoder.scale.numel() > 1:
+        return None
+    if not hasattr(scheduler, "scale_model_input"):
+        return None
+    network.register_to_config(sample_size=height)  # it takes no pair
+    return LDMPipeline(vqvae=autoencoder.network, unet=network, scheduler=scheduler)
 
 
 def to_timm(model: nn.Module, name: str, arguments: dict[str, Any], folder: Path) -> str:
@@ -143,7 +171,7 @@ def main(
         evaluations=Journal(run / "journal.jsonl", writes=False).read("evaluation"),
         flops=first_visit(trained.adapter, trained.model, trained.shape, trained.classes).flops,
     )
-    summary["open_model_with"] = export(trained.model, config, trained.shape, run / "model")
+    summary["open_model_with"] = export(trained.model, config, trained.shape, run / "model", trained.autoencoder)
     card.write(config, summary, licence=license)
     display = Display(True)
     display.summary(in_words(summary))

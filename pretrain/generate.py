@@ -77,12 +77,12 @@ def main(
     state.wait_for_everyone()
     folder.mkdir(parents=True, exist_ok=True)
 
-    model, everyone = trained.model.to(state.device), torch.arange(n, device=state.device)
+    vae, model, everyone = trained.autoencoder, trained.model.to(state.device), torch.arange(n, device=state.device)
     for which in everyone.split(batch_size)[state.process_index :: state.num_processes]:
         noise = Draws(seed, index=which).normal(*trained.shape)
         given = which % classes if classes else torch.full_like(which, -1)
         given = given if label is None else torch.full_like(which, label)
-        made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler)
+        made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler, autoencoder=vae)
         for number, image in zip(which.tolist(), pixels(made), strict=True):
             Image.fromarray(image.squeeze(-1).numpy()).save(folder / f"{number:05d}.png")
     state.wait_for_everyone()

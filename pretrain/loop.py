@@ -81,6 +81,10 @@ def train(
     training = Training(model, averages, optimizer, infobatch, accelerator.scaler)
     if state is not None and resumed is not None:
         training.restore(state, config, resumed.path)
+        if state.values["images"].get("autoencoder") != source.made_by:
+            raise Refused(
+                f"--resume {resumed.path}: the latents in --data {config.data.source} are of another autoencoder now"
+            )
         source.train.bad |= {*state.values["bad_images"]}
     averages.to(device)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -116,7 +120,7 @@ def train(
         _check(infobatch, source, training.step)  # what was saved before must not give way to what is broken
         source.train.bad |= processes.union(source.train.bad, accelerator)
         state = training.state(config, journal.position, sorted(source.train.bad))
-        state.values["images"] = {"shape": source.shape, "classes": source.classes}
+        state.values["images"] = {"shape": source.shape, "classes": source.classes, "autoencoder": source.made_by}
         with processes.together(accelerator):
             if main:
                 writer.save(training.step, state, journal.flush)

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.adapter import Batch, Generative
+from pretrain.autoencoder import Autoencoder
 from pretrain.data import Images, on_device
 from pretrain.errors import Refused
 from pretrain.rng import Draws
@@ -35,11 +36,12 @@ class Generated:
 
     Attributes:
         adapter: names the scheduler.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, or of its latent.
         classes: image n is of class n mod `classes`; 0: without labels.
         count: images.
         steps, guidance: see `generate`.
         seed: of the noise.
+        autoencoder: decodes latents.
     """
 
     adapter: Generative
@@ -49,6 +51,7 @@ class Generated:
     steps: int
     guidance: float
     seed: int
+    autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would fail after hours of training."""
@@ -63,7 +66,8 @@ class Generated:
         which = torch.arange(self.count, device=next(model.parameters()).device)
         noise = Draws(self.seed, index=which).normal(*self.shape)
         label = which % self.classes if self.classes else torch.full_like(which, -1)
-        images = generate(model, self.adapter, noise, label, steps=self.steps, guidance=self.guidance)
+        made = {"steps": self.steps, "guidance": self.guidance, "autoencoder": self.autoencoder}
+        images = generate(model, self.adapter, noise, label, **made)
         return grid(images, columns=round(self.count**0.5))
 
 

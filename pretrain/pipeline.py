@@ -13,11 +13,25 @@ class LabelPipeline(DiffusionPipeline):
     Args:
         network: called as ``network(x, t, label)``, or a UNet2DModel with one class more than there are labels.
         scheduler: any diffusers scheduler with `step`.
+        vae: an autoencoder of diffusers that decodes latents, where the network is one of latents.
     """
 
-    def __init__(self, network, scheduler) -> None:
+    _optional_components = ["vae"]  # noqa: RUF012
+
+    def __init__(self, network, scheduler, vae=None) -> None:
         super().__init__()
-        self.register_modules(network=network, scheduler=scheduler)
+        self.register_modules(network=network, scheduler=scheduler, vae=vae)
+
+    def decode(self, latents):
+        """Images of scaled latents."""
+        config = self.vae.config
+        scale, shift = config.scaling_factor, config.get("shift_factor") or 0.0
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            shift, std = (
+                torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (config.latents_mean, config.latents_std)
+            )
+            scale = scale / std
+        return self.vae.decode(latents / scale + shift).sample
 
     def predict(self, x, t, label):
         """The network's output; label int64 [B], -1 where there is none."""
@@ -70,6 +84,7 @@ class LabelPipeline(DiffusionPipeline):
                 without = self.predict(scaled, t.expand(len(x)), torch.full_like(labels, -1))
                 output = without + guidance * (output - without)
             x = self.scheduler.step(output, t, x).prev_sample
+        x = x if self.vae is None else self.decode(x)
         images: Any = (x.clamp(-1, 1) + 1) / 2
         if output_type != "pt":
             images = images.float().cpu().permute(0, 2, 3, 1).numpy()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.adapter import Generative
+from pretrain.autoencoder import Autoencoder
 
 # By the scheduler that an adapter names, the diffusers classes that undo the same noise with the same network.
 SAMPLERS: dict[str, dict[str, str]] = {
@@ -23,13 +24,17 @@ SAMPLERS: dict[str, dict[str, str]] = {
 }
 
 
-def sampler(adapter: Generative, name: str | None) -> Any:
+def sampler(adapter: Generative, name: str | None, *, latents: bool = False) -> Any:
     """A fresh scheduler of that name for the adapter's noise; the adapter's own where none is named.
+
+    For latents it does not clip: they have no range that pixels have.
 
     Raises:
         ValueError: there is none of that name for this noise.
     """
     own = adapter.scheduler()
+    if latents and own.config.get("clip_sample"):
+        own.register_to_config(clip_sample=False)
     known = SAMPLERS.get(type(own).__name__, {})
     if name is None:
         return own
@@ -55,8 +60,9 @@ def generate(
     steps: int,
     guidance: float = 1.0,
     by: str | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1] from standard normal noise of that shape.
+    """Images [B, C, H, W] in [-1, 1] from standard normal noise of that shape, or of their latents' shape.
 
     Args:
         model: a denoiser in evaluation mode.
@@ -67,8 +73,9 @@ def generate(
         guidance: classifier-free guidance scale w (Ho and Salimans 2022, equation 6, in the form
             uncond + w (cond - uncond)); 1 is plain conditional generation.
         by: a sampler's name, see `sampler`.
+        autoencoder: decodes, where the model is one of latents.
     """
-    scheduler = sampler(adapter, by)
+    scheduler = sampler(adapter, by, latents=autoencoder is not None)
     scheduler.set_timesteps(steps, device=noise.device)
     x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
@@ -78,4 +85,4 @@ def generate(
             without = model(scaled, t.expand(len(x)), torch.full_like(label, -1))
             output = without + guidance * (output - without)
         x = scheduler.step(output, t, x).prev_sample
-    return x.clamp(-1, 1)
+    return autoencoder.decode(x) if autoencoder else x.clamp(-1, 1)

@@ -12,6 +12,8 @@ import huggingface_hub
 import numpy as np
 import torch
 
+from pretrain import cache
+from pretrain.autoencoder import Autoencoder, open_autoencoder
 from pretrain.config import Data
 from pretrain.data import Images
 from pretrain.decode import glance
@@ -32,6 +34,12 @@ class Source(NamedTuple):
     test: Images
     shape: tuple[int, int, int]  # (C, H, W)
     classes: int  # 0 where there are no labels
+    autoencoder: Autoencoder | None = None  # what made the latents, where the images are latents
+
+    @property
+    def made_by(self) -> str | None:
+        """The autoencoder's name."""
+        return self.autoencoder.name if self.autoencoder else None
 
 
 def _look(table: datasets.Dataset, data: Data) -> tuple[int, int, int]:
@@ -54,6 +62,13 @@ def open_data(data: Data, seed: int) -> Source:
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
+    folder = Path(data.source).expanduser()
+    if (folder / cache.MANIFEST).is_file():
+        return _latents(folder, data, seed)
+    if (folder / cache.UNFINISHED).is_file():
+        raise Refused(
+            f"--data {data.source}: the latents in it are not finished; run pretrain.latents again for the rest"
+        )
     splits = {name: table for name, table in _splits(data.source).items() if len(table)}
     if not splits:
         raise Refused(f"--data {data.source}: there are no images in it")
@@ -63,9 +78,7 @@ def open_data(data: Data, seed: int) -> Source:
     rows = np.arange(len(train))
     if test_name:
         test = _readable(splits[test_name], data.source, classes)[0]
-        chosen = np.arange(len(test))
-        if len(test) > data.held_out:
-            chosen = np.sort(torch.randperm(len(test), generator=generator(0)).numpy()[: data.held_out])
+        chosen = _some(np.arange(len(test)), data.held_out, 0)
     else:
         if len(train) < 2:
             raise Refused(f"--data {data.source}: one image is not enough, one at least is held out for evaluation")
@@ -73,9 +86,7 @@ def open_data(data: Data, seed: int) -> Source:
         order = torch.randperm(len(train), generator=generator(0)).numpy()
         chosen, rows = np.split(order, [max(1, min(data.held_out, len(train) // 10))])
         chosen = np.sort(chosen)
-    if data.limit is not None and len(rows) > data.limit:
-        rows = rows[torch.randperm(len(rows), generator=generator(1)).numpy()[: data.limit]]
-    rows = np.sort(rows)
+    rows = _some(rows, data.limit, 1)
     shape = _look(train, data)
     return Source(
         Images(train, rows, shape, data, seed, f"{data.source}, {train_name}"),
@@ -83,6 +94,28 @@ def open_data(data: Data, seed: int) -> Source:
         shape,
         len(classes),
     )
+
+
+def _some(rows: np.ndarray, most: int | None, stream: int) -> np.ndarray:
+    """At most so many of the rows, by chance but always the same, in their order."""
+    if most is not None and len(rows) > most:
+        rows = rows[torch.randperm(len(rows), generator=generator(stream)).numpy()[:most]]
+    return np.sort(rows)
+
+
+def _latents(folder: Path, data: Data, seed: int) -> Source:
+    """A cache of latents, with the autoencoder that it brings."""
+    manifest = cache.read_manifest(folder)
+    autoencoder = open_autoencoder(folder / "vae")
+    if autoencoder.identity != manifest["autoencoder"]:
+        raise Refused(
+            f"--data {folder}: its latents were made by another autoencoder than that in its vae/, which could not "
+            "decode them; put the one back that made them, or encode the images again"
+        )
+    splits = cache.tables(folder, manifest, data, seed)
+    for images, most, stream in ((splits["train"], data.limit, 1), (splits["test"], data.held_out, 0)):
+        images.rows = _some(images.rows, most, stream)
+    return Source(splits["train"], splits["test"], splits["train"].shape, manifest["classes"], autoencoder)
 
 
 def _readable(table: Any, source: str, known: dict[Any, int] | None) -> tuple[datasets.Dataset, dict[Any, int]]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from pretrain import checkpoint
 from pretrain.adapter import Adapter
+from pretrain.autoencoder import Autoencoder, open_autoencoder
 from pretrain.command_line import parse
 from pretrain.config import Config
 from pretrain.errors import Refused
@@ -20,14 +21,16 @@ class Trained:
     """What a run's folder holds.
 
     Attributes:
+        folder: where it lies.
         config: its settings.
         adapter: the objective.
         model: the network with the averaged parameters, in evaluation mode.
-        shape: (C, H, W) of the images.
+        shape: (C, H, W) of the images, or of their latents.
         classes: that the network knows; 0: none.
         state: the checkpoint that the parameters are from.
     """
 
+    folder: Path
     config: Config
     adapter: Adapter
     model: nn.Module
@@ -43,6 +46,26 @@ class Trained:
             Refused: it is not there any more.
         """
         return open_data(self.config.data, self.config.seed)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder | None:
+        """What decodes the model's latents: that of the data, or, where they are gone, of the exported model.
+
+        Raises:
+            Refused: it is not there any more, or is another one.
+        """
+        made_by = self.state.values["images"].get("autoencoder")
+        if made_by is None:
+            return None
+        folders = [Path(self.config.data.source).expanduser() / "vae"]
+        folders += [self.folder / "model" / name for name in ("vae", "vqvae")]
+        for folder in (folder for folder in folders if (folder / "config.json").is_file()):
+            if (found := open_autoencoder(folder)).name == made_by:
+                return found
+        raise Refused(
+            f"{self.folder}: the run is of latents, and the autoencoder that made them is not in any of "
+            f"{', '.join(map(str, folders))}; put it back there"
+        )
 
 
 def open_run(folder: Path) -> Trained:
@@ -61,4 +84,4 @@ def open_run(folder: Path) -> Trained:
     shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
     model = build(config, shape, classes).eval()
     checkpoint.fill(model, state.tensors["average"], path)
-    return Trained(config, config.part("adapter"), model, shape, classes, state)
+    return Trained(folder, config, config.part("adapter"), model, shape, classes, state)

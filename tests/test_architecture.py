@@ -44,21 +44,31 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/writer.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
     "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors", "pretrain.manifest"},
     "pretrain/data.py": {"pretrain.decode", "pretrain.adapter", "pretrain.config", "pretrain.errors", "pretrain.rng"},
-    "pretrain/sources.py": {f"pretrain.{name}" for name in ("config", "data", "decode", "errors", "rng")},
+    "pretrain/autoencoder.py": {"pretrain.errors"},
+    "pretrain/cache.py": {"pretrain.config", "pretrain.data", "pretrain.errors", "pretrain.rng"},
+    "pretrain/latents.py": {
+        f"pretrain.{name}"
+        for name in ("autoencoder", "cache", "config", "data", "display", "errors", "processes", "sources")
+    },
+    "pretrain/sources.py": {
+        f"pretrain.{name}" for name in ("autoencoder", "cache", "config", "data", "decode", "errors", "rng")
+    },
     "pretrain/processes.py": {"pretrain.config", "pretrain.errors", "pretrain.ranks"},
     "pretrain/training.py": {
         f"pretrain.{name}" for name in ("adapter", "checkpoint", "average", "config", "errors", "infobatch", "rng")
     },
     "pretrain/trained.py": {
         f"pretrain.{name}"
-        for name in ("adapter", "checkpoint", "command_line", "config", "errors", "sources", "training")
+        for name in ("adapter", "checkpoint", "autoencoder", "command_line", "config", "errors", "sources", "training")
     },
     "pretrain/summary.py": {"pretrain.config", "pretrain.display"},
     "pretrain/card.py": {"pretrain.config", "pretrain.display"},
     "pretrain/hub.py": {"pretrain.card", "pretrain.config", "pretrain.errors"},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
-    "pretrain/sampling.py": {"pretrain.adapter"},
-    "pretrain/pictures.py": {f"pretrain.{name}" for name in ("adapter", "data", "errors", "sampling", "rng")},
+    "pretrain/sampling.py": {"pretrain.adapter", "pretrain.autoencoder"},
+    "pretrain/pictures.py": {
+        f"pretrain.{name}" for name in ("adapter", "autoencoder", "data", "errors", "sampling", "rng")
+    },
     "pretrain/generate.py": {
         f"pretrain.{name}"
         for name in ("adapter", "display", "errors", "pictures", "processes", "rng", "sampling", "trained")
@@ -74,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/export.py": {
         *(f"pretrain.{name}" for name in ("adapter", "card", "config", "cost", "display", "errors", "hub", "journal")),
         *(f"pretrain.{name}" for name in ("objective", "pipeline", "posthoc", "summary", "trained")),
+        *(f"pretrain.{name}" for name in ("autoencoder", "sampling")),
     },
 }
 FILES = sorted(path for name in OURS for path in (ROOT / name).rglob("*.py"))
