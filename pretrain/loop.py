@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretrain import card, hub, parts, posthoc, processes, run
+from pretrain import card, charts, hub, parts, posthoc, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Averages
 from pretrain.config import Config, flat
@@ -127,6 +127,12 @@ def train(
             if main and must:
                 writer.report(must=True)
 
+    def show(name: str, picture: Tensor, file: str | None = None) -> None:
+        path = config.output_dir / "pictures" / f"{file or name}.png"
+        with display.trying(f"writing {path}"):
+            Image.fromarray(picture.squeeze(-1).numpy()).save(path)
+        processes.show(accelerator, name, picture.numpy(), training.step)
+
     def evaluate(epoch: int) -> None:
         found = {name: value for evaluator in evaluators for name, value in evaluator(averages.model).items()}
         source.test.bad |= processes.union(source.test.bad, accelerator)
@@ -135,10 +141,9 @@ def train(
         accelerator.log(scalars, step=training.step)
         if main:
             if draw is not None and epoch:
-                picture = Image.fromarray(draw(averages.model).squeeze(-1).numpy())
-                file = config.output_dir / "pictures" / f"epoch-{epoch:04d}.png"
-                with display.trying(f"writing {file}"):
-                    picture.save(file)
+                show("pictures", draw(averages.model), f"epoch-{epoch:04d}")
+            if "heldout_loss_by_level" in found:
+                show("loss-by-level", charts.loss_by_level(journal.read("evaluation")))
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         accelerator.wait_for_everyone()
 
@@ -209,6 +214,7 @@ def train(
                 by_number = config.checkpoint.every and training.step % config.checkpoint.every == 0
                 if within and (by_number or clock):
                     save()
+            training.count_visits()
             record = {
                 "epoch": epoch + 1,
                 "step": training.step,
@@ -229,6 +235,9 @@ def train(
             if (epoch + 1) % config.evaluate.every == 0 or epoch + 1 == config.epochs:
                 evaluate(epoch + 1)
     save(must=True)
+    sheet = charts.visits(training.visits, infobatch.score, source.train) if main else None
+    if sheet is not None:
+        show("visits", sheet)
     summary: dict[str, Any] = {}
     if main:
         each = peak(torch.cuda.get_device_name(device), config.precision) if device.type == "cuda" else None

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 import yaml
@@ -62,6 +63,15 @@ def join() -> PartialState:
     _all_there(state.num_processes)
     atexit.register(state.destroy_process_group)
     return state
+
+
+def show(accelerator: Accelerator, name: str, picture: np.ndarray, step: int) -> None:
+    """Hand a picture, uint8 [H, W, C], to those of a run's trackers that take any."""
+    for tracker in accelerator.trackers:
+        log: Any = getattr(tracker, "log_images", None)
+        if log is not None:
+            several = picture if tracker.name == "aim" else picture[None]  # it alone takes one at a time
+            log({name: several}, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
 
 
 def finish(accelerator: Accelerator) -> None:

@@ -1,6 +1,6 @@
 """All that a run changes as it goes, as one thing that is saved and restored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Training:
         scaler: of the gradients under fp16, else None.
         step: optimizer steps made.
         seconds: spent on them.
+        visits: int32 [N]; of each sample, in the epochs that are over.
     """
 
     model: nn.Module
@@ -75,6 +76,15 @@ class Training:
     scaler: Any
     step: int = 0
     seconds: float = 0.0
+    visits: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.visits = torch.zeros(self.infobatch.size, dtype=torch.int32)
+
+    def count_visits(self) -> None:
+        """Count those of the epoch that ends: a plan is the same on all ranks."""
+        kept = self.infobatch.plan.kept
+        self.visits[slice(None) if kept is None else torch.from_numpy(kept)] += 1
 
     def state(self, config: Config, journal: int, bad_images: list[str]) -> checkpoint.State:
         """Everything, not copied, and beside it config, journal position and bad images; call it on all ranks."""
@@ -85,6 +95,7 @@ class Training:
             **{name: average.model.state_dict() for name, average in self.averages.all().items()},
             "optimizer": moments,
             "infobatch": {name: value for name, value in memory.items() if isinstance(value, Tensor)},
+            "visits": {"visits": self.visits},
         }
         values = {
             "step": self.step,
@@ -130,6 +141,7 @@ class Training:
         except ValueError as error:
             raise Refused(f"--resume {path}: {error}") from None
         self.step, self.seconds = values["step"], values["seconds"]
+        self.visits = tensors["visits"]["visits"]
         # A run that is given more epochs has its clock set back; what a power average weighs does not notice.
         self.averages.progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
         if self.scaler is not None and values["scaler"]:

@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         for name in ("adapter", "checkpoint", "autoencoder", "command_line", "config", "errors", "sources", "training")
     },
     "pretrain/summary.py": {"pretrain.config", "pretrain.display"},
+    "pretrain/charts.py": {"pretrain.data", "pretrain.pictures"},
     "pretrain/card.py": {"pretrain.config", "pretrain.display"},
     "pretrain/hub.py": {"pretrain.card", "pretrain.config", "pretrain.errors"},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},

@@ -52,9 +52,10 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
         "pruned dynamically (infobatch)",
         "python train_diffusion.py --config recipe.yaml",
         "![What it makes](epoch-0004.png)",
+        "![Its loss by level](loss-by-level.png)",
     ):
         assert said in written.text, said
-    assert (run / "model" / "epoch-0004.png").is_file()
+    assert {"epoch-0004.png", "loss-by-level.png"} <= {path.name for path in (run / "model").iterdir()}
 
 
 def test_the_card_names_no_path_of_this_machine_and_its_recipe_is_one(run: Path, pictures: Path) -> None:
@@ -70,7 +71,7 @@ def test_the_card_names_no_path_of_this_machine_and_its_recipe_is_one(run: Path,
 def test_what_shows_the_users_own_images_is_not_in_the_card(pictures: Path, tmp_path: Path) -> None:
     train("train_mae.py", *common(pictures, tmp_path / "run", 1))
     assert any((tmp_path / "run" / "pictures").iterdir())
-    assert not any((tmp_path / "run" / "model").glob("*.png"))
+    assert [path.name for path in (tmp_path / "run" / "model").glob("*.png")] == ["loss-by-level.png"]
     written = ModelCard.load(tmp_path / "run" / "model" / "README.md")
     assert written.data.library_name == "timm" and "train_mae.py --config" in written.text
     assert "checkpoint_path='./" in written.text
