@@ -42,6 +42,7 @@ from pretrain.adapter import Generative
 from pretrain.command_line import parse
 from pretrain.config import Config
 from pretrain.errors import Refused, one_sentence
+from pretrain.evaluate.features import load
 from pretrain.sources import open_data
 from pretrain.trained import open_run
 
@@ -63,8 +64,8 @@ class Comparison:
         compensations: powers of all / visited that the learning rate of policies is multiplied with.
         images: generated for the Fréchet distance; 0: none.
         steps: network calls that an image is generated with.
-        features: weights of a feature network: Inception's as torch-fidelity has them; where not given, those of a
-            small classifier that is trained on the same data.
+        features: a feature network, named as in `python -m pretrain.evaluate --features`; where not given, a small
+            classifier that is trained on the same data.
     """
 
     config: Path
@@ -77,7 +78,7 @@ class Comparison:
     compensations: tuple[float, ...] = (0.0, 0.5)
     images: int = 1000
     steps: int = 20
-    features: Path | None = None
+    features: str | None = None
 
 
 class Arm(NamedTuple):
@@ -181,8 +182,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
             found["linear_probe"] = quality.linear_probe(run)
     elif comparison.images:
         weights = comparison.features or comparison.output_dir / "features.safetensors"
-        network = quality.features(weights)
-        found["frechet_distance"] = quality.frechet_distance(run, network, comparison.images, comparison.steps)
+        found["frechet_distance"] = quality.frechet_distance(run, str(weights), comparison.images, comparison.steps)
     record: dict[str, Any] = {
         "arm": arm.name,
         "family": arm.family,
@@ -228,7 +228,7 @@ def main() -> None:
     for _, config, _ in every:  # refuse before anything runs
         parts.policy(config.policy)
     if comparison.features:
-        quality.features(comparison.features)
+        load(comparison.features)
     if "WORLD_SIZE" in os.environ:  # together from the first decision on
         PartialState(cpu=not torch.cuda.is_available())
     for name in ("records", "runs", "locks"):

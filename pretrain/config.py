@@ -150,6 +150,12 @@ class Evaluate:
         images: images in a picture.
         steps: network calls to generate an image (diffusion).
         guidance: classifier-free guidance when generating with labels; 1 is none (diffusion).
+        sampler: ddim, euler, heun or dpm++ for fid, kid and precision-recall; the objective's own where not given.
+        n: images generated for them.
+        features: network whose features they compare: small, inception, any other of torch-fidelity's, or a path.
+        reference: training images that generated ones are compared with at most, evenly apart.
+        seeds: that a metric with chance in it (generated images, a probe's head) is measured with; its mean and
+            standard deviation are given.
     """
 
     every: int = 5
@@ -157,6 +163,11 @@ class Evaluate:
     images: int = 64
     steps: int = 25
     guidance: float = 1.0
+    sampler: str | None = None
+    n: int = 1000
+    features: str = "small"
+    reference: int = 50_000
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         names = [name for item in self.metrics for name in item.split(",") if name]  # fid,kid is fid kid
@@ -164,6 +175,9 @@ class Evaluate:
         _require(self.every >= 1, "evaluate.every", "at least 1", self.every)
         _require(self.images >= 1, "evaluate.images", "at least 1", self.images)
         _require(self.steps >= 1, "evaluate.steps", "at least 1", self.steps)
+        _require(self.n >= 1, "evaluate.n", "at least 1", self.n)
+        _require(self.reference >= 1, "evaluate.reference", "at least 1", self.reference)
+        _require(self.seeds >= 1, "evaluate.seeds", "at least 1", self.seeds)
 
 
 @dataclass(frozen=True)

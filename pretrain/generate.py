@@ -48,8 +48,7 @@ def main(
     from pretrain.display import Display
     from pretrain.pictures import grid, pixels
     from pretrain.rng import Draws
-    from pretrain.sampling import generate
-    from pretrain.sampling import sampler as scheduler_of
+    from pretrain.sampling import check, generate
     from pretrain.trained import open_run
 
     for name, value, least in (("n", n, 1), ("steps", steps, 1), ("batch-size", batch_size, 1), ("seed", seed, 0)):
@@ -60,17 +59,9 @@ def main(
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
         raise Refused(f"{run}: {type(adapter).__name__} makes no images; name a run of train_diffusion.py")
-    if guidance != 1 and not (classes and getattr(adapter, "label_dropout", 1)):
-        raise Refused(
-            f"--guidance {guidance:g} needs a model that knows images with a label and without one; train with "
-            "--conditional and a label_dropout above 0, or leave it out"
-        )
+    check(adapter, classes, sampler, steps, guidance)
     if label is not None and not 0 <= label < classes:
         raise Refused(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
-    try:
-        scheduler_of(adapter, sampler).set_timesteps(steps)
-    except ValueError as error:
-        raise Refused(f"--sampler {sampler}, --steps {steps}: {' '.join(str(error).split())}") from None
     folder = output_dir or run / "generated"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"--output-dir {folder}: it is there already and not an empty folder; name another one")

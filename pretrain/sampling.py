@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pretrain.adapter import Generative
 from pretrain.autoencoder import Autoencoder
+from pretrain.errors import Refused
 
 # By the scheduler that an adapter names, the diffusers classes that undo the same noise with the same network.
 SAMPLERS: dict[str, dict[str, str]] = {
@@ -48,6 +49,29 @@ def sampler(adapter: Generative, name: str | None, *, latents: bool = False) -> 
     # Without the list of what was left at its default: from_config would take the other class's default for it.
     config = {key: value for key, value in own.config.items() if not key.startswith("_")}
     return getattr(diffusers, known[name]).from_config(config)
+
+
+def check(adapter: Generative, classes: int, name: str | None, steps: int, guidance: float, flag: str = "--") -> None:
+    """Refuse what `generate` could not do with these settings.
+
+    Args:
+        adapter: names the scheduler.
+        classes: that the network knows; 0: none.
+        name, steps, guidance: see `generate`.
+        flag: what a setting's name begins with on the command line.
+
+    Raises:
+        Refused: there is no such sampler, not with so many steps, or nothing to be guided by.
+    """
+    if guidance != 1 and not (classes and getattr(adapter, "label_dropout", 1)):
+        raise Refused(
+            f"{flag}guidance {guidance:g} needs a model that knows images with a label and without one; train with "
+            "--conditional and a label_dropout above 0, or leave it out"
+        )
+    try:
+        sampler(adapter, name).set_timesteps(steps)
+    except ValueError as error:
+        raise Refused(f"{flag}sampler {name}, {flag}steps {steps}: {' '.join(str(error).split())}") from None
 
 
 @torch.no_grad()

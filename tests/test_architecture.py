@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/card.py": {"pretrain.config", "pretrain.display"},
     "pretrain/hub.py": {"pretrain.card", "pretrain.config", "pretrain.errors"},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
-    "pretrain/sampling.py": {"pretrain.adapter", "pretrain.autoencoder"},
+    "pretrain/sampling.py": {"pretrain.adapter", "pretrain.autoencoder", "pretrain.errors"},
     "pretrain/pictures.py": {
         f"pretrain.{name}" for name in ("adapter", "autoencoder", "data", "errors", "sampling", "rng")
     },
@@ -79,7 +79,18 @@ ALLOWED: dict[str, set[str]] = {
     | {"pretrain.evaluate.subject"},
     "pretrain/evaluate": {
         f"pretrain.{name}"
-        for name in ("adapter", "average", "config", "data", "errors", "ranks", "rng", "sampling", "sources")
+        for name in (
+            "adapter",
+            "average",
+            "config",
+            "data",
+            "errors",
+            "pictures",
+            "ranks",
+            "rng",
+            "sampling",
+            "sources",
+        )
     }
     | {f"pretrain.evaluate.{name}" for name in ("features", "generated", "knn", "subject")},
     "pretrain/export.py": {

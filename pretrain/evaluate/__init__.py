@@ -36,6 +36,9 @@ class Metric(NamedTuple):
 
 METRICS = {
     "heldout": Metric("heldout"),
+    "fid": Metric("generated", "images", package="torch-fidelity"),
+    "kid": Metric("generated", "images", package="torch-fidelity"),
+    "precision-recall": Metric("generated", "images", package="torch-fidelity"),
     "knn": Metric("knn", "features", labels=True),
 }
 
@@ -50,6 +53,8 @@ def _lacks(name: str, subject: "Subject") -> str:
     metric = METRICS[name]
     if metric.of == "images" and not subject.makes_images:
         return f"measures made images, which {subject.objective} does not make"
+    if metric.of == "images" and subject.source.autoencoder is None and subject.source.shape[0] not in (1, 3):
+        return f"measures images of 1 or 3 channels, and these have {subject.source.shape[0]}"
     if metric.of == "features" and not subject.has_encoder:
         return f"measures an encoder's features, and a model of {subject.objective} has no encoder"
     if metric.labels and not subject.source.classes:

@@ -32,12 +32,23 @@ class Command:
         metrics: names, with commas or spaces between them; where not given, those that were measured in training.
         steps: network calls to generate an image.
         guidance: classifier-free guidance scale when generating with labels; 1 is none.
+        sampler: ddim, euler, heun or dpm++, as far as the objective knows them.
+        n: images generated for fid, kid and precision-recall.
+        features: network whose features they compare: small (the one of this package), inception or any other of
+            torch-fidelity's (NAME=PATH: with the weights of that file), or the path of a TorchScript file.
+        reference: training images that generated ones are compared with at most, evenly apart.
+        seeds: that a metric with chance in it is measured with; its mean and standard deviation are given.
     """
 
     run: tyro.conf.Positional[Path]
     metrics: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=["-m"])] = None
     steps: int | None = None
     guidance: float | None = None
+    sampler: str | None = None
+    n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None
+    features: str | None = None
+    reference: int | None = None
+    seeds: int | None = None
 
 
 def main(arguments: list[str]) -> None:

@@ -44,7 +44,8 @@ class HeldOutLoss:
                 losses.append(self.adapter(model, batch._replace(level=level), rng).loss.double())
             return torch.stack(losses, 1), torch.stack(levels, 1)
 
-        loss, level = (column.flatten() for column in over(self.images, range(len(self.images)), model, visits))
+        device = next(model.parameters()).device
+        loss, level = (column.flatten() for column in over(self.images, range(len(self.images)), device, visits))
         bin = (level * BINS).long().clamp(max=BINS - 1)
         total, count = (torch.bincount(bin, weight, BINS) for weight in (loss, torch.ones_like(loss)))
         by_level = (total / count.clamp(min=1)).tolist()

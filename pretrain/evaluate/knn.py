@@ -25,7 +25,7 @@ def encoded(model: nn.Module, images: Images, index: range) -> tuple[Tensor, Ten
     def rows(batch: Batch) -> tuple[Tensor, Tensor]:
         return encoder(batch.image).float(), batch.label
 
-    feature, label = over(images, index, model, rows)
+    feature, label = over(images, index, next(model.parameters()).device, rows)
     return feature[label >= 0], label[label >= 0]
 
 

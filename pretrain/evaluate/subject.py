@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.adapter import Batch, Generative
 from pretrain.config import Evaluate
@@ -56,23 +56,30 @@ def together(parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
 
 
 def over(
-    images: Images, index: Sequence[int], model: nn.Module, rows: Callable[[Batch], tuple[Tensor, ...]]
+    images: Images, index: Sequence[int], device: torch.device, rows: Callable[[Batch], tuple[Tensor, ...]]
 ) -> list[Tensor]:
     """What `rows` makes of a batch, a row per image, for all these images: spread over the processes.
 
     Args:
         images: read as they are; unreadable ones are left out.
         index: which, rising.
-        model: whose device batches are moved to.
+        device: that batches are moved to.
         rows: tensors with a row for each image of the batch.
 
     Returns:
         The tensors with the rows of all images, in the order of `index`, on the CPU.
     """
-    device = next(model.parameters()).device
     batches = (on_device(plain, device) for plain in images.batches(index, BATCH, *place()))
     with torch.no_grad():
         return together((batch.index, *rows(batch)) for batch in batches)
+
+
+def over_seeds(measure: Callable[[int], dict[str, float]], seeds: int) -> dict[str, float]:
+    """What is measured with each of so many seeds: NAME is the mean, NAME_std the standard deviation of several."""
+    found = [measure(seed) for seed in range(seeds)]
+    values = {name: torch.tensor([each[name] for each in found], dtype=torch.float64) for name in found[0]}
+    spread = {f"{name}_std": value.std().item() for name, value in values.items() if seeds > 1}
+    return {name: value.mean().item() for name, value in values.items()} | spread
 
 
 def evenly(images: Images, most: int) -> range:

@@ -1,0 +1,153 @@
+"""How like the training images the images are that a model makes: in the features of a network, by torch-fidelity."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from huggingface_hub import cached_assets_path
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pretrain.adapter import Batch
+from pretrain.data import Images
+from pretrain.errors import Refused
+from pretrain.evaluate.features import Features, load
+from pretrain.evaluate.subject import BATCH, Subject, evenly, over, over_seeds, together
+from pretrain.pictures import pixels
+from pretrain.ranks import maximum, place
+from pretrain.rng import Draws
+from pretrain.sampling import check, generate
+
+LEAST = 4  # images on either side: a neighbourhood is that of the third neighbour
+SUBSET = 1000  # images that one estimate of the kernel distance looks at, at most
+PROBED = 64  # images that tell one data set from another
+
+
+def make(subject: Subject, names: list[str]) -> "Likeness":
+    """The evaluator of this file's metrics.
+
+    Raises:
+        Refused: the settings do not fit the model or each other.
+    """
+    settings, flag = subject.settings, subject.flag
+    check(subject.adapter, subject.classes, settings.sampler, settings.steps, settings.guidance, flag)
+    if settings.n < LEAST:
+        raise Refused(f"{flag}n {settings.n}: {', '.join(names)} need at least {LEAST} images")
+    if len(evenly(subject.source.train, settings.reference)) < LEAST:
+        few = min(len(subject.source.train), settings.reference)
+        raise Refused(f"{flag}metrics {','.join(names)}: {few} training images are too few, it takes {LEAST}")
+    return Likeness(subject, tuple(names), load(settings.features, f"{flag}features"))
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Fréchet and kernel distance, precision and recall of made images against training images, as torch-fidelity has
+    them (Heusel et al. 2017, equation 6; Bińkowski et al. 2018, section 4; Kynkäänniemi et al. 2019, section 2).
+
+    Image n has the same noise, and of a conditional model the same label, whatever the model and the processes.
+
+    Attributes:
+        subject: what is evaluated.
+        names: of the metrics.
+        network: whose features are compared.
+    """
+
+    subject: Subject
+    names: tuple[str, ...]
+    network: Features
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """The metrics by name; over several seeds, their means and standard deviations."""
+        self.network.to(next(model.parameters()).device)
+        return over_seeds(lambda seed: self.compare(self.made(model, seed)), self.subject.settings.seeds)
+
+    def made(self, model: nn.Module, seed: int) -> Tensor:
+        """Features [n, D] of the images that the model makes."""
+        settings, classes = self.subject.settings, self.subject.classes
+        device, (rank, world) = next(model.parameters()).device, place()
+
+        def rows(which: Tensor) -> tuple[Tensor, Tensor]:
+            noise = Draws(seed, index=which).normal(*self.subject.source.shape)
+            label = which % classes if classes else torch.full_like(which, -1)
+            image = generate(
+                model,
+                self.subject.adapter,
+                noise,
+                label,
+                steps=settings.steps,
+                guidance=settings.guidance,
+                by=settings.sampler,
+                autoencoder=self.subject.source.autoencoder,
+            )
+            return which, self.features(image)
+
+        (feature,) = together(map(rows, torch.arange(settings.n, device=device).split(BATCH)[rank::world]))
+        return feature
+
+    def features(self, image: Tensor) -> Tensor:
+        """Features [B, D] of images [B, C, H, W] in [-1, 1], brought to 8 bits as files have them."""
+        return self.network(pixels(image).movedim(-1, 1).to(self.network.device))
+
+    def compare(self, made: Tensor) -> dict[str, float]:
+        """The metrics of features [n, D]."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+        from torch_fidelity.metric_kid import kid_features_to_metric
+        from torch_fidelity.metric_prc import prc_features_to_metric
+
+        found: dict[str, float] = {}
+        if "fid" in self.names:
+            statistics = {name: self.real[name].numpy() for name in ("mu", "sigma")}
+            distance = fid_statistics_to_metric(fid_features_to_statistics(made), statistics, verbose=False)
+            found["fid"] = distance["frechet_inception_distance"]
+        real = self.real["feature"]
+        if "kid" in self.names:
+            size = min(SUBSET, len(made), len(real))
+            kernel = kid_features_to_metric(made, real, kid_subset_size=size, verbose=False)
+            found["kid"] = kernel["kernel_inception_distance_mean"]
+        if "precision-recall" in self.names:
+            both = prc_features_to_metric(made, real, save_cpu_ram=True, verbose=False)
+            found |= {name: both[name] for name in ("precision", "recall")}
+        return found
+
+    @cached_property
+    def real(self) -> dict[str, Tensor]:
+        """Features of the training images, "feature" [R, D], with their mean "mu" and covariance "sigma"; kept on disk,
+        by what the images and the network are.
+        """
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        images, network, vae = self.subject.source.train, self.network, self.subject.source.autoencoder
+        chosen = evenly(images, self.subject.settings.reference)
+
+        def encode(batch: Batch) -> tuple[Tensor]:
+            return (self.features(vae.decode(batch.image) if vae else batch.image),)
+
+        told = _fingerprint(images, chosen, vae.name if vae else "")
+        name = f"{told}-{network.fingerprint()}.safetensors"
+        file = cached_assets_path("infobatch-pretrain", "evaluate", "reference") / name
+        # All processes do the same: on one of several machines the file may be missing.
+        if not maximum(torch.tensor(not file.exists())).item():
+            return load_file(file)
+        (feature,) = over(images, chosen, network.device, encode)
+        statistics = fid_features_to_statistics(feature)
+        found = {"feature": feature, **{key: torch.from_numpy(value) for key, value in statistics.items()}}
+        if place()[0] == 0:
+            _keep(found, file)
+        return found
+
+
+def _keep(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a file that others never see half of."""
+    part = file.with_suffix(f".{torch.initial_seed() % 997}.part")
+    save_file(tensors, part)
+    part.replace(file)
+
+
+def _fingerprint(images: Images, chosen: range, autoencoder: str) -> str:
+    """Changes with the images, as far as some of them, evenly apart, tell, and with what decodes them."""
+    digest = hashlib.sha256(f"{len(images)} {len(chosen)} {images.shape} {autoencoder}".encode())
+    for index in chosen[:: -(-len(chosen) // PROBED)]:
+        digest.update(images[None, index].image.numpy().tobytes())
+    return digest.hexdigest()[:16]
