@@ -1,5 +1,6 @@
 """Pretrain a vision transformer as a masked autoencoder."""
 
+import os
 from pathlib import Path
 
 from pretrain.command_line import from_command_line
@@ -9,9 +10,11 @@ from pretrain.errors import Refused, one_sentence
 
 def main(config: Config) -> None:
     """Build the parts and train."""
+    from pretrain.display import Display
     from pretrain.evaluate import evaluators
     from pretrain.evaluate.subject import Subject
     from pretrain.export import export
+    from pretrain.foreign import start_from
     from pretrain.loop import train
     from pretrain.pictures import Reconstructed
     from pretrain.sources import open_data
@@ -23,6 +26,10 @@ def main(config: Config) -> None:
     adapter, model = config.part("adapter"), build(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise Refused(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
+    if (init := getattr(config.model, "init", None)) and not config.resume:
+        Display(os.environ.get("RANK", "0") == "0").say(
+            start_from(model, Path(init).expanduser(), config.model.encoder)
+        )
     subject = Subject(adapter, source, 0, True, config.evaluate, "--evaluate.")
     picture = Reconstructed(adapter, source.test, config.evaluate.images)
     train(

@@ -30,6 +30,7 @@ class MAEConfig:
         decoder_heads: decoder attention heads.
         decoder: "self": hidden and visible patches attend to one another (He et al. 2022); "cross": each hidden patch
             looks at the visible ones alone (Fu et al. 2024), so leaving some out changes nothing for the others.
+        init: file to start from (.safetensors or .pth): of timm, of transformers, a published MAE, or of another run.
     """
 
     encoder: str = "vit_base_patch16_224"
@@ -41,6 +42,7 @@ class MAEConfig:
     decoder_depth: int = 8
     decoder_heads: int = 16
     decoder: Literal["self", "cross"] = "self"
+    init: str | None = None
 
     def __post_init__(self) -> None:
         sizes = (

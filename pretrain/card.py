@@ -37,9 +37,11 @@ def recipe(config: Config) -> dict[str, Any]:
     """The run's settings for somebody elsewhere: without its output folder, and of paths the last name alone."""
     tree = config.to_dict()
     del tree["output_dir"], tree["push_to_hub"]
-    for section, key in (("data", "source"), ("adapter", "name"), ("model", "name"), ("pruning", "policy")):
-        if Path(tree[section][key]).expanduser().exists():
-            tree[section][key] = Path(tree[section][key]).expanduser().resolve().name
+    paths = (("data", "source"), ("adapter", "name"), ("model", "name"), ("model", "init"), ("pruning", "policy"))
+    for section, key in paths:
+        value = tree[section].get(key)
+        if value and Path(value).expanduser().exists():
+            tree[section][key] = Path(value).expanduser().resolve().name
     return tree
 
 

@@ -28,6 +28,7 @@ from pretrain.objective import Uncertain
 from pretrain.posthoc import reconstruct
 from pretrain.sampling import sampler
 from pretrain.summary import in_words, summarise
+from pretrain.takeaway import to_timm, to_transformers
 from pretrain.trained import open_run
 
 
@@ -49,7 +50,8 @@ def export(
     """
     if hasattr(model, "encoder"):
         part = config.part("model")
-        return to_timm(model, part.encoder, part.timm_arguments(shape), folder)
+        to_transformers(bare(model), config.part("adapter"), folder / "transformers")
+        return to_timm(bare(model), part.encoder, part.timm_arguments(shape), folder)
     return to_diffusers(model, config.part("adapter"), folder, autoencoder)
 
 
@@ -108,24 +110,6 @@ def _stock_pipeline(network: Any, scheduler: Any, autoencoder: Autoencoder | Non
         return None
     network.register_to_config(sample_size=height)  # it takes no pair
     return LDMPipeline(vqvae=autoencoder.network, unet=network, scheduler=scheduler)
-
-
-def to_timm(model: nn.Module, name: str, arguments: dict[str, Any], folder: Path) -> str:
-    """Write a masked autoencoder's encoder as a checkpoint that timm loads, and say how.
-
-    Args:
-        model: its `encoder` is a timm vision transformer without a head.
-        name, arguments: what `timm.create_model` makes the encoder from.
-        folder: gets encoder.safetensors, and encoder.json with the same name and arguments, and what the pixels
-            are normalised by.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "encoder.safetensors"
-    _save(bare(model).encoder, file)
-    card = {"architecture": name, "arguments": arguments, "mean": [0.5], "std": [0.5]}
-    (folder / "encoder.json").write_text(json.dumps(card, indent=2) + "\n")
-    said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"timm.create_model({name!r}, checkpoint_path={str(file)!r}, {said})"
 
 
 def _save(model: nn.Module, file: Path) -> None:

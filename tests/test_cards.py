@@ -74,7 +74,7 @@ def test_what_shows_the_users_own_images_is_not_in_the_card(pictures: Path, tmp_
     assert [path.name for path in (tmp_path / "run" / "model").glob("*.png")] == ["loss-by-level.png"]
     written = ModelCard.load(tmp_path / "run" / "model" / "README.md")
     assert written.data.library_name == "timm" and "train_mae.py --config" in written.text
-    assert "checkpoint_path='./" in written.text
+    assert "timm.create_model('local-dir:.', pretrained=True)" in written.text
 
 
 def test_a_model_is_pushed_under_its_name(run: Path, stub) -> None:

@@ -130,18 +130,39 @@ def test_what_a_run_says_opens_its_average(finished: Path) -> None:
     assert all(torch.equal(found[name.removeprefix("network.")], value) for name, value in average.items())
 
 
-def test_an_encoder_opens_in_timm(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_encoder_opens_where_this_project_is_not(pictures: Path, tmp_path: Path) -> None:
+    """In timm, with and without a head, and in transformers."""
     train("train_mae.py", *common(pictures, tmp_path / "run", 1))
+    folder = tmp_path / "run" / "model"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    code = (
-        f"import timm\nmodel = {summary['open_model_with']}.eval()\nx = torch.linspace(-1, 1, 144).view(1, 1, 12, 12)"
-    )
-    code += "\nout = model(x).detach()"
-    found = elsewhere(code, tmp_path)
     config = parse(
         ["--config", str(tmp_path / "run" / "config.yaml")], adapter="", model="", recipe=ROOT, output_dir="", help=""
     )
-    model = config.part("model").build((1, 12, 12), 0).eval()
+    part = config.part("model")
+    arguments = {**part.timm_arguments((1, 12, 12)), "model_name": part.encoder}
+    code = f"""
+import timm
+from transformers import AutoModel
+x = torch.linspace(-1, 1, 144).view(1, 1, 12, 12)
+with torch.no_grad():
+    arguments = {arguments!r}
+    out = {{
+        "said": {summary["open_model_with"]}.eval().forward_features(x),
+        "file": timm.create_model(**arguments, checkpoint_path='{folder}/model.safetensors').eval().forward_features(x),
+        "transformers": AutoModel.from_pretrained('{folder}').eval()(x).last_hidden_state,
+        "vit_mae": AutoModel.from_pretrained('{folder}/transformers', mask_ratio=0.0).eval()(
+            x, noise=torch.arange(9.0)[None]).last_hidden_state,
+    }}
+    del arguments["num_classes"]
+    zero = timm.create_model(**arguments, checkpoint_path='{folder}/with_zero_head.safetensors').eval()
+    out["zero"] = zero.forward_features(x)
+"""
+    found: Any = elsewhere(code, tmp_path)
+    model = part.build((1, 12, 12), 0).eval()
     model.load_state_dict(final(tmp_path / "run", "average"))
     with torch.no_grad():
-        assert torch.equal(found, model.encoder(torch.linspace(-1, 1, 144).view(1, 1, 12, 12)))
+        expected = model.encoder.forward_features(torch.linspace(-1, 1, 144).view(1, 1, 12, 12))
+    assert len(found) == 5
+    for features in found.values():
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
