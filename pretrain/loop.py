@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pretrain import card, charts, hub, parts, posthoc, processes, run
 from pretrain.adapter import Adapter
 from pretrain.average import Averages
-from pretrain.config import Config, flat
+from pretrain.config import Config, Pruning, flat
 from pretrain.cost import Visit, first_visit, peak
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
@@ -72,7 +72,7 @@ def train(
 
     # The parts.
     display = Display(main)
-    infobatch = _infobatch(config, size, display)
+    infobatch = scheduler(config, size, display.say)
     visit = _first_visit(config, adapter, model, source)
     if config.recompute:
         recompute(model)
@@ -268,8 +268,18 @@ def train(
     del lock
 
 
-def _infobatch(config: Config, size: int, display: Display) -> InfoBatch:
-    pruning = config.pruning
+def scheduler(config: Config, size: int, tell: Callable[[str], Any]) -> InfoBatch:
+    """What plans a run's epochs.
+
+    Args:
+        config: the run's.
+        size: samples.
+        tell: called with what the user should know.
+
+    Raises:
+        Refused: the policy can't be had with these settings.
+    """
+    pruning = config.pruning if config.infobatch else Pruning()  # a recipe's budget is not for everybody
     settings = {"ratio": pruning.ratio, "over": pruning.over}
     policy = parts.policy(config.policy)
     try:
@@ -282,7 +292,7 @@ def _infobatch(config: Config, size: int, display: Display) -> InfoBatch:
             smoothing=pruning.smoothing,
             raw=pruning.raw,
             seed=config.seed,
-            tell=display.say,
+            tell=tell,
             **{name: value for name, value in settings.items() if value is not None},
         )
     except ValueError as error:

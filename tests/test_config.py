@@ -15,6 +15,7 @@ from pretrain import parts
 from pretrain.command_line import parse
 from pretrain.config import Config, Pruning, flat
 from pretrain.errors import Refused
+from pretrain.loop import scheduler
 
 RECIPE = ROOT / "configs" / "fashion_mnist_flow.yaml"
 
@@ -241,3 +242,11 @@ def test_help_comes_without_torch(script: str) -> None:
         assert f"{flag} " in done.stdout or f"{flag}," in done.stdout
     for flag in ("--config", "--pruning.policy", "--pruning.ratio", "--tracker", "--on-bad-image"):
         assert flag in done.stdout
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_plans_with_and_without_pruning(recipe: Path) -> None:
+    everybody, pruned = config("--config", str(recipe)), config("--config", str(recipe), "--infobatch")
+    assert everybody.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
+    assert scheduler(everybody, 1000, print).budget is None
+    assert (scheduler(pruned, 1000, print).budget is None) == (pruned.pruning.budget is None)
