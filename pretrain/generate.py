@@ -4,7 +4,7 @@
 
 Image n has the same noise whatever else is generated, so a seed and a number give an image back. Under torchrun or
 `accelerate launch` the processes share the batches, and make the same images to the bit on the same kind of device;
-say `--images` there, torchrun takes `--n` for an option of its own.
+another --batch-size may round otherwise. Say `--images` there, torchrun takes `--n` for an option of its own.
 """
 
 import sys

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from pretrain.adapter import Batch, Generative
 from pretrain.autoencoder import Autoencoder
 from pretrain.data import Images, on_device
-from pretrain.errors import Refused
 from pretrain.rng import Draws
-from pretrain.sampling import generate
+from pretrain.sampling import check, generate
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
@@ -56,10 +55,7 @@ class Generated:
     def __post_init__(self) -> None:
         """Refuse what would fail after hours of training."""
         if isinstance(self.adapter, Generative):
-            try:
-                self.adapter.scheduler().set_timesteps(self.steps)
-            except ValueError as error:
-                raise Refused(f"--evaluate.steps {self.steps}: {' '.join(str(error).split())}") from None
+            check(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
 
     def __call__(self, model: nn.Module) -> Tensor:
         """The picture."""

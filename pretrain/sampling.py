@@ -1,5 +1,6 @@
 """Images from noise, by a diffusers scheduler."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ SAMPLERS: dict[str, dict[str, str]] = {
     "FlowMatchEulerDiscreteScheduler": {
         "euler": "FlowMatchEulerDiscreteScheduler",
         "heun": "FlowMatchHeunDiscreteScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
     },
     "EDMDPMSolverMultistepScheduler": {"dpm++": "EDMDPMSolverMultistepScheduler", "euler": "EDMEulerScheduler"},
 }
@@ -46,9 +48,12 @@ def sampler(adapter: Generative, name: str | None, *, latents: bool = False) -> 
         raise ValueError(f"sampler must be one of {', '.join(able) or 'none'} for {type(adapter).__name__}, got {name}")
     import diffusers
 
-    # Without the list of what was left at its default: from_config would take the other class's default for it.
-    config = {key: value for key, value in own.config.items() if not key.startswith("_")}
-    return getattr(diffusers, known[name]).from_config(config)
+    kind = getattr(diffusers, known[name])
+    takes = inspect.signature(kind.__init__).parameters
+    config = {key: value for key, value in own.config.items() if key in takes}
+    if name == "dpm++" and "shift" in own.config:  # it knows straight paths by other names
+        config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": own.config["shift"]}
+    return kind(**config)
 
 
 def check(adapter: Generative, classes: int, name: str | None, steps: int, guidance: float, flag: str = "--") -> None:
@@ -71,7 +76,8 @@ def check(adapter: Generative, classes: int, name: str | None, steps: int, guida
     try:
         sampler(adapter, name).set_timesteps(steps)
     except ValueError as error:
-        raise Refused(f"{flag}sampler {name}, {flag}steps {steps}: {' '.join(str(error).split())}") from None
+        named = f"{flag}sampler {name}, " if name else ""
+        raise Refused(f"{named}{flag}steps {steps}: {' '.join(str(error).split())}") from None
 
 
 @torch.no_grad()

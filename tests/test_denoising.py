@@ -79,7 +79,9 @@ def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
     few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps, by=name) for steps in (50, 100))
     assert many.mean().item() == pytest.approx(MEAN, abs=0.003)
     order = 1 if name in ("ddim", "euler") else 2  # of the solver: its error is as 1 / steps^order
-    assert many.std().item() + (many.std() - few.std()).item() / (2**order - 1) == pytest.approx(STD, rel=0.015)
+    # diffusers' dpm++ takes straight paths' times for whole thousandths, and starts and ends with steps of first order.
+    off = 0.025 if isinstance(adapter, Flow) and name == "dpm++" else 0.015
+    assert many.std().item() + (many.std() - few.std()).item() / (2**order - 1) == pytest.approx(STD, rel=off)
 
 
 @named
