@@ -25,7 +25,7 @@ class Data:
         size: side in pixels that images are resized and cropped to; their own where not given.
         channels: 1 (grey) or 3 (RGB); the images' own where not given.
         flip: mirror half of the visits left to right.
-        crop: smallest share of the area that a random crop keeps; 1 does not crop.
+        crop: smallest share of the whole image's area that a random crop keeps; 1 does not crop.
         limit: most images to train on, chosen by chance but always the same; all where not given.
         held_out: images set aside for evaluation where the data set has no test split of its own.
         on_bad_image: what to do about an image that can't be read: stop, or skip and count it.
@@ -89,6 +89,8 @@ class Optim:
 
     Attributes:
         lr: peak learning rate.
+        linear_scaling: the rate is that of 256 images a step and grows in proportion to the batch size (Goyal et al.
+            2017; the "base learning rate" of masked autoencoders).
         betas: decay of the running mean of gradients and of their squares.
         weight_decay: decoupled; not on biases, norms and other vectors.
         warmup: share of the training in which the rate rises.
@@ -98,6 +100,7 @@ class Optim:
     """
 
     lr: float = 1e-4
+    linear_scaling: bool = False
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     warmup: float = 0.05
@@ -268,6 +271,11 @@ class Config:
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other: go on with the run, or replace it")
+
+    @property
+    def peak_rate(self) -> float:
+        """The highest learning rate."""
+        return self.optim.lr * (self.batch_size / 256 if self.optim.linear_scaling else 1)
 
     @property
     def policy(self) -> str:

@@ -71,9 +71,10 @@ class Images(Dataset[Item]):
         epoch, index = visit
         number = ~index if index < 0 else index
         row = self.table[int(self.rows[number])]
+        whole = epoch is not None and self.data.crop < 1  # a random crop is cut from all there is, then brought to size
         try:
-            image = decode(row["image"], self.shape[0], self.data.size)
-            if image.shape != self.shape:
+            image = decode(row["image"], self.shape[0], None if whole else self.data.size)
+            if image.shape != self.shape and not (whole and self.data.size):
                 raise ValueError(
                     f"it is {image.shape[2]}x{image.shape[1]} where most images are {self.shape[2]}x{self.shape[1]}"
                     "; give --data.size N to bring all to one size"

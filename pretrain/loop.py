@@ -183,7 +183,7 @@ def train(
                 if config.optim.clip:
                     accelerator.clip_grad_norm_(model.parameters(), config.optim.clip * stretch)
                 middle = (before + infobatch.progress) / 2  # of the step: no step has a rate of 0
-                rate = config.optim.lr * warmup_cosine(middle, config.optim.warmup)
+                rate = config.peak_rate * warmup_cosine(middle, config.optim.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * stretch**config.optim.compensation
                 optimizer.step()

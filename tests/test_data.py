@@ -302,3 +302,16 @@ def test_pixels_are_between_minus_one_and_one(pictures: Path) -> None:
     images = source(pictures).train
     batch = on_device(next(iter(images.batches(range(9), 9))), torch.device("cpu"))
     assert batch.image.dtype == torch.float32 and batch.image.min() == -1 and batch.image.max() <= 1
+
+
+def test_a_random_crop_is_cut_from_the_whole_image(tmp_path: Path) -> None:
+    """Not from what is left of it at the size; held-out images are cropped to the middle as ever."""
+    halves = np.zeros((40, 120), dtype=np.uint8)
+    halves[:, 60:] = 240  # what lies outside of the middle 40 x 40 is nothing but black and white
+    for number in range(4):
+        save(tmp_path, f"{number}.png", Image.fromarray(halves))
+    images = source(tmp_path, size=16, crop=0.02).train
+    seen = [images[epoch, 0].image for epoch in range(30)]
+    assert all(image.shape == (1, 16, 16) for image in seen)
+    assert {0, 240} <= {int(image.float().mean()) for image in seen}, "some crops lie wholly on one side"
+    assert 100 < images[None, 0].image.float().mean() < 140
