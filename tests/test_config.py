@@ -250,3 +250,10 @@ def test_a_recipe_plans_with_and_without_pruning(recipe: Path) -> None:
     assert everybody.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
     assert scheduler(everybody, 1000, print).budget is None
     assert (scheduler(pruned, 1000, print).budget is None) == (pruned.pruning.budget is None)
+
+
+def test_a_rate_may_be_that_of_256_images() -> None:
+    """He et al. 2022: 1.5e-4 x 4096 / 256."""
+    words = ("--optim.lr", "1.5e-4", "--batch-size", "4096")
+    assert config(*words, "--optim.linear-scaling").peak_rate == pytest.approx(2.4e-3)
+    assert config(*words).peak_rate == 1.5e-4
