@@ -157,6 +157,7 @@ class Evaluate:
         n: images generated for them.
         features: network whose features they compare: small, inception, any other of torch-fidelity's, or a path.
         reference: training images that generated ones are compared with at most, evenly apart.
+        probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
         seeds: that a metric with chance in it (generated images, a probe's head) is measured with; its mean and
             standard deviation are given.
     """
@@ -170,6 +171,7 @@ class Evaluate:
     n: int = 1000
     features: str = "small"
     reference: int = 50_000
+    probe_epochs: int = 90
     seeds: int = 1
 
     def __post_init__(self) -> None:
@@ -180,6 +182,7 @@ class Evaluate:
         _require(self.steps >= 1, "evaluate.steps", "at least 1", self.steps)
         _require(self.n >= 1, "evaluate.n", "at least 1", self.n)
         _require(self.reference >= 1, "evaluate.reference", "at least 1", self.reference)
+        _require(self.probe_epochs >= 1, "evaluate.probe_epochs", "at least 1", self.probe_epochs)
         _require(self.seeds >= 1, "evaluate.seeds", "at least 1", self.seeds)
 
 

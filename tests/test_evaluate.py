@@ -1,11 +1,13 @@
 """`python -m pretrain.evaluate`: what a run is worth, measured again."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, journal
@@ -13,10 +15,12 @@ from programs import common, train
 from torch.utils.data import Dataset
 
 from pretrain.errors import Refused
+from pretrain.evaluate import evaluators, linear, supervised
 from pretrain.evaluate.__main__ import main
 from pretrain.evaluate.features import load
+from pretrain.evaluate.subject import Subject
 from pretrain.pictures import pixels
-from pretrain.rng import Draws
+from pretrain.rng import Draws, generator
 from pretrain.sampling import generate
 from pretrain.trained import open_run
 
@@ -61,6 +65,13 @@ def evaluate(run: Path, *words: object) -> dict:
     """What is found."""
     main([str(run), *map(str, words)])
     return json.loads((run / "evaluation.json").read_text())[-1]["found"]
+
+
+def opened(run: Path, **settings: Any) -> Subject:
+    """A run as evaluators see it."""
+    trained = open_run(run)
+    chosen = dataclasses.replace(trained.config.evaluate, **settings)
+    return Subject(trained.adapter, trained.source, trained.classes, hasattr(trained.model, "encoder"), chosen)
 
 
 def refused(run: Path, *words: object) -> str:
@@ -161,7 +172,7 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         ("--n 0", "--n must be at least 1, got 0"),
         ("--reference 2", "2 training images are too few"),
         ("--guidance 2", "--guidance 2 needs a model that knows images"),
-        ("--sampler dpm++", "sampler must be one of euler, heun for Flow"),
+        ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
     ],
 )
 def test_what_can_not_be_compared_is_one_sentence(words: str, said: str, flow: Path) -> None:
@@ -173,12 +184,60 @@ def test_a_missing_package_is_one_sentence(flow: Path, monkeypatch: pytest.Monke
     assert refused(flow, "--metrics", "fid").endswith("not installed; pip install torch-fidelity")
 
 
+def test_a_linear_probe_is_the_logistic_regression_of_exported_features() -> None:
+    """Classes that overlap, in features of unlike size: what 3,000 of them teach, of 2,000 others."""
+    from sklearn.linear_model import LogisticRegression
+
+    noise = torch.randn(5000, 24, generator=generator(0))
+    label = torch.randint(5, (5000,), generator=generator(1))
+    place = torch.randn(5, 24, generator=generator(2)) * 0.55
+    feature = (noise + place[label]) * torch.logspace(-2, 2, 24) + 3
+    known, asked = feature.split((3000, 2000))
+    head = linear.fit(known, label[:3000], 5, epochs=30, seed=0)
+    ours = (head(asked).argmax(1) == label[3000:]).float().mean().item()
+    mean, std = known.mean(0), known.std(0)
+    theirs = LogisticRegression(max_iter=1000).fit(((known - mean) / std).numpy(), label[:3000].numpy())
+    assert ours == pytest.approx(theirs.score(((asked - mean) / std).numpy(), label[3000:].numpy()), abs=0.01)
+    assert 0.5 < ours < 0.95
+
+
+def test_probes_and_fine_tuning_learn_and_leave_the_model_alone(mae: Path, monkeypatch) -> None:
+    subject = opened(mae, probe_epochs=2, seeds=2)
+    model = open_run(mae).model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(1)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    names = ["linear-probe", "attentive-probe", "finetune"]
+    found: dict[str, float] = {}
+    for evaluator in evaluators(names, subject):
+        found |= evaluator(model)
+    assert {f"{name.replace('-', '_')}_accuracy" for name in names} < found.keys()
+    assert all(0 <= value <= 1 for value in found.values()) and "finetune_accuracy_std" in found
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
+    seen = subject.source._replace(test=subject.source.train)  # that anything is learned shows in what was seen
+    monkeypatch.setitem(supervised.RATES, "finetune", 1e-2)  # 200 steps of a small network
+    again = dataclasses.replace(opened(mae, probe_epochs=20), source=seen)
+    assert min(supervised.make(again, ["finetune", "attentive-probe"]).measure(model, 0).values()) > 0.7
+
+
+def test_probes_need_labels(mae: Path) -> None:
+    subject = opened(mae)
+    bare = subject.source._replace(classes=0)
+    with pytest.raises(Refused, match=r"--metrics finetune: it needs labels, which the images of .* have not; of this"):
+        evaluators(["finetune"], dataclasses.replace(subject, source=bare))
+
+
 @pytest.mark.slow
 def test_processes_together_find_what_one_finds(mae: Path, flow: Path, assets: Path) -> None:
     """Of images in three batches, and of ones in a single batch, of which one process has none."""
-    for run, metrics in ((mae, "heldout,knn"), (flow, "fid,kid,precision-recall,heldout")):
+    for run, metrics in (
+        (mae, "heldout,knn,linear-probe,attentive-probe,finetune"),
+        (flow, "fid,kid,precision-recall,heldout"),
+    ):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        words = ["--metrics", metrics, "--images", "130"]
+        words = ["--metrics", metrics, "--images", "130", "--probe-epochs", "3"]
         subprocess.run([*launch, "-m", "pretrain.evaluate", str(run), *words], cwd=ROOT, check=True, timeout=150)
         several = json.loads((run / "evaluation.json").read_text())[-1]
         assert several["processes"] == 2

@@ -40,6 +40,9 @@ METRICS = {
     "kid": Metric("generated", "images", package="torch-fidelity"),
     "precision-recall": Metric("generated", "images", package="torch-fidelity"),
     "knn": Metric("knn", "features", labels=True),
+    "linear-probe": Metric("linear", "features", labels=True),
+    "attentive-probe": Metric("supervised", "features", labels=True),
+    "finetune": Metric("supervised", "features", labels=True),
 }
 
 

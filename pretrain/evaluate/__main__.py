@@ -37,6 +37,7 @@ class Command:
         features: network whose features they compare: small (the one of this package), inception or any other of
             torch-fidelity's (NAME=PATH: with the weights of that file), or the path of a TorchScript file.
         reference: training images that generated ones are compared with at most, evenly apart.
+        probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
         seeds: that a metric with chance in it is measured with; its mean and standard deviation are given.
     """
 
@@ -48,6 +49,7 @@ class Command:
     n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None
     features: str | None = None
     reference: int | None = None
+    probe_epochs: int | None = None
     seeds: int | None = None
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from pretrain.adapter import Batch, Generative
 from pretrain.config import Evaluate
 from pretrain.data import Images, on_device
+from pretrain.errors import Refused
 from pretrain.ranks import gathered, place
 from pretrain.sources import Source
 
 BATCH = 64  # images at once. The number is part of a result's last digits, so it does not depend on the processes.
+LEAST = 4  # labelled images that something is learned from
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,24 @@ def over_seeds(measure: Callable[[int], dict[str, float]], seeds: int) -> dict[s
     values = {name: torch.tensor([each[name] for each in found], dtype=torch.float64) for name in found[0]}
     spread = {f"{name}_std": value.std().item() for name, value in values.items() if seeds > 1}
     return {name: value.mean().item() for name, value in values.items()} | spread
+
+
+def labelled(subject: Subject, names: list[str]) -> Tensor:
+    """Which training images have labels, int64 [N].
+
+    Raises:
+        Refused: too few of them have, or none of the held-out ones.
+    """
+    train, test = (
+        (torch.as_tensor(images.table["label"][:])[torch.from_numpy(images.rows)] >= 0).nonzero().flatten()
+        for images in subject.source[:2]
+    )
+    if len(train) < LEAST or not len(test):
+        raise Refused(
+            f"{subject.flag}metrics {','.join(names)}: {len(train)} training and {len(test)} held-out images have "
+            f"labels; it takes {LEAST} and 1"
+        )
+    return train
 
 
 def evenly(images: Images, most: int) -> range:

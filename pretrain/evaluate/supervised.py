@@ -1,0 +1,177 @@
+"""What an encoder is worth to somebody who trains on with labels: fine-tuned, or frozen below an attentive head."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.layers import AttentionPoolLatent, trunc_normal_
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.adapter import Batch, bare
+from pretrain.data import collate, on_device
+from pretrain.errors import Refused
+from pretrain.evaluate.subject import Subject, labelled, over, over_seeds
+from pretrain.ranks import place
+from pretrain.rng import generator, key
+
+MOST = 256  # images of a step
+STEPS = 8  # of an epoch, at least
+RATES = {"finetune": 5e-4, "attentive-probe": 1e-3}  # the former for 256 images (He et al. 2022, as released)
+
+
+def make(subject: Subject, names: list[str]) -> "Supervised":
+    """The evaluator of this file's metrics.
+
+    Raises:
+        Refused: there are fewer labelled images in a step than processes can share.
+    """
+    found = Supervised(subject, tuple(names), labelled(subject, names))
+    if found.batch < 2 * (world := place()[1]):
+        raise Refused(
+            f"{subject.flag}metrics {','.join(names)}: {len(found.index)} labelled images are too few for {world} "
+            "processes; start fewer"
+        )
+    return found
+
+
+class Attentive(nn.Module):
+    """A frozen encoder whose tokens one query attends to, and a linear map of what it gathers (Chen et al. 2022,
+    "Context autoencoder", section 3.3).
+
+    Args:
+        encoder: a timm vision transformer.
+        classes: to tell apart.
+    """
+
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
+        super().__init__()
+        timm = bare(encoder)
+        self.encoder = encoder.requires_grad_(False)
+        self.pool = AttentionPoolLatent(timm.embed_dim, num_heads=timm.blocks[0].attn.num_heads)
+        self.norm, self.head = nn.LayerNorm(timm.embed_dim), nn.Linear(timm.embed_dim, classes)
+
+    def train(self, mode: bool = True) -> "Attentive":
+        """The encoder stays as it is evaluated."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W]."""
+        with torch.no_grad():
+            tokens = bare(self.encoder).forward_features(image)
+        return self.head(self.norm(self.pool(tokens)))
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Accuracy on held-out images of a classifier that was trained on the labelled ones, augmented as in pretraining.
+
+    Fine-tuning is AdamW with a learning rate that decays from layer to layer downwards, mixup, cutmix and label
+    smoothing (He et al. 2022, table 9, without its random augmentation and drop path), on the mean of the patches.
+
+    Attributes:
+        subject: what is evaluated.
+        names: of the metrics.
+        index: the training images that have labels.
+    """
+
+    subject: Subject
+    names: tuple[str, ...]
+    index: Tensor
+
+    @property
+    def batch(self) -> int:
+        """Images of a step; even, because mixing takes images in pairs."""
+        return min(MOST, max(2, len(self.index) // STEPS)) // 2 * 2
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """The share of held-out images told rightly, by metric."""
+        return over_seeds(lambda seed: self.measure(model, seed), self.subject.settings.seeds)
+
+    def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
+        """The accuracies with one seed."""
+        found, classes = {}, self.subject.source.classes
+        device = next(model.parameters()).device
+        for name in self.names:
+            encoder = copy.deepcopy(bare(model).encoder)
+            with torch.random.fork_rng(devices=[]):
+                torch.random.default_generator.manual_seed(key(seed))
+                if name == "finetune":
+                    encoder.requires_grad_(True).reset_classifier(classes, global_pool="avg")
+                    trunc_normal_(encoder.head.weight, std=2e-5)
+                    network: nn.Module = encoder
+                else:
+                    network = Attentive(encoder, classes)
+            self.learn(name, network.to(device), seed)
+
+            def rows(batch: Batch, network: nn.Module = network) -> tuple[Tensor, Tensor]:
+                return network(batch.image).argmax(1), batch.label
+
+            test = self.subject.source.test
+            guess, label = over(test, range(len(test)), device, rows)
+            right = (guess == label)[label >= 0].double().mean().item()
+            found[f"{name.replace('-', '_')}_accuracy"] = right
+        return found
+
+    def learn(self, name: str, network: nn.Module, seed: int) -> None:
+        """Train a metric's classifier; every process with its share of each step, as one would alone."""
+        tuned = name == "finetune"
+        rank, world = place()
+        device = next(network.parameters()).device
+        decay = 0.65 if tuned else None  # from layer to layer
+        optimizer = create_optimizer_v2(
+            network, "adamw", RATES[name], weight_decay=0.05, betas=(0.9, 0.999), layer_decay=decay
+        )
+        per_epoch, epochs = len(self.index) // self.batch, self.subject.settings.probe_epochs
+        steps = per_epoch * epochs
+        schedule = CosineLRScheduler(optimizer, steps, lr_min=1e-6, warmup_t=steps // 20, t_in_epochs=False)
+        classes = self.subject.source.classes
+        mix = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=classes) if tuned else None
+        reached = DistributedDataParallel(network) if world > 1 else network
+        network.train()
+        for epoch in range(epochs):
+            order = self.index[torch.randperm(len(self.index), generator=generator(seed, epoch))]
+            for n, chosen in enumerate(order[: per_epoch * self.batch].split(self.batch)):
+                step = epoch * per_epoch + n
+                # Image i is mixed with the i-th from the end, so a process has both.
+                share = torch.arange(len(chosen) // 2)[rank::world]
+                batch = self._read(chosen[torch.cat([share, (len(chosen) - 1 - share).flip(0)])], epoch, device)
+                image, label = batch.image, batch.label.clamp(min=0)
+                if mix is not None:
+                    with _numpy_seeded(key(seed, step)):
+                        image, target = mix(image, label)
+                else:
+                    target = one_hot(label, classes).float()
+                loss = cross_entropy(reached(image), target, reduction="none") * (batch.index >= 0)
+                schedule.step_update(step)
+                (loss.sum() * world / len(chosen)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        network.eval()
+
+    def _read(self, index: Tensor, epoch: int, device: torch.device) -> Batch:
+        """The images, augmented; an unreadable one keeps its place and does not count."""
+        train = self.subject.source.train
+        batch, problems = collate([train[epoch, int(number)] for number in index])
+        train.settle(problems)
+        return on_device(batch, device)
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """Timm's Mixup draws from numpy's global generator, which is put back as it was."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
