@@ -6,12 +6,13 @@ here imports torch: `--help` and a refused setting come at once.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +23,7 @@ import yaml
 
 from pretrain import parts
 from pretrain.config import AdapterSection, Config, ModelSection, flat
-from pretrain.errors import Refused
+from pretrain.errors import Refused, one_sentence
 
 
 def _settings(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -113,6 +114,31 @@ def _tyro(cls: type, arguments: list[str], default: Any, source: str) -> Any:
         name = unknown[0].removeprefix("--").partition("=")[0]
         raise _unknown(name, [name for name, _ in _settings(cls)], source)
     return config
+
+
+def command(function: Callable[..., None], prog: str) -> None:
+    """Call a command with what this process's command line says; a mistake there is one sentence and exit status 2.
+
+    Args:
+        function: its parameters are the options, its docstring is the help.
+        prog: what the command is called by.
+    """
+    with one_sentence():
+        arguments = sys.argv[1:]
+
+        @functools.wraps(function)
+        def said(*positional: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return positional, options
+
+        if {"-h", "--help"} & set(arguments):
+            tyro.cli(said, prog=prog, args=arguments)
+        complaint = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(complaint):
+                positional, options = tyro.cli(said, prog=prog, args=arguments)
+        except SystemExit:
+            raise Refused(f"{_sentence(complaint.getvalue())} (--help lists the options)") from None
+        function(*positional, **options)
 
 
 def _take(arguments: list[str], *flags: str) -> str | None:

@@ -6,7 +6,6 @@ python -m pretrain.export RUN --push-to-hub NAME
 import inspect
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from torch import nn
 from pretrain import card, hub, pipeline
 from pretrain.adapter import Generative, bare
 from pretrain.autoencoder import Autoencoder
+from pretrain.command_line import command
 from pretrain.config import Config
 from pretrain.cost import first_visit
 from pretrain.display import Display
-from pretrain.errors import Refused, one_sentence
+from pretrain.errors import Refused
 from pretrain.journal import Journal
 from pretrain.objective import Uncertain
 from pretrain.posthoc import reconstruct
@@ -164,5 +164,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        tyro.cli(main, prog="python -m pretrain.export", args=sys.argv[1:])
+    command(main, "python -m pretrain.export")

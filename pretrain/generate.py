@@ -7,13 +7,13 @@ Image n has the same noise whatever else is generated, so a seed and a number gi
 another --batch-size may round otherwise. Say `--images` there, torchrun takes `--n` for an option of its own.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from pretrain.errors import Refused, one_sentence
+from pretrain.command_line import command
+from pretrain.errors import Refused
 
 
 def main(
@@ -94,5 +94,4 @@ def to_tensor(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        tyro.cli(main, prog="python -m pretrain.generate", args=sys.argv[1:])
+    command(main, "python -m pretrain.generate")

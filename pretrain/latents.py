@@ -12,15 +12,15 @@ Under torchrun or `accelerate launch` the processes share the images.
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from pretrain.command_line import command
 from pretrain.config import Data
-from pretrain.errors import Refused, one_sentence
+from pretrain.errors import Refused
 
 IMAGES = Data()
 SHARD = 4096  # images; what a stopped run may have to encode again, on each process
@@ -189,5 +189,4 @@ def _finish(folder: Path, manifest: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        tyro.cli(main, prog="python -m pretrain.latents", args=sys.argv[1:])
+    command(main, "python -m pretrain.latents")

@@ -8,21 +8,22 @@ what is asked for, in the mean square, and their parameters are combined likewis
 """
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+import tyro
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain import checkpoint
 from pretrain.average import Averages, exponent
+from pretrain.command_line import command
 from pretrain.display import Display
-from pretrain.errors import Refused, one_sentence
+from pretrain.errors import Refused
 from pretrain.manifest import sync
 
 
@@ -146,21 +147,25 @@ def reconstruct(run: Path, length: float) -> tuple[dict[str, Tensor], float]:
     return found, error
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = ArgumentParser("python -m pretrain.posthoc", description="The power average of a length, after the run.")
-    parser.add_argument("run", type=Path, help="the run's --output-dir")
-    parser.add_argument("--length", type=float, required=True, help="above 0 and at most 0.28 (sigma_rel)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file for the parameters, safetensors")
-    given = parser.parse_args(arguments)
+def main(
+    run: tyro.conf.Positional[Path],
+    length: float,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+) -> None:
+    """Write the power average of a length, made from a run's snapshots; `pretrain.export --length` exports it.
+
+    Args:
+        run: the run's folder.
+        length: of the average (sigma_rel), above 0 and at most 0.28.
+        output: file for the parameters, safetensors.
+    """
     try:
-        tensors, error = reconstruct(given.run, given.length)
-        checkpoint.write(given.output, tensors)
+        tensors, error = reconstruct(run, length)
+        checkpoint.write(output, tensors)
     except (OSError, SafetensorError, ValueError) as refusal:
         raise refusal if isinstance(refusal, Refused) else Refused(str(refusal)) from None
-    Display(True).say(f"{given.output}: the average of length {given.length}, {error:.1%} off what it should weigh")
+    Display(True).say(f"{output}: the average of length {length}, {error:.1%} off what it should weigh")
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        main()
+    command(main, "python -m pretrain.posthoc")

@@ -17,7 +17,9 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/rng.py": set(),
     "pretrain/schedule.py": set(),
     "pretrain/average.py": set(),
-    "pretrain/posthoc.py": {f"pretrain.{name}" for name in ("average", "checkpoint", "display", "errors", "manifest")},
+    "pretrain/posthoc.py": {
+        f"pretrain.{name}" for name in ("average", "checkpoint", "command_line", "display", "errors", "manifest")
+    },
     "pretrain/journal.py": set(),
     "pretrain/display.py": set(),
     "pretrain/pipeline.py": set(),
@@ -48,7 +50,17 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/cache.py": {"pretrain.config", "pretrain.data", "pretrain.errors", "pretrain.rng"},
     "pretrain/latents.py": {
         f"pretrain.{name}"
-        for name in ("autoencoder", "cache", "config", "data", "display", "errors", "processes", "sources")
+        for name in (
+            "autoencoder",
+            "cache",
+            "command_line",
+            "config",
+            "data",
+            "display",
+            "errors",
+            "processes",
+            "sources",
+        )
     },
     "pretrain/sources.py": {
         f"pretrain.{name}" for name in ("autoencoder", "cache", "config", "data", "decode", "errors", "rng")
@@ -72,7 +84,17 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pretrain/generate.py": {
         f"pretrain.{name}"
-        for name in ("adapter", "display", "errors", "pictures", "processes", "rng", "sampling", "trained")
+        for name in (
+            "adapter",
+            "command_line",
+            "display",
+            "errors",
+            "pictures",
+            "processes",
+            "rng",
+            "sampling",
+            "trained",
+        )
     },
     "pretrain/evaluate/__init__.py": {"pretrain.errors", "pretrain.evaluate.subject"},  # the latter for its type
     "pretrain/evaluate/__main__.py": {f"pretrain.{name}" for name in ("errors", "evaluate", "processes", "trained")}
@@ -97,7 +119,10 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/takeaway.py": {"pretrain.checkpoint", "pretrain.foreign"},
     "pretrain/export.py": {
         *(f"pretrain.{name}" for name in ("adapter", "card", "config", "cost", "display", "errors", "hub", "journal")),
-        *(f"pretrain.{name}" for name in ("objective", "pipeline", "posthoc", "summary", "takeaway", "trained")),
+        *(
+            f"pretrain.{name}"
+            for name in ("command_line", "objective", "pipeline", "posthoc", "summary", "takeaway", "trained")
+        ),
         *(f"pretrain.{name}" for name in ("autoencoder", "sampling")),
     },
 }

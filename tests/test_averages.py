@@ -267,7 +267,7 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
     network = config.part("model").build((1, 12, 12), 0)
     for length in (0.05, 0.075):
         out = tmp_path / f"{length}.safetensors"
-        posthoc.main([str(averaged), "--length", str(length), "--output", str(out)])
+        posthoc.main(averaged, length, out)
         network.load_state_dict(load_file(out))
         stored = final(averaged, "average-0.05")
         assert all(torch.allclose(v, stored[k], atol=1e-6) for k, v in load_file(out).items()) == (length == 0.05)
@@ -275,11 +275,11 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("length", "said"), [("0.5", "above 0 and at most 0.28, got 0.5"), ("0.1", "there are no snapshots")]
+    ("length", "said"), [(0.5, "above 0 and at most 0.28, got 0.5"), (0.1, "there are no snapshots")]
 )
-def test_the_command_says_what_it_can_not_do(length: str, said: str, finished: Path, tmp_path: Path) -> None:
+def test_the_command_says_what_it_can_not_do(length: float, said: str, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=said):
-        posthoc.main([str(finished), "--length", length, "-o", str(tmp_path / "out.safetensors")])
+        posthoc.main(finished, length, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -1,6 +1,7 @@
 """One declaration for YAML, command line and help; every mistake is one sentence."""
 
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -8,12 +9,13 @@ import typing
 from pathlib import Path
 
 import pytest
+import tyro
 import yaml
 from conftest import ROOT
 
 from pretrain import parts
-from pretrain.command_line import parse
-from pretrain.config import Config, Pruning, flat
+from pretrain.command_line import command, parse
+from pretrain.config import Config, Data, Pruning, flat
 from pretrain.errors import Refused
 from pretrain.loop import scheduler
 
@@ -257,3 +259,40 @@ def test_a_rate_may_be_that_of_256_images() -> None:
     words = ("--optim.lr", "1.5e-4", "--batch-size", "4096")
     assert config(*words, "--optim.linear-scaling").peak_rate == pytest.approx(2.4e-3)
     assert config(*words).peak_rate == 1.5e-4
+
+
+@pytest.mark.parametrize("name", ["export", "generate", "latents", "posthoc"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--nn", "3"], "Unrecognized options: --nn"),
+        (["run", "extra", "--nn"], "Unrecognized options: "),
+        ([], "Missing"),
+    ],
+)
+def test_a_mistake_in_a_commands_line_is_one_sentence(name: str, words: list[str], said: str, monkeypatch, capsys):
+    module = importlib.import_module(f"pretrain.{name}")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    with pytest.raises(SystemExit) as exit:
+        command(module.main, f"python -m pretrain.{name}")
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1 and (said in err or "Missing" in err)
+
+
+def test_a_command_gets_what_is_said(monkeypatch) -> None:
+    found = []
+
+    def main(run: tyro.conf.Positional[Path], *, n: int = 3, data: Data = Data()) -> None:  # noqa: B008
+        """Do it.
+
+        Args:
+            run: where.
+            n: how often.
+            data: with what.
+        """
+        found.append((run, n, data.size))
+
+    monkeypatch.setattr(sys, "argv", ["x", "here", "--data.size", "8"])
+    command(main, "x")
+    assert found == [(Path("here"), 3, 8)]
