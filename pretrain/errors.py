@@ -31,5 +31,8 @@ def one_sentence() -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         if rank == "0":
-            print("interrupted at once; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
+            print(
+                "interrupted at once; what was written is kept, and --resume goes on from the last checkpoint of a run",
+                file=sys.stderr,
+            )
         sys.exit(130)

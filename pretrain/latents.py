@@ -67,26 +67,18 @@ def main(
         "images": {"train": len(source.train), "test": len(source.test)},
         "shard": SHARD,
     }
-    display = Display(state.is_main_process)
     _check_folder(output_dir, manifest)
     state.wait_for_everyone()  # nobody writes before everybody has looked
-    if state.is_main_process:
-        _begin(output_dir, manifest, autoencoder)
-    state.wait_for_everyone()
-    autoencoder.network.to(state.device)
-    work = [
-        (images, output_dir / split, number)
-        for split, images in (("train", source.train), ("test", source.test))
-        for number in range(math.ceil(len(images) / SHARD))
-    ]
-    for images, folder, number in work[state.process_index :: state.num_processes]:
-        path = folder / f"{number:05d}"
-        if not path.exists():
-            _write(_encoded(images, number, autoencoder, data.flip, batch_size, state.device), path)
-            display.say(f"{path} written")
-    state.wait_for_everyone()
-    if state.is_main_process:
-        display.say(_finish(output_dir, manifest))
+    try:
+        if state.is_main_process:
+            _begin(output_dir, manifest, autoencoder)
+        state.wait_for_everyone()
+        _encode(source, autoencoder, output_dir, data.flip, batch_size, state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            Display(True).say(_finish(output_dir, manifest))
+    except OSError as error:
+        raise Refused(f"--output-dir {output_dir}: can't be written to: {error}", local=True) from None
     state.wait_for_everyone()
 
 
@@ -123,6 +115,23 @@ def _begin(folder: Path, manifest: dict[str, Any], autoencoder: Any) -> None:
     autoencoder.network.save_pretrained(folder / "vae")
 
 
+def _encode(source: Any, autoencoder: Any, output_dir: Path, flip: bool, batch_size: int, state: Any) -> None:
+    """Write this process's shards, as far as they are not there yet."""
+    from pretrain.display import Display
+
+    autoencoder.network.to(state.device)
+    work = [
+        (images, output_dir / split, number)
+        for split, images in (("train", source.train), ("test", source.test))
+        for number in range(math.ceil(len(images) / SHARD))
+    ]
+    for images, folder, number in work[state.process_index :: state.num_processes]:
+        path = folder / f"{number:05d}"
+        if not path.exists():
+            _write(_encoded(images, number, autoencoder, flip, batch_size, state.device), path)
+            Display(state.is_main_process).say(f"{path} written")
+
+
 def _encoded(images: Any, number: int, autoencoder: Any, flip: bool, batch_size: int, device: Any) -> Iterator[Any]:
     """A shard's rows."""
     import torch
@@ -139,7 +148,8 @@ def _encoded(images: Any, number: int, autoencoder: Any, flip: bool, batch_size:
             if index < 0:  # it can't be read
                 continue
             if not latent.isfinite().all():
-                raise Refused(f"{images.name_of(index)}: its latent is too large for float16; is this the right VAE?")
+                sentence = f"{images.name_of(index)}: its latent is too large for float16; give the autoencoder that"
+                raise Refused(f"{sentence} was trained on such images, with its scaling_factor", local=True)
             yield {"latent": latent.numpy().tobytes(), "path": images.name_of(index), "label": label}
 
 

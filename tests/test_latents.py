@@ -180,6 +180,15 @@ def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
         encode(vaes / "shifted", pictures, folder, flip=True)
 
 
+def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(rows, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(latents, "_write", full)
+    with pytest.raises(Refused, match="--output-dir .*: can't be written to: .*No space left"):
+        encode(vaes / "kl", pictures, tmp_path / "latents")
+
+
 def test_what_a_cache_says_of_itself(cached: Path, pictures: Path) -> None:
     manifest = json.loads((cached / cache.MANIFEST).read_text())
     assert manifest["source"] == str(pictures) and manifest["image"] == [1, 12, 12] and manifest["dtype"] == "float16"
