@@ -20,7 +20,10 @@ def main(config: Config) -> None:
 
     source = open_data(config.data, config.seed)
     if config.conditional and not source.classes:
-        raise Refused(f"--conditional: {config.data.source} has no labels")
+        raise Refused(
+            f"--conditional: the images of {config.data.source} have no labels; give each class a folder of its own, "
+            "or a column of labels, or leave it out"
+        )
     classes = source.classes if config.conditional else 0
     adapter, model, shown = config.part("adapter"), build(config, source.shape, classes), config.evaluate
     subject = Subject(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")

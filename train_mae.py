@@ -20,6 +20,8 @@ def main(config: Config) -> None:
     from pretrain.sources import open_data
     from pretrain.training import build
 
+    if config.conditional:
+        raise Refused("--conditional: a masked autoencoder is told no labels; leave it out")
     source = open_data(config.data, config.seed)
     if source.autoencoder is not None:
         raise Refused(f"--data {config.data.source}: these are latents, for train_diffusion.py; name images")
@@ -27,9 +29,8 @@ def main(config: Config) -> None:
     if not hasattr(model, "encoder"):
         raise Refused(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
     if (init := getattr(config.model, "init", None)) and not config.resume:
-        Display(os.environ.get("RANK", "0") == "0").say(
-            start_from(model, Path(init).expanduser(), config.model.encoder)
-        )
+        said = start_from(model, Path(init).expanduser(), config.model.encoder)
+        Display(os.environ.get("RANK", "0") == "0").say(said)
     subject = Subject(adapter, source, 0, True, config.evaluate, "--evaluate.")
     picture = Reconstructed(adapter, source.test, config.evaluate.images)
     train(

@@ -54,7 +54,7 @@ def train(
         model: the network, initialised.
         source: what it is trained on.
         evaluators: called with the averaged model now and then, by every process.
-        draw: picture, uint8 [H, W, C], of what the averaged model does; None: there is nothing to see.
+        draw: called likewise; a picture, uint8 [H, W, C], of what the averaged model does; None: there is nothing to see.
         export: writes the averaged model and says how it is opened.
 
     Raises:
@@ -139,9 +139,10 @@ def train(
         scalars = {name: value for name, value in found.items() if not isinstance(value, list)}
         journal.write("evaluation", epoch=epoch, **found)
         accelerator.log(scalars, step=training.step)
+        picture = draw(averages.model) if draw is not None and epoch else None
         if main:
-            if draw is not None and epoch:
-                show("pictures", draw(averages.model), f"epoch-{epoch:04d}")
+            if picture is not None:
+                show("pictures", picture, f"epoch-{epoch:04d}")
             if "heldout_loss_by_level" in found:
                 show("loss-by-level", charts.loss_by_level(journal.read("evaluation")))
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))

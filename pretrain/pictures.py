@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pretrain.adapter import Batch, Generative
 from pretrain.autoencoder import Autoencoder
 from pretrain.data import Images, on_device
+from pretrain.ranks import gathered, place
 from pretrain.rng import Draws
 from pretrain.sampling import check, generate
 
@@ -58,13 +59,15 @@ class Generated:
             check(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The picture."""
-        which = torch.arange(self.count, device=next(model.parameters()).device)
+        """The picture; every process makes its share of it, and all of them must call it."""
+        rank, world = place()
+        which = torch.arange(rank, self.count, world, device=next(model.parameters()).device)
         noise = Draws(self.seed, index=which).normal(*self.shape)
         label = which % self.classes if self.classes else torch.full_like(which, -1)
         made = {"steps": self.steps, "guidance": self.guidance, "autoencoder": self.autoencoder}
-        images = generate(model, self.adapter, noise, label, **made)
-        return grid(images, columns=round(self.count**0.5))
+        share = [which, generate(model, self.adapter, noise, label, **made)] if len(which) else []
+        which, images = gathered(share)
+        return grid(images[which.argsort()], columns=round(self.count**0.5))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
     "pretrain/sampling.py": {"pretrain.adapter", "pretrain.autoencoder", "pretrain.errors"},
     "pretrain/pictures.py": {
-        f"pretrain.{name}" for name in ("adapter", "autoencoder", "data", "errors", "sampling", "rng")
+        f"pretrain.{name}" for name in ("adapter", "autoencoder", "data", "errors", "sampling", "ranks", "rng")
     },
     "pretrain/generate.py": {
         f"pretrain.{name}"

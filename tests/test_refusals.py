@@ -143,6 +143,17 @@ def test_what_does_not_fit(arguments: str, said: str, pictures: Path, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_that_are_not_there_or_not_used(pictures: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))):
+        shutil.copy(path, flat / f"{number}.png")
+    words = [*common(flat, tmp_path / "run"), "--conditional"]
+    assert "have no labels; give each class a folder of its own" in refused("train_diffusion.py", *words)
+    assert "a masked autoencoder is told no labels" in refused("train_mae.py", *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_parts_that_do_not_go_together(pictures: Path, tmp_path: Path) -> None:
     def main(module, *words: object) -> str:
         words = ("--data", pictures, "--output-dir", tmp_path / "run", *words)
