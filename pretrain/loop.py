@@ -54,7 +54,7 @@ def train(
         model: the network, initialised.
         source: what it is trained on.
         evaluators: called with the averaged model now and then, by every process.
-        draw: called likewise; a picture, uint8 [H, W, C], of what the averaged model does; None: there is nothing to see.
+        draw: called likewise; a picture, uint8 [H, W, C], of what the averaged model does; None: there is none to see.
         export: writes the averaged model and says how it is opened.
 
     Raises:
