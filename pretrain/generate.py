@@ -34,8 +34,8 @@ def main(
         n: images.
         guidance: classifier-free guidance scale; 1 is none.
         steps: of the sampler.
-        sampler: of ddpm ddim, euler, heun or dpm++; of flow euler, heun or dpm++; of edm euler or dpm++; where not
-            given ddim, euler and dpm++ of the three. Heun calls the network twice a step.
+        sampler: euler, heun (which calls the network twice a step), dpm++, or of ddpm ddim; where not given ddim of
+            ddpm, euler of flow, dpm++ of edm.
         label: class of all images; of a conditional run, image n has class n modulo the classes where not given.
         seed: of the noise.
         batch_size: images at once.

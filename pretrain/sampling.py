@@ -23,7 +23,11 @@ SAMPLERS: dict[str, dict[str, str]] = {
         "heun": "FlowMatchHeunDiscreteScheduler",
         "dpm++": "DPMSolverMultistepScheduler",
     },
-    "EDMDPMSolverMultistepScheduler": {"dpm++": "EDMDPMSolverMultistepScheduler", "euler": "EDMEulerScheduler"},
+    "EDMDPMSolverMultistepScheduler": {
+        "dpm++": "EDMDPMSolverMultistepScheduler",
+        "euler": "EDMEulerScheduler",
+        "heun": "EDMHeunScheduler",  # ours
+    },
 }
 
 
@@ -48,7 +52,9 @@ def sampler(adapter: Generative, name: str | None, *, latents: bool = False) -> 
         raise ValueError(f"sampler must be one of {', '.join(able) or 'none'} for {type(adapter).__name__}, got {name}")
     import diffusers
 
-    kind = getattr(diffusers, known[name])
+    from pretrain.heun import EDMHeunScheduler
+
+    kind: Any = EDMHeunScheduler if known[name] == "EDMHeunScheduler" else getattr(diffusers, known[name])
     takes = inspect.signature(kind.__init__).parameters
     config = {key: value for key, value in own.config.items() if key in takes}
     if name == "dpm++" and "shift" in own.config:  # it knows straight paths by other names

@@ -78,7 +78,8 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/card.py": {"pretrain.config", "pretrain.display"},
     "pretrain/hub.py": {"pretrain.card", "pretrain.config", "pretrain.errors"},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
-    "pretrain/sampling.py": {"pretrain.adapter", "pretrain.autoencoder", "pretrain.errors"},
+    "pretrain/heun.py": set(),
+    "pretrain/sampling.py": {"pretrain.heun", "pretrain.adapter", "pretrain.autoencoder", "pretrain.errors"},
     "pretrain/pictures.py": {
         f"pretrain.{name}" for name in ("adapter", "autoencoder", "data", "errors", "sampling", "ranks", "rng")
     },

@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(latents, "_write", full)
-    with pytest.raises(Refused, match="--output-dir .*: can't be written to: .*No space left"):
+    with pytest.raises(Refused, match=r"--output-dir .*: can't be written to: .*No space left"):
         encode(vaes / "kl", pictures, tmp_path / "latents")
 
 
