@@ -10,7 +10,7 @@ import pytest
 import torch
 import tyro
 from diffusers import AutoencoderKL, AutoencoderTiny
-from programs import common, refused, train
+from programs import common, refused, same, train
 
 from pretrain import cache, latents
 from pretrain.autoencoder import open_autoencoder
@@ -297,6 +297,16 @@ def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, req
     made = generate(trained.model, trained.adapter, noise, label, **given)
     assert made.std() > 0
     torch.testing.assert_close(found, (made + 1) / 2, atol=1e-5, rtol=0)
+
+
+def test_a_resumed_run_draws_the_same_latents(cached: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    every = ["--checkpoint.every", 1, "--checkpoint.keep", 1000]
+    train("train_diffusion.py", *common(cached, one, 2), *every, "--data.flip", "--infobatch")
+    shutil.copytree(one, other)
+    step = sorted((other / "checkpoints").glob("step-*"))[2]
+    train("train_diffusion.py", "--resume", step, "--output-dir", other)
+    assert same(one, other)
 
 
 def test_a_run_does_not_go_on_with_another_autoencoders_latents(plain: Path, cached: Path, tmp_path: Path) -> None:
