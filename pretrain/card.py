@@ -84,23 +84,34 @@ def _data(config: Config, summary: dict[str, Any], licence: str | None) -> Model
 
 def _text(config: Config, summary: dict[str, Any], name: str, shown: list[tuple[str, str]]) -> str:
     """What a person reads."""
-    told, library, folder = recipe(config), _library(summary), summary["model"]
+    told = recipe(config)
     adapter, model, data = told["adapter"]["name"], told["model"]["name"], told["data"]["source"]
-    within = name if name and library == "diffusers" else "."  # where the library itself asks the hub
-    fetch = f"hf download {name} --local-dir {name.split('/')[-1]} && cd {name.split('/')[-1]}"
     parts = [
         f"# {name.split('/')[-1] or config.output_dir.resolve().name}",
-        f"A {model} of {summary['parameters'] / 1e6:.3g} M parameters, trained by {adapter} on {data}"
+        f"Network `{model}`, {summary['parameters'] / 1e6:.3g} M parameters; objective `{adapter}`; trained on {data}"
         f"{', with labels' if config.conditional else ''}, {_who(config)}.",
         *(f"![{title}]({path})" for title, path in shown),
-        "## Use",
-        *([f"After `{fetch}`:"] if name and within == "." else [] if name else ["In this folder:"]),
-        f"```python\nimport {library}{'.torch' if library == 'safetensors' else ''}\n\n"
-        f"model = {summary['open_model_with'].replace(folder, within)}\n```",
     ]
-    if "trust_remote_code" in summary["open_model_with"]:
+    return "\n\n".join([*parts, *_use(summary, name), *_cost(summary), *_quality(summary), *_made(summary)]) + "\n"
+
+
+def _use(summary: dict[str, Any], name: str) -> list[str]:
+    """How it is opened: from the hub by libraries that ask it themselves, else from its folder."""
+    library, folder, said = _library(summary), summary["model"], summary["open_model_with"]
+    place = "In this folder:"
+    if name and library in TASKS:
+        place, said = "", said.replace(f"local-dir:{folder}", f"hf-hub:{name}").replace(folder, name)
+    elif name:
+        place = f"After `hf download {name} --local-dir model && cd model`:"
+    code = f"import {library}{'.torch' if library == 'safetensors' else ''}\n\nmodel = {said.replace(folder, '.')}"
+    parts = ["## Use", *filter(None, [place]), f"```python\n{code}\n```"]
+    if "trust_remote_code" in said:
         parts.append("It brings the code of its own pipeline: `pipeline.py` and, of a network of its own, `network/`.")
-    return "\n\n".join([*parts, *_cost(summary), *_quality(summary), *_made(summary)]) + "\n"
+    if (Path(folder) / "transformers").is_dir():
+        parts.append(
+            "`transformers/` is the same with its decoder, for `transformers.ViTMAEForPreTraining.from_pretrained`."
+        )
+    return parts
 
 
 def _who(config: Config) -> str:
