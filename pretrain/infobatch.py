@@ -17,7 +17,7 @@ where they turn out to tell nothing they are left out. docs/method.md has the ma
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from numbers import Integral
 from typing import Any
 
@@ -253,7 +253,7 @@ class InfoBatch(Sampler[int]):
         self.seen += n
         sample = sample.clamp(max=self.size - 1)  # an accelerator says later that there is no such one
         weight = self.plan.weight_of(sample, self._score[sample]) * (index >= 0)
-        return (loss * weight).sum() * (self.world / n)
+        return (torch.where(index < 0, 0, loss) * weight).sum() * (self.world / n)
 
     def check(self) -> None:
         """Raise if something was wrong with the losses so far. Waits for the device; nothing else in a step does.
@@ -263,6 +263,10 @@ class InfoBatch(Sampler[int]):
             ValueError: an index came that no sample has, or one came twice.
         """
         self._ledger.check()
+
+    def forget(self, index: Iterable[int]) -> None:
+        """Take losses of this epoch back, as if these samples had not been visited; their scores stay as they were."""
+        self._ledger.forget(sorted(index))
 
     def mean(self) -> float:
         """Mean over the data set of what was remembered this epoch, by the visits so far and their weights.

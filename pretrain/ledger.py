@@ -64,7 +64,7 @@ class Ledger:
             named = slot[again] if again.any() else ordered[1:][twice]
             raise ValueError(f"sample {named[0].item()} was scored twice in one epoch; {WHOSE}")
         good = loss.isfinite()
-        self._finite &= good.all()
+        self._finite &= (good | (index < 0)).all()
         self.loss[slot] = torch.where(good, loss, torch.inf)  # infinite: what a maximum over ranks keeps
         self.loss[-1] = UNSEEN
 
@@ -81,8 +81,12 @@ class Ledger:
         if not self._finite or bad.any():
             bad = bad.nonzero().squeeze(1).tolist()
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-            whose = f"sample {', '.join(map(str, bad[:10]))}{more}" if bad else "a slot that does not count"
-            raise NotFinite(f"the loss of {whose} is not finite", bad)
+            raise NotFinite(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite", bad)
+
+    def forget(self, index: list[int]) -> None:
+        """Take losses back."""
+        self.loss[torch.tensor(index, dtype=torch.int64, device=self.loss.device)] = UNSEEN
+        self._finite.fill_(True)
 
     def clear(self) -> None:
         """Begin another epoch."""

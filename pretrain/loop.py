@@ -1,6 +1,7 @@
 """train(): the one place where adapter, InfoBatch and model meet."""
 
 import json
+import math
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretrain import card, charts, hub, parts, posthoc, processes, run
+from pretrain import card, charts, hub, parts, posthoc, processes, replay, run
 from pretrain.adapter import Adapter
 from pretrain.average import Averages
 from pretrain.config import Config, Pruning, flat
@@ -22,9 +23,11 @@ from pretrain.cost import Visit, first_visit, peak
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
+from pretrain.fingerprint import check, fingerprints
+from pretrain.guard import Guard
 from pretrain.infobatch import InfoBatch
 from pretrain.journal import Journal
-from pretrain.ledger import NotFinite
+from pretrain.patient import Patient
 from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
@@ -79,24 +82,21 @@ def train(
     averages = Averages(model, config.average.halflife, config.average.lengths)
     optimizer = adamw(model, config.optim)
     training = Training(model, averages, optimizer, infobatch, accelerator.scaler)
+    marks = fingerprints(source)
     if state is not None and resumed is not None:
+        check(resumed.path, state, marks, source)
         training.restore(state, config, resumed.path)
-        if state.values["images"].get("autoencoder") != source.made_by:
-            raise Refused(
-                f"--resume {resumed.path}: the latents in --data {config.data.source} are of another autoencoder now"
-            )
         source.train.bad |= {*state.values["bad_images"]}
     averages.to(device)
     model, optimizer = accelerator.prepare(model, optimizer)
-    batches = loader(source.train, Visits(infobatch), micro_batch)
+    guard = Guard(infobatch, source.train, device, state.values if state else {})
+    batches = Patient(lambda: loader(source.train, Visits(infobatch), micro_batch), display.say)
 
     # The folder; nobody writes before everybody has looked.
     if len(processes.union({resumed.path.name} if resumed else set(), accelerator)) > 1:
         raise Refused("--resume: not all processes can read the newest checkpoint; name the one to go on from")
     with processes.together(accelerator):
-        lock = run.Lock(config.output_dir) if main else None  # as long as this function runs
-        if main:
-            run.prepare(config, resumed)
+        lock = run.prepare(config, resumed) if main else None  # held as long as this function runs
     journal = Journal(config.output_dir / "journal.jsonl", state.values["journal"] if state else 0, main, display.say)
     writer = Writer(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.say)
     snapshots = posthoc.Snapshots(
@@ -111,16 +111,17 @@ def train(
         f"policy {config.policy}, {accelerator.num_processes} x {device.type}"
     )
     if resumed is not None and state is not None:
-        where = f"epoch {infobatch.epoch + 1}, step {training.step}"
         for path, why in resumed.skipped.items():
             display.say(f"not used: {path.name}: {why}")
-        display.say(f"going on from {resumed.path}: {where}{changes(state, config)}")
+        place = f"epoch {infobatch.epoch + 1}, step {training.step}"
+        display.say(f"going on from {resumed.path}: {place}{changes(state, config)}")
 
     def save(*, must: bool = False) -> None:
-        _check(infobatch, source, training.step)  # what was saved before must not give way to what is broken
         source.train.bad |= processes.union(source.train.bad, accelerator)
         state = training.state(config, journal.position, sorted(source.train.bad))
+        state.tensors["data"] = marks
         state.values["images"] = {"shape": source.shape, "classes": source.classes, "autoencoder": source.made_by}
+        state.values.update(guard.state())
         with processes.together(accelerator):
             if main:
                 writer.save(training.step, state, journal.flush)
@@ -132,6 +133,25 @@ def train(
         with display.trying(f"writing {path}"):
             Image.fromarray(picture.squeeze(-1).numpy()).save(path)
         processes.show(accelerator, name, picture.numpy(), training.step)
+
+    def inspect(epoch: int) -> tuple[int, bool]:
+        """What is to be done after this step, agreed on by all: the signal to stop by, and whether to save."""
+        step = f"epoch {epoch + 1}, step {training.step + 1}"
+        with processes.together(accelerator):
+            guard.refuse()
+        found = guard.found()
+        told, clock, bad = processes.most(stop.signal, writer.due, bool(found))
+        if bad:
+            sentence = guard.set_aside(processes.union(found, accelerator))
+            display.say(f"warning: {step}: {sentence}; left out from now on")
+        if verdict := guard.verdict():
+            visits = sorted(processes.union({*guard.recent}, accelerator))
+            with processes.together(accelerator):
+                if main:
+                    replay.record(config.output_dir, training.model, visits, epoch=epoch)
+                raise Refused(f"{step}: {verdict}; lower --optim.lr, or {replay.how(config.output_dir)}")
+        guard.recent.clear()
+        return told, bool(clock)
 
     def evaluate(epoch: int) -> None:
         found = {name: value for evaluator in evaluators for name, value in evaluator(averages.model).items()}
@@ -148,7 +168,8 @@ def train(
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         accelerator.wait_for_everyone()
 
-    with display, writer, processes.Stop() as stop:
+    watch = processes.watch(accelerator, lambda: f"epoch {infobatch.epoch + 1}, step {training.step}")
+    with display, writer, watch, processes.Stop() as stop:
         if state is None:
             evaluate(0)
             save(must=True)  # a folder that can't hold a checkpoint is known of now, not hours later
@@ -161,7 +182,6 @@ def train(
             before = infobatch.progress  # the running optimizer step
             due = window = 0  # samples that it is still to see, over all processes
             for batch, problems in batches:
-                source.train.settle(problems)
                 if not due:
                     left = infobatch.length - infobatch.seen
                     # A few images must not make a step of their own: an optimizer like AdamW takes it for a whole one.
@@ -171,18 +191,21 @@ def train(
                     torch.manual_seed(key(config.seed, training.step, accelerator.process_index))
                 count = infobatch.counted(batch.index)
                 due -= count
-                batch = on_device(batch._replace(level=infobatch.level(batch.index)), device)
+                batch = guard.admit(batch._replace(level=infobatch.level(batch.index)), problems)
+                batch = on_device(batch, device)
                 with accelerator.no_sync(model) if due else nullcontext():
                     losses = adapter(model, batch, Draws(config.seed, epoch, index=batch.index))
                     loss = infobatch(losses.loss, batch.index, losses.score)
                     accelerator.backward(loss * (count / window))
                 if due:
                     continue
-                look = device.type == "cpu" or training.step % GLANCE == 0 or infobatch.seen == infobatch.length
-                if look:
-                    _check(infobatch, source, training.step)
-                if config.optim.clip:
-                    accelerator.clip_grad_norm_(model.parameters(), config.optim.clip * stretch)
+                within = infobatch.seen < infobatch.length
+                by_number = config.checkpoint.every and (training.step + 1) % config.checkpoint.every == 0
+                look = device.type == "cpu" or training.step % GLANCE == 0 or by_number or not within
+                norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip * stretch or math.inf)
+                if norm is not None and accelerator.scaler is None:  # which looks after that itself
+                    guard.gradient(model, norm)
+                told, clock = inspect(epoch) if look else (0, False)
                 middle = (before + infobatch.progress) / 2  # of the step: no step has a rate of 0
                 rate = config.peak_rate * warmup_cosine(middle, config.optim.warmup)
                 for group in optimizer.param_groups:
@@ -201,7 +224,6 @@ def train(
                     display.step(
                         epoch + 1, config.epochs, infobatch.progress, speed, losses.loss.mean().item(), skipped
                     )
-                told, clock = processes.most(stop.signal, writer.due) if look else (0, 0)
                 if told:
                     save(must=True)
                     display.say(
@@ -211,8 +233,6 @@ def train(
                     )
                     processes.finish(accelerator)
                     raise SystemExit(STOPPED)
-                within = infobatch.seen < infobatch.length
-                by_number = config.checkpoint.every and training.step % config.checkpoint.every == 0
                 if within and (by_number or clock):
                     save()
             training.count_visits()
@@ -316,15 +336,3 @@ def _first_visit(config: Config, adapter: Adapter, model: nn.Module, source: Sou
     for parameter in visit.unreached:
         parameter.requires_grad_(False)
     return visit
-
-
-def _check(infobatch: InfoBatch, source: Source, step: int) -> None:
-    """Stop before a loss that is not finite reaches the parameters (on an accelerator: soon after)."""
-    try:
-        infobatch.check()
-    except NotFinite as error:
-        named = "; ".join(source.train.name_of(index) for index in error.index[:3])
-        raise Refused(
-            f"epoch {infobatch.epoch + 1}, step {step + 1}: {error} ({named}); look at it, or lower --optim.lr",
-            local=True,
-        ) from None

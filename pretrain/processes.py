@@ -1,12 +1,14 @@
 """The processes of one launch: how many there are, what they agree on, and when they are told to stop."""
 
 import atexit
+import ctypes
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -14,11 +16,14 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, gather_object
 
 from pretrain import ranks
 from pretrain.config import Config
 from pretrain.errors import Refused
+from pretrain.watch import Watch
+
+T = TypeVar("T", bound=Hashable)
 
 
 def start(config: Config) -> Accelerator:
@@ -47,6 +52,7 @@ def start(config: Config) -> Accelerator:
     except ValueError as error:
         raise Refused(" ".join(str(error).split())) from None
     _all_there(accelerator.num_processes)
+    _end_with_the_launcher()
     if config.tracker and not accelerator.log_with:
         raise Refused(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
     atexit.register(accelerator.state.destroy_process_group)
@@ -78,6 +84,25 @@ def finish(accelerator: Accelerator) -> None:
     """End a run's trackers. The processes stay together until the program ends: another run may follow."""
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _end_with_the_launcher() -> None:
+    """Be told to stop (SIGTERM) when the launcher dies: `accelerate launch` does not pass signals on. Linux alone."""
+    if sys.platform == "linux" and {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & {*os.environ}:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def watch(accelerator: Accelerator, where: Callable[[], str]) -> AbstractContextManager[object]:
+    """Whether the other processes live, while it is entered; see `Watch`.
+
+    Args:
+        accelerator: of this process.
+        where: says where the training is.
+    """
+    if accelerator.num_processes == 1:
+        return nullcontext()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return Watch(rank, world, lambda port: broadcast_object_list([port])[0], where)
 
 
 def _all_there(started: int) -> None:
@@ -149,9 +174,9 @@ def most(*numbers: int) -> list[int]:
     return ranks.maximum(torch.tensor(numbers)).tolist()
 
 
-def union(names: set[str], accelerator: Accelerator) -> set[str]:
-    """The names that any of the processes has; all of them must call it."""
-    return names if accelerator.num_processes == 1 else set(gather_object(sorted(names)))
+def union(items: set[T], accelerator: Accelerator) -> set[T]:
+    """What any of the processes has; all of them must call it."""
+    return items if accelerator.num_processes == 1 else set(gather_object([*items]))
 
 
 class Stop:

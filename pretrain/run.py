@@ -20,6 +20,7 @@ FILES = {
     "journal.jsonl",
     "summary.json",
     "evaluation.json",
+    "bad-step.safetensors",
     "checkpoints",
     "averages",
     "pictures",
@@ -117,13 +118,14 @@ class Lock:
             os.close(self.handle)
 
 
-def prepare(config: Config, resumed: checkpoint.Found | None) -> None:
-    """Make the folder ready: with the config; without the old run's files, or damaged checkpoints put aside.
+def prepare(config: Config, resumed: checkpoint.Found | None) -> Lock:
+    """Lock the folder and make it ready: with the config; without the old run's files, or damaged checkpoints put aside.
 
     Raises:
-        Refused: it can't be written to.
+        Refused: it can't be written to, or another process holds it.
     """
     folder = config.output_dir
+    lock = Lock(folder)
     if resumed is None:
         resume_from(config)  # once more: now nobody else writes to it
     try:
@@ -139,6 +141,7 @@ def prepare(config: Config, resumed: checkpoint.Found | None) -> None:
         (folder / "pictures").mkdir(exist_ok=True)
     except OSError as error:
         raise Refused(f"--output-dir {folder}: can't be written to: {error}") from None
+    return lock
 
 
 def write_text(file: Path, text: str) -> None:

@@ -43,6 +43,16 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/adapters": {"pretrain.adapter", "pretrain.objective", "pretrain.rng"},
     "pretrain/manifest.py": set(),
     "pretrain/checkpoint.py": {"pretrain.errors", "pretrain.manifest"},
+    "pretrain/guard.py": {f"pretrain.{name}" for name in ("adapter", "data", "errors", "infobatch", "ledger")},
+    "pretrain/replay.py": {
+        f"pretrain.{name}" for name in ("checkpoint", "data", "display", "errors", "rng", "trained")
+    },
+    "pretrain/patient.py": {"pretrain.errors"},
+    "pretrain/watch.py": set(),
+    "pretrain/fingerprint.py": {f"pretrain.{name}" for name in ("checkpoint", "data", "errors", "sources")},
+    "pretrain/verify_resume.py": {
+        f"pretrain.{name}" for name in ("checkpoint", "display", "errors", "manifest", "parts")
+    },
     "pretrain/writer.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
     "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors", "pretrain.manifest"},
     "pretrain/data.py": {"pretrain.decode", "pretrain.adapter", "pretrain.config", "pretrain.errors", "pretrain.rng"},
@@ -65,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/sources.py": {
         f"pretrain.{name}" for name in ("autoencoder", "cache", "config", "data", "decode", "errors", "rng")
     },
-    "pretrain/processes.py": {"pretrain.config", "pretrain.errors", "pretrain.ranks"},
+    "pretrain/processes.py": {"pretrain.config", "pretrain.errors", "pretrain.ranks", "pretrain.watch"},
     "pretrain/training.py": {
         f"pretrain.{name}" for name in ("adapter", "checkpoint", "average", "config", "errors", "infobatch", "rng")
     },
