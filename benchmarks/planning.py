@@ -52,7 +52,7 @@ def measure_ours(policy: str, size: int) -> dict[str, float]:
     infobatch = InfoBatch(size, epochs=8, policy=policy, **OURS[policy])
     epochs = infobatch.epochs()
     next(epochs)
-    infobatch._ledger.loss[:-1].exponential_(generator=torch.Generator().manual_seed(0))
+    infobatch.ledger.loss[:-1].exponential_(generator=torch.Generator().manual_seed(0))
     infobatch.seen = infobatch.length
     begun = time.perf_counter()
     infobatch._close()
@@ -65,7 +65,7 @@ def measure_ours(policy: str, size: int) -> dict[str, float]:
     planning = median(plan, 5)
     peak = gigabytes()
     kept = infobatch.plan.kept
-    lasting = infobatch.score.nbytes + infobatch._ledger.loss.nbytes + (kept.nbytes if kept is not None else 0)
+    lasting = infobatch.score.nbytes + infobatch.ledger.loss.nbytes + (kept.nbytes if kept is not None else 0)
     state = sum(v.nbytes for v in infobatch.state_dict().values() if isinstance(v, torch.Tensor))
     visits = iter(infobatch)
     begun = time.perf_counter()

@@ -86,7 +86,7 @@ class Guard:
 
     def set_aside(self, index: set[int]) -> str:
         """Leave samples out from now on, on all processes alike; in words, for the user."""
-        self.infobatch.forget(index)
+        self.infobatch.ledger.forget(sorted(index))
         names = [f"sample {number} ({self.images.name_of(number)})" for number in sorted(index)]
         self.aside |= index
         self.images.bad |= {f"{name}: its loss is not finite" for name in names}

@@ -17,7 +17,7 @@ where they turn out to tell nothing they are left out. docs/method.md has the ma
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from numbers import Integral
 from typing import Any
 
@@ -106,7 +106,7 @@ class InfoBatch(Sampler[int]):
         self.dropped = 0  # visits planned in the epochs before this one whose losses never came back
         self.raw, self.memory = raw, Memory(size, 0.0 if raw else smoothing, raw)
         self.at_random = False  # whether this epoch's choice leaves the scores out, because they tell too little
-        self._ledger = Ledger(size)
+        self.ledger = Ledger(size)
         self._score = self.memory.score  # on the losses' device; the same memory on a CPU
         self._plan: Plan | None = None
         rule = self._rule(torch.full((1,), math.nan), 0.5)  # a policy that refuses its settings does so now
@@ -241,15 +241,15 @@ class InfoBatch(Sampler[int]):
         n = self.counted(index)
         if n <= 0:
             raise ValueError(f"epoch {self.epoch} has {self.length} visits, and all of them have been scored")
-        if self._ledger.loss.device != loss.device:
-            self._ledger.to(loss.device)
+        if self.ledger.loss.device != loss.device:
+            self.ledger.to(loss.device)
             self._score = self.score.to(loss.device)
         index = index.to(loss.device, non_blocking=True)
         sample = torch.where(index < 0, ~index, index)
         remembered = loss.detach().float()
         if score is not None:
             remembered = torch.where(remembered.isfinite(), score.detach().float(), math.nan)
-        self._ledger.write(remembered, index, sample)
+        self.ledger.write(remembered, index, sample)
         self.seen += n
         sample = sample.clamp(max=self.size - 1)  # an accelerator says later that there is no such one
         weight = self.plan.weight_of(sample, self._score[sample]) * (index >= 0)
@@ -262,11 +262,7 @@ class InfoBatch(Sampler[int]):
             NotFinite: naming the samples.
             ValueError: an index came that no sample has, or one came twice.
         """
-        self._ledger.check()
-
-    def forget(self, index: Iterable[int]) -> None:
-        """Take losses of this epoch back, as if these samples had not been visited; their scores stay as they were."""
-        self._ledger.forget(sorted(index))
+        self.ledger.check()
 
     def mean(self) -> float:
         """Mean over the data set of what was remembered this epoch, by the visits so far and their weights.
@@ -274,7 +270,7 @@ class InfoBatch(Sampler[int]):
         The same on every rank and after a resume; call it on all ranks.
         """
         self._merge()
-        return self.memory.mean(self._ledger.loss[:-1].cpu(), self.plan)
+        return self.memory.mean(self.ledger.loss[:-1].cpu(), self.plan)
 
     def _close(self) -> None:
         """End the epoch: turn the losses that came back, on any rank, into scores."""
@@ -284,7 +280,7 @@ class InfoBatch(Sampler[int]):
             )
         self._merge()
         self.check()
-        loss = self._ledger.loss[:-1].cpu()
+        loss = self.ledger.loss[:-1].cpu()
         stranger = self.plan.stranger(loss != UNSEEN)
         if stranger is not None:
             raise ValueError(f"sample {stranger} was scored in epoch {self.epoch}, which does not visit it; {WHOSE}")
@@ -292,11 +288,11 @@ class InfoBatch(Sampler[int]):
         self.visited += self.seen
         self.dropped += self.length - self.seen
         self.epoch, self.seen, self._plan = self.epoch + 1, 0, None
-        self._ledger.clear()
-        self._score = self.score.to(self._ledger.loss.device)
+        self.ledger.clear()
+        self._score = self.score.to(self.ledger.loss.device)
 
     def _merge(self) -> None:
-        self._ledger.loss = self.merge(self._ledger.loss)
+        self.ledger.loss = self.merge(self.ledger.loss)
 
     # -- the state ---------------------------------------------------------------------------------
 
@@ -315,7 +311,7 @@ class InfoBatch(Sampler[int]):
             "score": self.score.clone(),
             "levels": self.memory.levels.sums.clone(),
             "repeats": self.memory.repeats.sums.clone(),
-            "loss": self._ledger.loss[: self.size if self.seen else 0].cpu().clone(),
+            "loss": self.ledger.loss[: self.size if self.seen else 0].cpu().clone(),
             "plan": self.plan.fingerprint() if self.seen else 0,
         }
 
@@ -330,12 +326,12 @@ class InfoBatch(Sampler[int]):
         self.epoch, self.seen, self._plan = state["epoch"], state["seen"], None
         self.visited, self.dropped = state["visited"], state["dropped"]
         self.memory.score.copy_(state["score"])
-        self._score = self.score.to(self._ledger.loss.device)
+        self._score = self.score.to(self.ledger.loss.device)
         self.memory.levels.restore(state["levels"])
         self.memory.repeats.sums = state["repeats"].clone()
-        self._ledger.clear()
+        self.ledger.clear()
         if self.seen:
-            self._ledger.loss[:-1] = state["loss"].to(self._ledger.loss.device)
+            self.ledger.loss[:-1] = state["loss"].to(self.ledger.loss.device)
             self._draw()
             if self.plan.fingerprint() != state["plan"]:
                 raise ValueError(

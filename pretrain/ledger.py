@@ -84,7 +84,7 @@ class Ledger:
             raise NotFinite(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite", bad)
 
     def forget(self, index: list[int]) -> None:
-        """Take losses back."""
+        """Take losses of this epoch back, as if these samples had not been visited; their scores stay as they were."""
         self.loss[torch.tensor(index, dtype=torch.int64, device=self.loss.device)] = UNSEEN
         self._finite.fill_(True)
 

@@ -119,7 +119,7 @@ class Lock:
 
 
 def prepare(config: Config, resumed: checkpoint.Found | None) -> Lock:
-    """Lock the folder and make it ready: with the config; without the old run's files, or damaged checkpoints put aside.
+    """Lock the folder and make it ready: the config in it, the old run's files gone, damaged checkpoints put aside.
 
     Raises:
         Refused: it can't be written to, or another process holds it.

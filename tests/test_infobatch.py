@@ -238,9 +238,9 @@ def test_ranks_together_visit_what_one_would(world: int, size: int, share: int) 
             expected = alone(losses[step], step)
             assert sum(values).item() / world == pytest.approx(expected.item(), rel=1e-5)
             assert {rank.seen for rank in ranks} == {alone.seen}
-        merged = torch.stack([rank._ledger.loss for rank in ranks]).amax(0)
+        merged = torch.stack([rank.ledger.loss for rank in ranks]).amax(0)
         for rank in ranks:
-            rank._ledger.loss = merged.clone()
+            rank.ledger.loss = merged.clone()
     assert all(torch.equal(rank.score.nan_to_num(), alone.score.nan_to_num()) for rank in ranks)
 
 
