@@ -126,6 +126,10 @@ ALLOWED: dict[str, set[str]] = {
         )
     }
     | {f"pretrain.evaluate.{name}" for name in ("features", "generated", "knn", "subject")},
+    "pretrain/look.py": {
+        *(f"pretrain.{name}" for name in ("adapter", "data", "display", "errors", "pictures", "trained")),
+        "pretrain.evaluate.subject",
+    },
     "pretrain/foreign.py": {"pretrain.errors"},
     "pretrain/takeaway.py": {"pretrain.checkpoint", "pretrain.foreign"},
     "pretrain/export.py": {
