@@ -23,6 +23,7 @@ from pretrain.cost import Visit, first_visit, peak
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
+from pretrain.evaluate.online import OnlineProbe
 from pretrain.fingerprint import check, fingerprints
 from pretrain.guard import Guard
 from pretrain.infobatch import InfoBatch
@@ -56,7 +57,7 @@ def train(
         adapter: turns the model and a batch into losses.
         model: the network, initialised.
         source: what it is trained on.
-        evaluators: called with the averaged model now and then, by every process.
+        evaluators: called with the averaged model now and then, by every process; an `OnlineProbe` looks on.
         draw: called likewise; a picture, uint8 [H, W, C], of what the averaged model does; None: there is none to see.
         export: writes the averaged model and says how it is opened.
 
@@ -88,6 +89,9 @@ def train(
         training.restore(state, config, resumed.path)
         source.train.bad |= {*state.values["bad_images"]}
     averages.to(device)
+    probe = next((each for each in evaluators if isinstance(each, OnlineProbe)), None)
+    if probe is not None:
+        probe.attach(training.model, infobatch.progress, device, state.tensors.get("probe") if state else None)
     model, optimizer = accelerator.prepare(model, optimizer)
     guard = Guard(infobatch, source.train, device, state.values if state else {})
     batches = Patient(lambda: loader(source.train, Visits(infobatch), micro_batch), display.say)
@@ -122,6 +126,8 @@ def train(
         state.tensors["data"] = marks
         state.values["images"] = {"shape": source.shape, "classes": source.classes, "autoencoder": source.made_by}
         state.values.update(guard.state())
+        if probe is not None:
+            state.tensors["probe"] = probe.state()
         with processes.together(accelerator):
             if main:
                 writer.save(training.step, state, journal.flush)
@@ -196,6 +202,8 @@ def train(
                 with accelerator.no_sync(model) if due else nullcontext():
                     losses = adapter(model, batch, Draws(config.seed, epoch, index=batch.index))
                     loss = infobatch(losses.loss, batch.index, losses.score)
+                    if probe is not None:
+                        probe.learn(batch, infobatch.progress)
                     accelerator.backward(loss * (count / window))
                 if due:
                     continue

@@ -27,10 +27,19 @@ def place() -> tuple[int, int]:
 
 def maximum(table: Tensor) -> Tensor:
     """The element-wise maximum over all processes, if there are several; all of them must call it."""
+    return _reduced(table, torch.distributed.ReduceOp.MAX)
+
+
+def total(table: Tensor) -> Tensor:
+    """The element-wise sum over all processes, if there are several; all of them must call it."""
+    return _reduced(table, torch.distributed.ReduceOp.SUM)
+
+
+def _reduced(table: Tensor, by: Any) -> Tensor:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return table
     shared = table.cuda() if torch.distributed.get_backend() == "nccl" else table
-    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    torch.distributed.all_reduce(shared, op=by)
     return shared.to(table.device)
 
 

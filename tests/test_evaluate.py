@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, journal
-from programs import common, train
+from programs import common, final, train
 from torch.utils.data import Dataset
 
+from pretrain.adapter import Batch
 from pretrain.errors import Refused
-from pretrain.evaluate import evaluators, linear, supervised
+from pretrain.evaluate import evaluators, linear, online, supervised
 from pretrain.evaluate.__main__ import main
 from pretrain.evaluate.features import load
 from pretrain.evaluate.subject import Subject
@@ -227,6 +229,40 @@ def test_probes_need_labels(mae: Path) -> None:
     bare = subject.source._replace(classes=0)
     with pytest.raises(Refused, match=r"--metrics finetune: it needs labels, which the images of .* have not; of this"):
         evaluators(["finetune"], dataclasses.replace(subject, source=bare))
+
+
+def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
+    pictures: Path, mae: Path, tmp_path: Path
+) -> None:
+    words = [*common(pictures, tmp_path / "run", 2), "--evaluate.metrics", "heldout,knn,online-probe"]
+    train("train_mae.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
+    for name, value in final(mae).items():
+        assert torch.equal(value, final(tmp_path / "run")[name])  # nothing but a look
+    whole, sums = journal(tmp_path / "run"), final(tmp_path / "run", "probe")["sums"]
+    assert sums.abs().sum() > 0 and 0 <= whole[-1]["online_probe_accuracy"] <= 1
+    for step in sorted((tmp_path / "run" / "checkpoints").iterdir())[3:]:
+        shutil.rmtree(step)
+    train("train_mae.py", "--resume", "--output-dir", tmp_path / "run")
+    assert journal(tmp_path / "run") == whole
+    assert torch.equal(final(tmp_path / "run", "probe")["sums"], sums)
+    assert [*evaluate(tmp_path / "run")] == ["heldout_loss", "heldout_loss_by_level", "knn_accuracy"]
+    assert "looks on while a model is trained" in refused(tmp_path / "run", "--metrics", "online-probe")
+
+
+def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path) -> None:
+    subject, model = opened(mae), open_run(mae).model
+    probe = online.OnlineProbe(subject)
+    probe.attach(model, 0.5, torch.device("cpu"), None)
+    label, other = torch.arange(400) % 2, torch.randn(400, 16, generator=generator(0))
+    for n, rows in enumerate(torch.arange(400).split(50)):
+        feature = (label[rows, None] - 0.5) * 3 * torch.eye(16)[3] + other[rows]
+        probe.seen = feature
+        index = torch.where(rows % 7 == 0, ~rows, rows)  # slots that do not count
+        probe.learn(Batch(feature, torch.where(rows % 5 == 0, -1, label[rows]), index, feature), 0.5 + (n + 1) * 1e-6)
+    counted = (torch.arange(400) % 7 > 0) & (torch.arange(400) % 5 > 0)
+    x = torch.cat([(label[:, None] - 0.5) * 3 * torch.eye(16)[3] + other, torch.ones(400, 1)], 1)[counted]
+    y = torch.nn.functional.one_hot(label, 2).float()[counted]
+    torch.testing.assert_close(probe.sums, x.T @ torch.cat([x, y], 1), rtol=1e-3, atol=0.1)
 
 
 @pytest.mark.slow

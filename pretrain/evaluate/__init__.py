@@ -40,6 +40,7 @@ METRICS = {
     "kid": Metric("generated", "images", package="torch-fidelity"),
     "precision-recall": Metric("generated", "images", package="torch-fidelity"),
     "knn": Metric("knn", "features", labels=True),
+    "online-probe": Metric("online", "features", labels=True),
     "linear-probe": Metric("linear", "features", labels=True),
     "attentive-probe": Metric("supervised", "features", labels=True),
     "finetune": Metric("supervised", "features", labels=True),
@@ -54,6 +55,8 @@ def allowed(subject: "Subject") -> list[str]:
 def _lacks(name: str, subject: "Subject") -> str:
     """What a metric needs and the subject hasn't got, in words."""
     metric = METRICS[name]
+    if name == "online-probe" and not subject.training:
+        return "looks on while a model is trained; name it in --evaluate.metrics of the training"
     if metric.of == "images" and not subject.makes_images:
         return f"measures made images, which {subject.objective} does not make"
     if metric.of == "images" and subject.source.autoencoder is None and subject.source.shape[0] not in (1, 3):

@@ -70,9 +70,10 @@ def main(arguments: list[str]) -> None:
         raise Refused(f"--{str(error).removeprefix('evaluate.')}") from None
     has_encoder = hasattr(trained.model, "encoder")
     subject = Subject(trained.adapter, trained.source, trained.classes, has_encoder, settings)
+    names = settings.metrics if command.metrics else [name for name in settings.metrics if name != "online-probe"]
     found: dict[str, Any] = {}
     model, began = trained.model.to(state.device), time.monotonic()
-    for evaluator in evaluators(settings.metrics, subject):
+    for evaluator in evaluators(names, subject):
         found |= evaluator(model)
     record = {
         "command": shlex.join(["python", "-m", "pretrain.evaluate", *arguments]),

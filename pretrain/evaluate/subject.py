@@ -28,7 +28,7 @@ class Subject:
         classes: that the network knows; 0: none.
         has_encoder: whether the network has an `encoder`, which turns images [B, C, H, W] into features [B, D].
         settings: how it is measured.
-        flag: what a setting's name begins with on the command line.
+        flag: what a setting's name begins with on the command line: "--evaluate." of a run in training.
     """
 
     adapter: Any
@@ -37,6 +37,11 @@ class Subject:
     has_encoder: bool
     settings: Evaluate
     flag: str = "--"
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is being trained."""
+        return self.flag == "--evaluate."
 
     @property
     def makes_images(self) -> bool:
