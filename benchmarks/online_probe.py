@@ -1,0 +1,59 @@
+"""What the online probe costs: CPU time of training steps with it over that of steps without it.
+
+    python benchmarks/online_probe.py --config configs/fashion_mnist_mae.yaml
+
+Steps with and without it take turns, each on the same batch, so that both see the same machine.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pretrain.command_line import parse
+from pretrain.data import on_device
+from pretrain.evaluate.online import OnlineProbe
+from pretrain.evaluate.subject import Subject
+from pretrain.rng import Draws
+from pretrain.sources import open_data
+from pretrain.training import adamw, build
+
+
+def main(config: Path, steps: int = 60) -> None:
+    """Measure.
+
+    Args:
+        config: a recipe of train_mae.py.
+        steps: of each kind, in turns.
+    """
+    made = parse(["--config", str(config)], adapter="mae", model="mae", recipe=config, output_dir="", help="")
+    source = open_data(made.data, 0)
+    adapter, model = made.part("adapter"), build(made, source.shape, source.classes)
+    optimizer = adamw(model, made.optim)
+    probe = OnlineProbe(Subject(adapter, source, 0, True, made.evaluate, "--evaluate."))
+    batch = on_device(next(source.train.batches(range(made.batch_size), made.batch_size)), torch.device("cpu"))
+    spent = {True: 0.0, False: 0.0}
+    probe.attach(model, 0.0, torch.device("cpu"), None)
+    for step in range(2 * steps + 4):
+        watched = step % 2 == 0
+        began = time.process_time()
+        adapter(model, batch, Draws(0, step, index=batch.index)).loss.mean().backward()
+        if watched:
+            probe.learn(batch, (step + 1) / (2 * steps + 4))
+        optimizer.step()
+        optimizer.zero_grad()
+        if step >= 4:  # the first ones pay for what is allocated
+            spent[watched] += time.process_time() - began
+    ratio = spent[True] / spent[False]
+    Console(highlight=False).print(
+        f"{1000 * spent[True] / steps:.2f} ms a step with the probe, {1000 * spent[False] / steps:.2f} without: {ratio:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
