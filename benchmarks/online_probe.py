@@ -51,7 +51,8 @@ def main(config: Path, steps: int = 60) -> None:
             spent[watched] += time.process_time() - began
     ratio = spent[True] / spent[False]
     Console(highlight=False).print(
-        f"{1000 * spent[True] / steps:.2f} ms a step with the probe, {1000 * spent[False] / steps:.2f} without: {ratio:.4f}"
+        f"{1000 * spent[True] / steps:.2f} ms a step with the probe, "
+        f"{1000 * spent[False] / steps:.2f} without: {ratio:.4f}"
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pretrain import card, charts, hub, parts, posthoc, processes, replay, run
 from pretrain.adapter import Adapter
 from pretrain.average import Averages
-from pretrain.config import Config, Pruning, flat
+from pretrain.config import Config, flat
 from pretrain.cost import Visit, first_visit, peak
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
@@ -26,14 +26,13 @@ from pretrain.errors import Refused
 from pretrain.evaluate.online import OnlineProbe
 from pretrain.fingerprint import check, fingerprints
 from pretrain.guard import Guard
-from pretrain.infobatch import InfoBatch
 from pretrain.journal import Journal
 from pretrain.patient import Patient
 from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
-from pretrain.training import Training, adamw, changes, recompute
+from pretrain.training import Training, adamw, changes, recompute, scheduler
 from pretrain.writer import Writer
 
 STOPPED = 75  # exit status of a run that was told to stop and can go on (EX_TEMPFAIL)
@@ -295,37 +294,6 @@ def train(
         except Refused as refusal:
             display.say(f"error: {refusal}")
     del lock
-
-
-def scheduler(config: Config, size: int, tell: Callable[[str], Any]) -> InfoBatch:
-    """What plans a run's epochs.
-
-    Args:
-        config: the run's.
-        size: samples.
-        tell: called with what the user should know.
-
-    Raises:
-        Refused: the policy can't be had with these settings.
-    """
-    pruning = config.pruning if config.infobatch else Pruning()  # a recipe's budget is not for everybody
-    settings = {"ratio": pruning.ratio, "over": pruning.over}
-    policy = parts.policy(config.policy)
-    try:
-        return InfoBatch(
-            size,
-            epochs=config.epochs,
-            policy=policy,
-            budget=pruning.budget,
-            anneal=pruning.anneal,
-            smoothing=pruning.smoothing,
-            raw=pruning.raw,
-            seed=config.seed,
-            tell=tell,
-            **{name: value for name, value in settings.items() if value is not None},
-        )
-    except ValueError as error:
-        raise Refused(f"--pruning.policy {config.policy}: {error}") from None
 
 
 def _first_visit(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> Visit:

@@ -1,5 +1,6 @@
 """All that a run changes as it goes, as one thing that is saved and restored."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from pretrain import checkpoint
+from pretrain import checkpoint, parts
 from pretrain.adapter import Prepares
 from pretrain.average import Averages
-from pretrain.config import Config, Optim, flat
+from pretrain.config import Config, Optim, Pruning, flat
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
 from pretrain.rng import key
@@ -153,3 +154,34 @@ def changes(state: checkpoint.State, config: Config) -> str:
     old, new = flat(state.values["config"]), flat(config.to_dict())
     changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if new[name] != old.get(name)]
     return f"; changed since: {', '.join(changed)}" if changed else ""
+
+
+def scheduler(config: Config, size: int, tell: Callable[[str], Any]) -> InfoBatch:
+    """What plans a run's epochs.
+
+    Args:
+        config: the run's.
+        size: samples.
+        tell: called with what the user should know.
+
+    Raises:
+        Refused: the policy can't be had with these settings.
+    """
+    pruning = config.pruning if config.infobatch else Pruning()  # a recipe's budget is not for everybody
+    settings = {"ratio": pruning.ratio, "over": pruning.over}
+    policy = parts.policy(config.policy)
+    try:
+        return InfoBatch(
+            size,
+            epochs=config.epochs,
+            policy=policy,
+            budget=pruning.budget,
+            anneal=pruning.anneal,
+            smoothing=pruning.smoothing,
+            raw=pruning.raw,
+            seed=config.seed,
+            tell=tell,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+    except ValueError as error:
+        raise Refused(f"--pruning.policy {config.policy}: {error}") from None

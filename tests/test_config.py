@@ -17,7 +17,7 @@ from pretrain import parts
 from pretrain.command_line import command, parse
 from pretrain.config import Config, Data, Pruning, flat
 from pretrain.errors import Refused
-from pretrain.loop import scheduler
+from pretrain.training import scheduler
 
 RECIPE = ROOT / "configs" / "fashion_mnist_flow.yaml"
 

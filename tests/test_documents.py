@@ -27,7 +27,7 @@ def test_the_adapter_that_is_shown_trains(document: str, tmp_path: Path, picture
     words = ["--data", pictures, "--adapter", "mine.py", *more, "--infobatch", "--epochs", 3, "--batch-size", 8]
     done = program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
     assert "Flow on 43 images" in done.stdout
-    pictured = any((tmp_path / "run" / "pictures").iterdir())
+    pictured = any((tmp_path / "run" / "pictures").glob("epoch-*.png"))
     assert pictured == ("scheduler" in code)
     assert any((tmp_path / "run" / "model").iterdir())
 
