@@ -77,7 +77,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pretrain/processes.py": {"pretrain.config", "pretrain.errors", "pretrain.ranks", "pretrain.watch"},
     "pretrain/training.py": {
-        f"pretrain.{name}" for name in ("adapter", "checkpoint", "average", "config", "errors", "infobatch", "rng")
+        f"pretrain.{name}"
+        for name in ("adapter", "checkpoint", "average", "config", "errors", "infobatch", "parts", "rng")
     },
     "pretrain/trained.py": {
         f"pretrain.{name}"
