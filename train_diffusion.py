@@ -6,6 +6,8 @@ from pretrain.command_line import from_command_line
 from pretrain.config import Config
 from pretrain.errors import Refused, one_sentence
 
+START = {"adapter": "ddpm", "model": "unet", "recipe": Path(__file__).parent / "configs" / "fashion_mnist_ddpm.yaml"}
+
 
 def main(config: Config) -> None:
     """Build the parts and train."""
@@ -42,5 +44,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     with one_sentence():
-        recipe = Path(__file__).parent / "configs" / "fashion_mnist_flow.yaml"
-        main(from_command_line(adapter="flow", model="unet", recipe=recipe, output_dir="runs/diffusion", help=__doc__))
+        main(from_command_line(**START, output_dir="runs/diffusion", help=__doc__))

@@ -7,6 +7,8 @@ from pretrain.command_line import from_command_line
 from pretrain.config import Config
 from pretrain.errors import Refused, one_sentence
 
+START = {"adapter": "mae", "model": "mae", "recipe": Path(__file__).parent / "configs" / "fashion_mnist_mae.yaml"}
+
 
 def main(config: Config) -> None:
     """Build the parts and train."""
@@ -32,19 +34,17 @@ def main(config: Config) -> None:
         said = start_from(model, Path(init).expanduser(), config.model.encoder)
         Display(os.environ.get("RANK", "0") == "0").say(said)
     subject = Subject(adapter, source, 0, True, config.evaluate, "--evaluate.")
-    picture = Reconstructed(adapter, source.test, config.evaluate.images)
     train(
         config,
         adapter,
         model,
         source,
         evaluators=evaluators(config.evaluate.metrics, subject),
-        draw=picture if hasattr(adapter, "reconstruct") else None,
+        draw=Reconstructed(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None,
         export=lambda model: export(model, config, source.shape, config.output_dir / "model"),
     )
 
 
 if __name__ == "__main__":
     with one_sentence():
-        recipe = Path(__file__).parent / "configs" / "fashion_mnist_mae.yaml"
-        main(from_command_line(adapter="mae", model="mae", recipe=recipe, output_dir="runs/mae", help=__doc__))
+        main(from_command_line(**START, output_dir="runs/mae", help=__doc__))

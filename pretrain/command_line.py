@@ -190,7 +190,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
 
     policy = _take(arguments, "--pruning.policy")
     if policy is not None and policy != settings.get("pruning.policy"):  # the file's settings are of the other one
-        settings = {key: value for key, value in settings.items() if not key.startswith("pruning.")}
+        of_it = ("pruning.", "optim.compensation")
+        settings = {key: value for key, value in settings.items() if not key.startswith(of_it)}
     if any(argument.startswith("--pruning.") for argument in arguments):
         settings["infobatch"] = True
 

@@ -32,6 +32,7 @@ from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
+from pretrain.trackers import Trackers
 from pretrain.training import Training, adamw, changes, recompute, scheduler
 from pretrain.writer import Writer
 
@@ -105,8 +106,7 @@ def train(
     snapshots = posthoc.Snapshots(
         config.output_dir / "averages", averages, config.average.snapshots, config.epochs, training.step, writes=main
     )
-    if config.tracker:
-        accelerator.init_trackers("run", {name: str(value) for name, value in flat(config.to_dict()).items()})
+    trackers = Trackers(accelerator, flat(config.to_dict()), main, display.say)
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     display.say(
         f"{type(adapter).__name__} on {size:,} images {'x'.join(map(str, source.shape))} of {config.data.source}, "
@@ -137,7 +137,7 @@ def train(
         path = config.output_dir / "pictures" / f"{file or name}.png"
         with display.trying(f"writing {path}"):
             Image.fromarray(picture.squeeze(-1).numpy()).save(path)
-        processes.show(accelerator, name, picture.numpy(), training.step)
+        trackers.show(name, picture.numpy(), training.step)
 
     def inspect(epoch: int) -> tuple[int, bool]:
         """What is to be done after this step, agreed on by all: the signal to stop by, and whether to save."""
@@ -163,7 +163,7 @@ def train(
         source.test.bad |= processes.union(source.test.bad, accelerator)
         scalars = {name: value for name, value in found.items() if not isinstance(value, list)}
         journal.write("evaluation", epoch=epoch, **found)
-        accelerator.log(scalars, step=training.step)
+        trackers.log(scalars, training.step)
         picture = draw(averages.model) if draw is not None and epoch else None
         if main:
             if picture is not None:
@@ -238,7 +238,7 @@ def train(
                         f"go on with: python {Path(sys.argv[0]).name} --resume "
                         f"--output-dir {quote(str(config.output_dir))}"
                     )
-                    processes.finish(accelerator)
+                    trackers.finish()
                     raise SystemExit(STOPPED)
                 if within and (by_number or clock):
                     save()
@@ -255,7 +255,7 @@ def train(
                 "lr": optimizer.param_groups[0]["lr"],
             }
             journal.write("epoch", **record, seconds=training.seconds)
-            accelerator.log(record, step=training.step)
+            trackers.log(record, training.step)
             display.say(
                 f"epoch {epoch + 1}/{config.epochs}  {visit.remembered} {record[visit.remembered]:.4f}  "
                 f"{infobatch.seen:,} visited, {skipped:.1%} skipped  {duration(training.seconds)}"
@@ -287,7 +287,7 @@ def train(
         (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         display.summary(in_words(summary))
     accelerator.wait_for_everyone()
-    processes.finish(accelerator)
+    trackers.finish()
     if main and config.push_to_hub:  # nobody waits for it, and the run is whole whatever becomes of it
         try:
             display.say(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")

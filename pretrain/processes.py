@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import psutil
 import torch
 import yaml
@@ -69,21 +68,6 @@ def join() -> PartialState:
     _all_there(state.num_processes)
     atexit.register(state.destroy_process_group)
     return state
-
-
-def show(accelerator: Accelerator, name: str, picture: np.ndarray, step: int) -> None:
-    """Hand a picture, uint8 [H, W, C], to those of a run's trackers that take any."""
-    for tracker in accelerator.trackers:
-        log: Any = getattr(tracker, "log_images", None)
-        if log is not None:
-            several = picture if tracker.name == "aim" else picture[None]  # it alone takes one at a time
-            log({name: several}, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
-
-
-def finish(accelerator: Accelerator) -> None:
-    """End a run's trackers. The processes stay together until the program ends: another run may follow."""
-    for tracker in accelerator.trackers:
-        tracker.finish()
 
 
 def _end_with_the_launcher() -> None:

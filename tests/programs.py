@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import TINY
 from safetensors.torch import load_file
 
 import train_diffusion
@@ -15,15 +15,14 @@ from pretrain import checkpoint
 from pretrain.command_line import parse
 from pretrain.errors import Refused
 
-PROGRAMS = {"train_diffusion.py": (train_diffusion, "flow", "unet"), "train_mae.py": (train_mae, "mae", "mae")}
+PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
+PRUNED = ("--pruning.policy", "infobatch")  # as the paper has it: images alone, all of them at the end
 
 
 def train(script: str, *arguments: object) -> None:
     """The program's main in this process."""
-    module, adapter, model = PROGRAMS[script]
-    recipe = ROOT / "configs" / f"fashion_mnist_{adapter}.yaml"
     words = [*TINY[script].split(), *map(str, arguments)]
-    module.main(parse(words, adapter=adapter, model=model, recipe=recipe, output_dir="runs/x", help=""))
+    PROGRAMS[script].main(parse(words, **PROGRAMS[script].START, output_dir="runs/x", help=""))
 
 
 def common(pictures: Path, output: Path, epochs: int = 4) -> list[object]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import common, final, refused, same, train
+from programs import PRUNED, common, final, refused, same, train
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -216,7 +216,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def averaged(tmp_path_factory, pictures: Path) -> Path:
     """An uninterrupted run with a checkpoint at every step, five snapshots of two averages, and epochs that shrink."""
     folder = tmp_path_factory.mktemp("averaged") / "run"
-    words = ["--checkpoint.every", 1, "--checkpoint.keep", 1000, "--infobatch", "--average.lengths", *LENGTHS]
+    words = ["--checkpoint.every", 1, "--checkpoint.keep", 1000, *PRUNED, "--average.lengths", *LENGTHS]
     train("train_diffusion.py", *common(pictures, folder), *words, "--average.snapshots", 5)
     return folder
 
@@ -237,7 +237,7 @@ def test_snapshots_come_evenly_over_progress(averaged: Path) -> None:
 
 
 def test_power_averages_change_nothing_else(averaged: Path, pictures: Path, tmp_path: Path) -> None:
-    train("train_diffusion.py", *common(pictures, tmp_path / "run"), "--infobatch")
+    train("train_diffusion.py", *common(pictures, tmp_path / "run"), *PRUNED)
     assert same(averaged, tmp_path / "run") and not (tmp_path / "run" / "averages").exists()
 
 

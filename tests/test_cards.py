@@ -49,7 +49,7 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
         f"{summary['saved_fraction']:.1%} of the visits were saved, counted against 4 epochs of 43 images",
         f"| heldout_loss | {before:.4f} | {summary['quality']['heldout_loss']:.4f} |",
         "DiffusionPipeline.from_pretrained('.')",
-        "pruned dynamically (infobatch)",
+        "pruned dynamically (joint)",
         "python train_diffusion.py --config recipe.yaml",
         "![What it makes](epoch-0004.png)",
         "![Its loss by level](loss-by-level.png)",

@@ -60,17 +60,17 @@ def test_infobatch_is_a_bare_flag(arguments: tuple[str, ...], policy: str) -> No
 
 def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("pruning: {policy: joint, over: levels, budget: 0.6, anneal: 0}\n")
+    recipe.write_text("pruning: {policy: joint, over: levels, budget: 0.6, anneal: 0}\noptim: {compensation: 0.5}\n")
 
-    def pruning(*arguments: str) -> tuple[str, str | None, float | None, float | None]:
+    def pruning(*arguments: str) -> tuple[str, str | None, float | None, float]:
         c = config("--config", str(recipe), *arguments)
-        return c.policy, c.pruning.over, c.pruning.budget, c.pruning.anneal
+        return c.policy, c.pruning.over, c.pruning.budget, c.optim.compensation
 
     assert pruning()[0] == "full"
-    assert pruning("--infobatch") == ("joint", "levels", 0.6, 0)
-    assert pruning("--pruning.budget", "0.5") == ("joint", "levels", 0.5, 0)
-    assert pruning("--pruning.policy", "joint") == ("joint", "levels", 0.6, 0)
-    assert pruning("--pruning.policy", "infobatch") == ("infobatch", None, None, None)  # nothing of the other one's
+    assert pruning("--infobatch") == ("joint", "levels", 0.6, 0.5)
+    assert pruning("--pruning.budget", "0.5") == ("joint", "levels", 0.5, 0.5)
+    assert pruning("--pruning.policy", "joint") == ("joint", "levels", 0.6, 0.5)
+    assert pruning("--pruning.policy", "infobatch") == ("infobatch", None, None, 0)  # nothing of the other one's
 
 
 def test_the_policies_that_can_be_named_are_those_there_are() -> None:

@@ -50,7 +50,7 @@ def mae(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def flow(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flow") / "run"
-    train("train_diffusion.py", *common(pictures, folder, 2))
+    train("train_diffusion.py", *common(pictures, folder, 2), "--adapter", "flow")
     return folder
 
 

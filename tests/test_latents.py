@@ -271,7 +271,7 @@ def test_a_cache_that_is_cut_off_or_has_another_autoencoder(plain: Path, vaes: P
     [
         ("plain", "--adapter ddpm", "LDMPipeline"),
         ("plain", "--adapter edm", "LDMPipeline"),
-        ("cached", "--adapter flow --conditional --data.flip --infobatch", None),
+        ("cached", "--adapter flow --conditional --data.flip --pruning.policy infobatch", None),
     ],
 )
 def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, request, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
     assert "model.channels is [8, 16] there, [16, 16] here" in refused(
         "train_diffusion.py", *resume, "--model.channels", 16, 16
     )
-    assert "of another adapter" in refused("train_diffusion.py", *resume, "--adapter", "ddpm")
+    assert "of another adapter" in refused("train_diffusion.py", *resume, "--adapter", "flow")
     shutil.copytree(pictures, tmp_path / "less")
     next((tmp_path / "less").rglob("*.png")).unlink()
     sentence = refused("train_diffusion.py", *resume, "--data", tmp_path / "less")
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
         ("--pruning.policy ./mine.py", "there is no such file"),
         ("--pruning.policy tests/conftest.py", "exactly one function that begins with (score, known), found none"),
         ("--pruning.policy budget", "needs a budget"),
-        ("--infobatch --pruning.budget 0.5", "infobatch keeps to no budget; random, budget, joint do"),
+        ("--pruning.policy infobatch --pruning.budget 0.5", "infobatch keeps to no budget; random, budget, joint do"),
         ("--pruning.policy joint --pruning.budget 0.1", "budget must be at least"),
         ("--pruning.policy budget --pruning.budget 0.9 --pruning.ratio 0.5", "has no setting 'ratio'"),
         ("--data.channels 1 --conditional --data ./nowhere/at/all", "there is no such file"),

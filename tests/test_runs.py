@@ -12,21 +12,22 @@ import torch
 import yaml
 from conftest import ROOT, TINY, journal
 from PIL import Image
-from programs import PROGRAMS, common, final, same, train
+from programs import PROGRAMS, PRUNED, common, final, same, train
 
 
 @pytest.mark.parametrize("script", PROGRAMS)
 @pytest.mark.parametrize("infobatch", [True, False])
 def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    train(script, *common(pictures, folder, 8), *(["--infobatch"] if infobatch else []))
+    train(script, *common(pictures, folder, 8), *(PRUNED if infobatch else ()))
     printed = capsys.readouterr()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["policy"] == ("infobatch" if infobatch else "full")
     assert (summary["epochs"], summary["dataset_size"], summary["full_visits"]) == (8, 43, 8 * 43)
     assert summary["visited"] == summary["full_visits"] if not infobatch else summary["visited"] < 8 * 43
     assert summary["saved_fraction"] == pytest.approx(1 - summary["visited"] / (8 * 43))
-    assert summary["adapter"] == PROGRAMS[script][1] and summary["seconds"] > 0 and summary["bad_images"] == []
+    assert summary["adapter"] == PROGRAMS[script].START["adapter"]
+    assert summary["seconds"] > 0 and summary["bad_images"] == []
     assert 0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_visits"] * summary["visited"]
     assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
     epochs = [record for record in journal(folder) if record["kind"] == "epoch"]
@@ -52,7 +53,7 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
 def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) -> None:
     """Skipping a share of nobody is, bit for bit, the run without InfoBatch."""
     train("train_diffusion.py", *common(pictures, tmp_path / "full"))
-    train("train_diffusion.py", *common(pictures, tmp_path / "zero"), "--infobatch", "--pruning.ratio", 0)
+    train("train_diffusion.py", *common(pictures, tmp_path / "zero"), *PRUNED, "--pruning.ratio", 0)
     assert same(tmp_path / "full", tmp_path / "zero")
     assert journal(tmp_path / "full") == journal(tmp_path / "zero")
 
