@@ -239,6 +239,8 @@ class Config:
         precision: of the network's arithmetic; parameters and losses stay float32.
         recompute: compute activations again in the backward pass instead of keeping them (gradient checkpointing): much
             less memory, about a third more time, the same run.
+        compile: compile the network in training (torch.compile): slow at the start, faster later, the same run but for
+            rounding.
         tracker: also log to an experiment tracker that accelerate knows, for example tensorboard.
         push_to_hub: name of a model repository on the Hugging Face hub that the trained model is uploaded to.
         resume: go on from the newest checkpoint of the output folder, or from the one given.
@@ -262,6 +264,7 @@ class Config:
     conditional: bool = False
     precision: Literal["no", "fp16", "bf16"] = "no"
     recompute: bool = False
+    compile: bool = False
     tracker: str | None = None
     push_to_hub: str | None = None
     resume: str | None = None

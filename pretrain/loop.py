@@ -33,7 +33,7 @@ from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
 from pretrain.trackers import Trackers
-from pretrain.training import Training, adamw, changes, recompute, scheduler
+from pretrain.training import Training, adamw, changes, compiled, recompute, scheduler
 from pretrain.writer import Writer
 
 STOPPED = 75  # exit status of a run that was told to stop and can go on (EX_TEMPFAIL)
@@ -92,6 +92,8 @@ def train(
     probe = next((each for each in evaluators if isinstance(each, OnlineProbe)), None)
     if probe is not None:
         probe.attach(training.model, infobatch.progress, device, state.tensors.get("probe") if state else None)
+    if config.compile:
+        compiled(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
     guard = Guard(infobatch, source.train, device, state.values if state else {})
     batches = Patient(lambda: loader(source.train, Visits(infobatch), micro_batch), display.say)

@@ -17,6 +17,8 @@ from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
 from pretrain.rng import key
 
+BACKEND = "inductor"  # of torch.compile
+
 
 def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The config's network with the parameters that its seed gives, and those of the adapter, if it has some.
@@ -46,6 +48,23 @@ def recompute(model: nn.Module) -> None:
             "leave it out, or give the network one"
         )
     switch()
+
+
+def compiled(model: nn.Module, device: torch.device) -> None:
+    """Have a network compiled as it is called; its parameters keep their names, and copies of it are as they were.
+
+    Every shape of a batch is compiled for itself, the last ones of the epochs too, up to `torch._dynamo`'s limit of
+    eight; what is beyond runs uncompiled.
+
+    Raises:
+        Refused: nothing can be compiled here, for want of a C++ compiler or of Triton.
+    """
+    try:
+        torch.compile(lambda x: x + 1, backend=BACKEND)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever is wrong with the compilers
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise Refused(f"--compile: torch can't compile on this machine ({said}); leave it out") from None
+    model.compile(dynamic=False, backend=BACKEND)
 
 
 def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.dit import DiTConfig
 from models.mae import MAEConfig
 from models.unet import UNetConfig
-from pretrain import cost
+from pretrain import cost, training
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
@@ -124,6 +124,34 @@ def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: P
     assert summaries[0]["train_flops"] == summaries[1]["train_flops"]
     train("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--epochs", 5, "--no-recompute")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 5
+
+
+@pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
+def test_compiling_is_the_same_run(script: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    """To the bit where the compiler only traces; no name shows it, so a run may begin or end it on resume."""
+    torch.compiler.reset()
+    monkeypatch.setattr(training, "BACKEND", "eager")
+    graphs: list[object] = []
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: graphs.append(how) or real(self, **how))
+    probe = ["--evaluate.metrics", "heldout,online-probe"] if script == "train_mae.py" else []
+    for name in ("plain", "compiled"):
+        words = [*common(pictures, tmp_path / name, 3), "--infobatch", *probe]
+        train(script, *words, *(["--compile"] if name == "compiled" else []))
+    assert graphs == [{"dynamic": False, "backend": "eager"}]
+    assert same(tmp_path / "plain", tmp_path / "compiled")
+    for name in ("plain", "compiled"):
+        flag = "--compile" if name == "plain" else "--no-compile"
+        train(script, "--resume", "--output-dir", tmp_path / name, "--epochs", 4, flag)
+    assert same(tmp_path / "plain", tmp_path / "compiled")
+
+
+def test_a_machine_that_can_not_compile_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(training, "BACKEND", "nobody")
+    with pytest.raises(
+        Refused, match=r"^--compile: torch can't compile on this machine \(InvalidBackend.*leave it out$"
+    ):
+        training.compiled(torch.nn.Linear(1, 1), torch.device("cpu"))
 
 
 def test_a_network_without_the_switch_is_refused() -> None:
