@@ -44,14 +44,30 @@ def _unknown(name: str, known: Sequence[str], source: str) -> Refused:
     )
 
 
+class _Plain(yaml.SafeLoader):
+    """Plain values: without aliases, by which a small file can be endless, and no name twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor} stands for something else; write it out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A recipe's settings by dotted name."""
     if not path.is_file():
         near = get_close_matches(path.name, [item.name for item in path.parent.glob("*.yaml")], 1, 0.3)
         raise Refused(f"--config {path}: there is no such file{f'; did you mean {near[0]}?' if near else ''}")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = _Plain(path.read_text()).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise Refused(f"--config {path}: not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise Refused(f"--config {path}: a recipe is settings, `name: value`, got {type(tree).__name__}")

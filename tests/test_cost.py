@@ -126,7 +126,7 @@ def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: P
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 5
 
 
-@pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
+@pytest.mark.parametrize("script", ["train_diffusion.py", pytest.param("train_mae.py", marks=pytest.mark.slow)])
 def test_compiling_is_the_same_run(script: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     """To the bit where the compiler only traces; no name shows it, so a run may begin or end it on resume."""
     torch.compiler.reset()

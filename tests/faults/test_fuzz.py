@@ -1,0 +1,146 @@
+"""Files that were damaged, or made to do harm: read as what they say, or refused in a sentence; never anything else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from programs import PROGRAMS
+
+from pretrain import checkpoint
+from pretrain.command_line import parse
+from pretrain.config import Config
+from pretrain.errors import Refused
+from pretrain.manifest import seal
+
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(FEW, max_examples=20_000)
+
+pieces = st.one_of(
+    st.binary(max_size=4),
+    st.sampled_from(
+        [b"*a", b"&a ", b"!!python/name:os.system", b"<<: ", b"? ", b"- ", b": ", b"\n", b"{", b"[", b"\x00", b"1e999"]
+    ),
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, good: bytes) -> bytes:
+    """The same with up to five pieces cut out, put in, or put in place of others."""
+    for _ in range(draw(st.integers(1, 5))):
+        start = draw(st.integers(0, len(good)))
+        good = good[:start] + draw(pieces) + good[start + draw(st.integers(0, 9)) :]
+    return good
+
+
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=9,
+)
+SETTINGS = sorted(Config.__dataclass_fields__)
+
+
+def read(content: bytes, folder: Path) -> None:
+    recipe = folder / "recipe.yaml"
+    recipe.write_bytes(content)
+    try:
+        config = parse(["--config", str(recipe)], **PROGRAMS["train_mae.py"].START, output_dir="runs/x", help="")
+    except Refused as refusal:
+        assert "\n" not in str(refusal) and len(str(refusal)) < 2000
+    else:
+        assert isinstance(config, Config)
+    assert [path.name for path in folder.iterdir()] == ["recipe.yaml"]
+
+
+class Recipes:
+    """What is asked of the reader of recipes, of few files or of many."""
+
+    @staticmethod
+    def bytes(data: st.DataObject, folder: Path) -> None:
+        read(data.draw(damaged(data.draw(st.sampled_from(RECIPES)).read_bytes())), folder)
+
+    @staticmethod
+    def trees(data: st.DataObject, folder: Path) -> None:
+        tree = data.draw(st.dictionaries(st.one_of(st.sampled_from(SETTINGS), st.text(max_size=5)), values, max_size=4))
+        read(yaml.safe_dump(tree, allow_unicode=True).encode(errors="surrogatepass"), folder)
+
+
+@pytest.mark.parametrize("kind", [Recipes.bytes, Recipes.trees])
+@FEW
+@given(data=st.data())
+def test_a_damaged_recipe(kind, tmp_path: Path, data: st.DataObject) -> None:
+    kind(data, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", [Recipes.bytes, Recipes.trees])
+@MANY
+@given(data=st.data())
+def test_many_damaged_recipes(kind, tmp_path: Path, data: st.DataObject) -> None:
+    kind(data, tmp_path)
+
+
+BOMB = "a0: &a0 {x: 1, y: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "*a0 stands for something else"),
+        ("adapter: &a {b: *a}\n", "*a stands for something else"),
+        ("a: " + "[" * 5000, "not plain YAML"),
+        ("epochs: 3\nepochs: 4\n", "epochs is given twice"),
+        ("!!python/object/new:os.system [touch x]\n", "not plain YAML"),
+    ],
+)
+def test_a_recipe_that_was_made_to_do_harm(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(Refused) as refusal:
+        parse(["--config", str(tmp_path / "r.yaml")], **PROGRAMS["train_mae.py"].START, output_dir="x", help="")
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    state = checkpoint.State(
+        {"model": {"a": torch.arange(5.0)}}, {"step": 1, "seconds": 0.5, "epoch": [1, {"b": None}]}
+    )
+    return checkpoint.save(tmp_path_factory.mktemp("fuzz"), 1, state, keep=1)
+
+
+def sealed_again(data: st.DataObject, whole: Path, folder: Path) -> None:
+    """Whoever damages a file on purpose makes the manifest anew, too."""
+    path = folder / "step-00000001"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(whole, path)
+    file = path / data.draw(st.sampled_from(["state.json", "model.safetensors", "manifest.json"]))
+    file.write_bytes(data.draw(damaged(file.read_bytes())))
+    if file.name != "manifest.json":
+        (path / "manifest.json").unlink()
+        seal(path, step=1, seconds=0.5)
+    try:
+        assert isinstance(checkpoint.load(path), checkpoint.State)
+    except Refused as refusal:
+        assert "\n" not in str(refusal)
+    assert [each.name for each in folder.iterdir()] == [path.name]
+
+
+@FEW
+@given(data=st.data())
+def test_a_damaged_checkpoint_with_a_manifest_that_fits(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
+    sealed_again(data, whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@MANY
+@given(data=st.data())
+def test_many_damaged_checkpoints(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
+    sealed_again(data, whole, tmp_path)
