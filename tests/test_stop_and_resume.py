@@ -18,8 +18,8 @@ from pretrain import checkpoint
 
 def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Path) -> None:
     steps = sorted((finished / "checkpoints").iterdir())
-    assert len(steps) >= 14
-    for step in steps[:-1:3]:
+    assert len(steps) >= 10
+    for step in steps[:-1:2]:
         folder = tmp_path / step.name
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copytree(step, folder / "checkpoints" / step.name)
@@ -62,7 +62,7 @@ def test_killed_between_the_loss_and_the_optimizer_step(
             break
         except Killed:
             reached += 1
-    assert reached == steps - 2 >= 12  # beside the steps' checkpoints there is that of the beginning
+    assert reached == steps - 2 >= 8  # beside the steps' checkpoints there is that of the beginning
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
@@ -121,7 +121,7 @@ def test_inside_an_epoch_its_plan_must_stay(finished: Path, pictures: Path, tmp_
     shutil.copytree(finished, folder)
     for step in sorted((folder / "checkpoints").iterdir())[6:]:  # the last one left lies in the second epoch
         shutil.rmtree(step)
-    for change in (["--seed", 1], ["--pruning.ratio", 0.9], ["--pruning.policy", "full"]):
+    for change in (["--seed", 1], ["--pruning.budget", 0.9], ["--pruning.policy", "full"]):
         assert "whose plan would be another one now" in refused(
             "train_diffusion.py", "--resume", "--output-dir", folder, *change
         )
