@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: sums of floats depend on ho
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).parents[1]
+PRUNED = ("--pruning.policy", "infobatch")  # images alone, and all of them at the end, as the paper has it
 TINY = {
     "train_diffusion.py": "--model.channels 8 16 --model.layers 1 --model.attention 0 "
     "--evaluate.images 4 --evaluate.steps 2",
@@ -81,7 +82,7 @@ def finished(tmp_path_factory, pictures: Path) -> Path:
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     every = ["--checkpoint.every", 1, "--checkpoint.keep", 1000, "--micro-batch", 6]
-    train("train_diffusion.py", *common(pictures, folder), *every, "--infobatch")
+    train("train_diffusion.py", *common(pictures, folder), *every, *PRUNED)
     return folder
 
 

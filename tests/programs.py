@@ -16,7 +16,6 @@ from pretrain.command_line import parse
 from pretrain.errors import Refused
 
 PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
-PRUNED = ("--pruning.policy", "infobatch")  # as the paper has it: images alone, all of them at the end
 
 
 def train(script: str, *arguments: object) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PRUNED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import PRUNED, common, final, refused, same, train
+from programs import common, final, refused, same, train
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PRUNED
 from programs import common, same, train
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,7 +118,7 @@ def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
 
 def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: Path) -> None:
     """To the bit, at the same cost in numbers; and a run may begin or end it on resume."""
-    words = [*common(pictures, tmp_path / "run"), "--infobatch", "--micro-batch", 6, "--recompute"]
+    words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--recompute"]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run")
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (finished, tmp_path / "run")]

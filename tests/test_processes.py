@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, journal
+from conftest import PRUNED, ROOT, journal
 from PIL import Image
 from programs import common, final, train
 
@@ -19,7 +19,7 @@ def test_processes_together_are_one_run(
     processes: int, accelerate: bool, pictures: Path, finished: Path, tmp_path: Path, program
 ) -> None:
     folder = tmp_path / "run"
-    settings = ["--infobatch", "--micro-batch", 2]
+    settings = [*PRUNED, "--micro-batch", 2]
     done = program(
         "train_diffusion.py", *common(pictures, folder), *settings, processes=processes, accelerate=accelerate
     )
@@ -43,7 +43,7 @@ def test_a_run_of_two_processes_goes_on_as_one(pictures: Path, finished: Path, t
     program(
         "train_diffusion.py",
         *common(pictures, folder),
-        "--infobatch",
+        *PRUNED,
         "--checkpoint.every",
         1,
         "--checkpoint.keep",

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, journal
+from conftest import PRUNED, ROOT, TINY, journal
 from PIL import Image
-from programs import PROGRAMS, PRUNED, common, final, same, train
+from programs import PROGRAMS, common, final, same, train
 
 
 @pytest.mark.parametrize("script", PROGRAMS)
@@ -94,7 +94,7 @@ def test_the_resolved_config_runs_again_to_the_same_end(finished: Path, tmp_path
 
 
 def test_accumulated_micro_batches_are_the_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    train("train_diffusion.py", *common(pictures, tmp_path / "whole"), "--infobatch")
+    train("train_diffusion.py", *common(pictures, tmp_path / "whole"), *PRUNED)
     for name, value in final(finished).items():
         torch.testing.assert_close(value, final(tmp_path / "whole")[name], rtol=1e-4, atol=1e-5)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, journal
+from conftest import PRUNED, ROOT, TINY, journal
 from programs import common, final, refused, same, train, wait_for
 
 from pretrain import checkpoint
@@ -18,8 +18,8 @@ from pretrain import checkpoint
 
 def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Path) -> None:
     steps = sorted((finished / "checkpoints").iterdir())
-    assert len(steps) >= 10
-    for step in steps[:-1:2]:
+    assert len(steps) >= 14
+    for step in steps[:-1:3]:
         folder = tmp_path / step.name
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copytree(step, folder / "checkpoints" / step.name)
@@ -40,7 +40,7 @@ def test_killed_between_the_loss_and_the_optimizer_step(
     """At every step: the scores of the batch are in, its gradient is not."""
     step = torch.optim.AdamW.step
     steps = len(list((finished / "checkpoints").iterdir()))
-    words = [*common(pictures, tmp_path / "run"), "--infobatch", "--micro-batch", 6, "--checkpoint.every", 1]
+    words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--checkpoint.every", 1]
 
     def dying(calls: int):
         left = [calls]
@@ -62,13 +62,13 @@ def test_killed_between_the_loss_and_the_optimizer_step(
             break
         except Killed:
             reached += 1
-    assert reached == steps - 2 >= 8  # beside the steps' checkpoints there is that of the beginning
+    assert reached == steps - 2 >= 12  # beside the steps' checkpoints there is that of the beginning
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
 def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, program) -> None:
     folder = tmp_path / "run"
-    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder)), "--infobatch"]
+    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder)), *PRUNED]
     words += ["--micro-batch", "6", "--checkpoint.every", "1", "--data.workers", "1"]
     process = subprocess.Popen([sys.executable, ROOT / "train_diffusion.py", *words], stdout=subprocess.DEVNULL)
     wait_for(lambda: checkpoint.newest(folder / "checkpoints"), process)
@@ -107,7 +107,7 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
 
 def test_a_run_is_given_more_epochs(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train("train_diffusion.py", *common(pictures, folder, 2), "--infobatch")
+    train("train_diffusion.py", *common(pictures, folder, 2), *PRUNED)
     train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", 5)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
@@ -121,7 +121,7 @@ def test_inside_an_epoch_its_plan_must_stay(finished: Path, pictures: Path, tmp_
     shutil.copytree(finished, folder)
     for step in sorted((folder / "checkpoints").iterdir())[6:]:  # the last one left lies in the second epoch
         shutil.rmtree(step)
-    for change in (["--seed", 1], ["--pruning.budget", 0.9], ["--pruning.policy", "full"]):
+    for change in (["--seed", 1], ["--pruning.ratio", 0.9], ["--pruning.policy", "full"]):
         assert "whose plan would be another one now" in refused(
             "train_diffusion.py", "--resume", "--output-dir", folder, *change
         )

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import draw_images, journal
+from conftest import PRUNED, draw_images, journal
 from PIL import Image
 from programs import common, refused, same, train
 from torch.optim import AdamW
@@ -182,6 +182,6 @@ def test_a_run_with_a_lost_worker_is_the_same_run(pictures: Path, finished: Path
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(AdamW, "step", stepped)
-    words = [*common(pictures, tmp_path / "run"), "--infobatch", "--micro-batch", 6, "--data.workers", 1]
+    words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--data.workers", 1]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import journal
+from conftest import PRUNED, journal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import common, refused, same, train
@@ -223,7 +223,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
-    words = [*common(pictures, tmp_path / "run"), "--infobatch", "--micro-batch", 6, "--checkpoint.every", 1]
+    words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--checkpoint.every", 1]
     try:
         train("train_diffusion.py", *words)
     finally:
