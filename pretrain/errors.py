@@ -1,4 +1,4 @@
-"""How the programs say no: one sentence for the person who started them, exit status 2, no traceback."""
+"""How the programs say no (one sentence, exit status 2, no traceback) and how they warn."""
 
 import os
 import sys
@@ -17,6 +17,12 @@ class Refused(ValueError):
     def __init__(self, sentence: str, *, local: bool = False) -> None:
         super().__init__(sentence)
         self.local = local
+
+
+def warn(sentence: str) -> None:
+    """A line on stderr, where no `Display` speaks; from rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def _is_run(folder: Path) -> bool:
     """Whether the folder's config.yaml is one that `prepare` wrote, not some other program's."""
     try:
         written = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False
     return isinstance(written, dict) and {"adapter", "model", "output_dir", "pruning"} <= written.keys()
 

@@ -75,6 +75,8 @@ class Trackers:
                     self._give_up(f"failed ({type(error).__name__}: {said})")
 
     def _give_up(self, why: str) -> None:
+        if self.deaf:  # that was said
+            return
         self.deaf = True
         name = ", ".join(str(getattr(each, "value", each)) for each in self.accelerator.log_with)
         self.tell(f"warning: --tracker {name} {why}; it is told no more, the training goes on, journal.jsonl has all")

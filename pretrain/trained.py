@@ -11,7 +11,7 @@ from pretrain.adapter import Adapter
 from pretrain.autoencoder import Autoencoder, open_autoencoder
 from pretrain.command_line import parse
 from pretrain.config import Config
-from pretrain.errors import Refused
+from pretrain.errors import Refused, warn
 from pretrain.sources import Source, open_data
 from pretrain.training import build
 
@@ -69,7 +69,7 @@ class Trained:
 
 
 def open_run(folder: Path) -> Trained:
-    """The newest checkpoint of the run in `folder` that is whole.
+    """The newest checkpoint of the run in `folder` that is whole; newer ones that are not are warned of.
 
     Raises:
         Refused: there is none, or it can't be read.
@@ -79,7 +79,9 @@ def open_run(folder: Path) -> Trained:
         raise Refused(f"{folder}: there is no run with a checkpoint there; name the --output-dir of one")
     recipe = ["--config", str(folder / "config.yaml")]
     config = parse(recipe, adapter="flow", model="unet", recipe=folder / "config.yaml", output_dir=str(folder), help="")
-    path, state, _ = found
+    path, state, skipped = found
+    for newer, why in skipped.items():
+        warn(f"{newer.name} is not used: {why}; going by {path.name}")
     channels, height, width = state.values["images"]["shape"]
     shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
     model = build(config, shape, classes).eval()

@@ -23,6 +23,7 @@ from pretrain.config import Checkpoint
 from pretrain.errors import Refused
 from pretrain.journal import Journal
 from pretrain.run import Lock
+from pretrain.trained import open_run
 
 
 def state(step: int, seconds: float = 0.0) -> checkpoint.State:
@@ -241,6 +242,11 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: 
         content[-5] ^= 4
         (path / "optimizer.safetensors").write_bytes(content)
     (folder / "checkpoints" / "step-00000099.part").mkdir()
+    steps = [path.name for path in sorted(folder.glob("checkpoints/step-????????"))]
+    open_run(folder)  # as what generates, evaluates and exports does
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4 and all(line.endswith(f"going by {steps[-4]}") for line in said)
+    assert said[0].startswith(f"warning: {steps[-1]} is not used: the bytes of optimizer.safetensors are not those")
     train("train_diffusion.py", "--resume", "--output-dir", folder)
     out = capsys.readouterr().out
     assert out.count("the bytes of optimizer.safetensors are not those that were written (SHA-256)") == 3
