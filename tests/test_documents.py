@@ -69,3 +69,9 @@ def test_every_file_that_is_linked_is_there() -> None:
     for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert link.startswith("http") or (document.parent / link).exists(), (document, link)
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    named = {name for path in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named and not {name for name in named if f"def {name}(" not in tests}
