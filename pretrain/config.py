@@ -23,7 +23,8 @@ class Data:
         source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file
             or a folder of them, a folder that pretrain.latents wrote, or the name of a Hugging Face data set.
         size: side in pixels that images are resized and cropped to; their own where not given.
-        channels: 1 (grey) or 3 (RGB); the images' own where not given.
+        channels: 1 (grey), 3 (RGB, transparent ones on white) or 4 (RGB and what a file keeps as its alpha, as it is);
+            where not given 1 if all are grey, else 3.
         flip: mirror half of the visits left to right.
         crop: smallest share of the whole image's area that a random crop keeps; 1 does not crop.
         limit: most images to train on, chosen by chance but always the same; all where not given.
@@ -34,7 +35,7 @@ class Data:
 
     source: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "fashion-mnist"
     size: int | None = None
-    channels: Literal[1, 3] | None = None
+    channels: Literal[1, 3, 4] | None = None
     flip: bool = False
     crop: float = 1.0
     limit: int | None = None

@@ -45,15 +45,20 @@ def first_visit(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int],
     """What one visit comes to, by running the adapter once on one black image, without values where that goes.
 
     On torch's meta device a network of any size takes seconds and no memory. An adapter or a network that asks for
-    values is run as it is. The parameters' gradients are left empty.
+    values is run as it is. It is a visit in training, whatever mode the network is in. The parameters' gradients are
+    left empty.
 
     Raises:
         ValueError: the adapter does not return one loss per sample.
     """
     try:  # also the adapter's copy: diffusers' noise schedules move their tables to where the images are for good
-        flops, unreached, remembered = _run(copy.deepcopy(adapter), without_values(model), shape, classes)
+        flops, unreached, remembered = _run(copy.deepcopy(adapter), without_values(model).train(), shape, classes)
     except Exception:  # whatever else is wrong will be so again
-        flops, unreached, remembered = _run(adapter, model, shape, classes)
+        mode = model.training
+        try:
+            flops, unreached, remembered = _run(adapter, model.train(), shape, classes)
+        finally:
+            model.train(mode)
     return Visit(flops, [p for name, p in model.named_parameters() if name in unreached], remembered)
 
 

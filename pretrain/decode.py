@@ -37,11 +37,11 @@ def glance(image: dict[str, Any]) -> Glance | None:
 
 
 def decode(image: dict[str, Any], channels: int, size: int | None) -> Tensor:
-    """uint8 [C, H, W] from {"bytes", "path"}: upright, without alpha, 8 bits a channel.
+    """uint8 [C, H, W] from {"bytes", "path"}: upright, 8 bits a channel.
 
     Args:
         image: encoded bytes, or where they lie.
-        channels: 1 or 3.
+        channels: 1, 3, or 4: with alpha; else what is transparent lies on white.
         size: scale the shorter side to it and crop the middle; None leaves the image's own size.
     """
     with warnings.catch_warnings():
@@ -57,11 +57,14 @@ def decode(image: dict[str, Any], channels: int, size: int | None) -> Tensor:
                 picture = Image.fromarray((values // 257).astype(np.uint8))
             elif picture.mode == "F":
                 raise ValueError("it has floating-point values, whose range is not known; save it with 8 or 16 bits")
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            picture = picture.convert("L" if channels == 1 else "RGB")
+            if channels == 4:  # to PIL an RGBX is four bands like any other; resizing an RGBA would mix them
+                picture = Image.merge("RGBX", picture.convert("RGBA").split())
+            else:
+                if picture.has_transparency_data:
+                    picture = picture.convert("RGBA")
+                    white = Image.new("RGBA", picture.size, "white")
+                    picture = Image.alpha_composite(white, picture)
+                picture = picture.convert("L" if channels == 1 else "RGB")
     if size is not None and picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     values = torch.from_numpy(np.array(picture))

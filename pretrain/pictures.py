@@ -16,7 +16,11 @@ from pretrain.sampling import check, generate
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """One picture, uint8 [H', W', C], of images [B, C, H, W] in [-1, 1], enlarged so that a person can see it."""
+    """One picture, uint8 [H', W', C], of images [B, C, H, W] in [-1, 1], enlarged so that a person can see it.
+
+    Of four channels the first three are shown: the fourth may be anything, and where it is 0 one would see nothing.
+    """
+    images = images[:, :3]
     empty = -len(images) % columns
     images = torch.cat([images, torch.full_like(images[:1], -1).expand(empty, -1, -1, -1)])
     scale = max(1, 96 // max(images.shape[-2:]))

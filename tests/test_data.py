@@ -157,6 +157,9 @@ def test_the_same_images_the_same_numbers(pictures: Path) -> None:
         (Image.fromarray(np.full((6, 6), 257 * 100, np.int32)), 1, [100]),
         (plain((10, 20, 30), "RGB").convert("P", palette=Image.Palette.ADAPTIVE), 3, [10, 20, 30]),
         (plain((0, 255, 255, 0), "CMYK"), 3, [255, 0, 0]),
+        (plain((200, 10, 20, 0), "RGBA"), 4, [200, 10, 20, 0]),  # four channels, none of which hides the others
+        (plain((10, 20, 30), "RGB"), 4, [10, 20, 30, 255]),
+        (plain((50, 9), "LA"), 4, [50, 50, 50, 9]),
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
@@ -178,6 +181,11 @@ def test_upright_and_cropped_to_the_middle(tmp_path: Path) -> None:
     wide[:, 4:8] = 200
     path = save(tmp_path, "y.png", Image.fromarray(wide))
     assert (decode({"bytes": None, "path": str(path)}, 1, 4) == 200).all()
+    four = np.random.default_rng(0).integers(0, 255, (9, 7, 4)).astype(np.uint8)
+    small = decode({"bytes": None, "path": str(save(tmp_path, "z.png", Image.fromarray(four)))}, 4, 5)
+    for channel in range(4):  # each is resized alone
+        path = save(tmp_path, "one.png", Image.fromarray(four[..., channel]))
+        assert torch.equal(decode({"bytes": None, "path": str(path)}, 1, 5)[0], small[channel])
 
 
 def test_a_float_image_is_refused(tmp_path: Path) -> None:
