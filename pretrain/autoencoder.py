@@ -13,6 +13,7 @@ from torch import Tensor
 from pretrain.errors import Refused
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
+PLACES = ("vae", "vqvae")  # what a pipeline calls its folder
 AT_ONCE = 8  # images that are decoded together: a decoder takes far more memory than a denoiser
 
 
@@ -84,6 +85,10 @@ class Autoencoder:
             )
         return config.latent_channels, height // self.factor, width // self.factor
 
+    def image_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Shape of the images that latents (c, h, w) decode to."""
+        return self.network.config.out_channels, shape[1] * self.factor, shape[2] * self.factor
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Mean and standard deviation of the scaled latents [B, 2, c, h, w] of images [B, C, H, W] in [-1, 1].
@@ -106,13 +111,12 @@ class Autoencoder:
 
 
 def open_autoencoder(folder: Path) -> Autoencoder:
-    """The autoencoder in a folder that diffusers wrote, or in the "vae" folder of a pipeline.
+    """The autoencoder in a folder that diffusers wrote, or in a pipeline's.
 
     Raises:
         Refused: there is none, or it can't be read.
     """
-    if (folder / "vae" / "config.json").is_file():
-        folder = folder / "vae"
+    folder = next((folder / name for name in PLACES if (folder / name / "config.json").is_file()), folder)
     try:
         kind = json.loads((folder / "config.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pretrain.autoencoder import PLACES, open_autoencoder
 from pretrain.config import Config
 from pretrain.display import duration
 
@@ -90,9 +91,21 @@ def _text(config: Config, summary: dict[str, Any], name: str, shown: list[tuple[
         f"# {name.split('/')[-1] or config.output_dir.resolve().name}",
         f"Network `{model}`, {summary['parameters'] / 1e6:.3g} M parameters; objective `{adapter}`; trained on {data}"
         f"{', with labels' if config.conditional else ''}, {_who(config)}.",
+        *_autoencoder(Path(summary["model"])),
         *(f"![{title}]({path})" for title, path in shown),
     ]
     return "\n\n".join([*parts, *_use(summary, name), *_cost(summary), *_quality(summary), *_made(summary)]) + "\n"
+
+
+def _autoencoder(folder: Path) -> list[str]:
+    """What decodes the model's latents, so that nobody takes another one for it."""
+    if not any((folder / place).is_dir() for place in PLACES):
+        return []
+    told = open_autoencoder(folder).identity
+    return [
+        f"It makes latents; the `{told['class']}` that encoded the images is in this folder and decodes them. "
+        f"SHA-256 of its parameters: `{told['sha256']}`."
+    ]
 
 
 def _use(summary: dict[str, Any], name: str) -> list[str]:

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data import Images, on_device
+from pretrain.data import on_device
 from pretrain.pictures import grid
+from pretrain.sources import Source
 
 SHOWN = 12  # images in a row of the sheet
 INK, PALE = "#1b4f8a", "#b9c4d0"
@@ -32,7 +33,7 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
     """The held-out loss over the levels: before training, in between, and now.
 
     Args:
-        evaluations: as the journal has them, oldest first.
+        evaluations: as the journal has them, oldest first; a level without a loss is left out.
     """
     figure = _figure(6.0, 3.6)
     axes = figure.subplots()
@@ -42,8 +43,9 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
         name = "before training" if epoch == 0 else f"after epoch {epoch}" if last else None
         centres = [(bin + 0.5) / len(losses) for bin in range(len(losses))]
         colour, dashed = (INK if last else PALE), (epoch == 0 and not last)
-        axes.plot(centres, losses, "o--" if dashed else "o-", ms=4 if last else 2.5, color=colour, label=name)
-    values = [value for _, losses in every for value in losses]
+        shown = [(centre, loss) for centre, loss in zip(centres, losses, strict=True) if loss is not None]
+        axes.plot(*zip(*shown, strict=True), "o--" if dashed else "o-", ms=4 if last else 2.5, color=colour, label=name)
+    values = [value for _, losses in every for value in losses if value is not None]
     if min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     else:
@@ -54,26 +56,27 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
     return _drawn(figure)
 
 
-def visits(count: Tensor, score: Tensor, images: Images) -> Tensor | None:
-    """The images that were visited least and most; None where all were visited alike, or images can't be looked at.
+def visits(count: Tensor, score: Tensor, source: Source) -> Tensor | None:
+    """The images that were visited least and most; None where all were visited alike, or none can be read.
 
     Args:
         count: int [N], visits of each image.
         score: float32 [N], by which images of as many visits are put in order: the best learned of the least visited,
             the worst learned of the most.
-        images: training images.
+        source: whose training images they are; latents are decoded.
     """
     least, most = int(count.min()), int(count.max())
     if least == most:
         return None
     known = score.nan_to_num(nan=1.0)
+    device = source.autoencoder.network.device if source.autoencoder else torch.device("cpu")
     rows = []
     for name, key in (("least", count + known / (known.max() + 1)), ("most", -count - known / (known.max() + 1))):
         index = key.double().argsort(stable=True)[:SHOWN]
-        batch = next(images.batches(index.tolist(), SHOWN), None)
-        if batch is None or batch.image.is_floating_point():  # latents are nothing to look at
+        batch = next(source.train.batches(index.tolist(), SHOWN), None)
+        if batch is None:
             return None
-        rows.append((name, count[batch.index], on_device(batch, torch.device("cpu")).image))
+        rows.append((name, count[batch.index], source.seen(on_device(batch, device).image)))
     figure = _figure(9.0, 2.6)
     for axes, (name, times, shown) in zip(figure.subplots(2), rows, strict=True):
         picture = grid(shown, columns=SHOWN).numpy()

@@ -157,7 +157,8 @@ class Evaluate:
         sampler: ddim, euler, heun or dpm++ for fid, kid and precision-recall; the objective's own where not given.
         n: images generated for them.
         features: network whose features they compare: small, inception, any other of torch-fidelity's, or a path.
-        reference: training images that generated ones are compared with at most, evenly apart.
+        reference: images that generated ones are compared with at most, evenly apart.
+        against: which images those are, as --data names them; where not given the training images, of latents decoded.
         probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
         seeds: that a metric with chance in it (generated images, a probe's head) is measured with; its mean and
             standard deviation are given.
@@ -172,6 +173,7 @@ class Evaluate:
     n: int = 1000
     features: str = "small"
     reference: int = 50_000
+    against: str | None = None
     probe_epochs: int = 90
     seeds: int = 1
 

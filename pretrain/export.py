@@ -69,6 +69,8 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: A
     if not isinstance(network, ModelMixin) or not isinstance(adapter, Generative):
         folder.mkdir(parents=True, exist_ok=True)
         _save(model, folder / "model.safetensors")
+        if autoencoder is not None:
+            autoencoder.network.save_pretrained(folder / "vae")
         return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
     scheduler = sampler(adapter, None, latents=autoencoder is not None)
     stock = type(network).__module__.startswith("diffusers.")

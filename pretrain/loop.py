@@ -265,7 +265,7 @@ def train(
             if (epoch + 1) % config.evaluate.every == 0 or epoch + 1 == config.epochs:
                 evaluate(epoch + 1)
     save(must=True)
-    sheet = charts.visits(training.visits, infobatch.score, source.train) if main else None
+    sheet = charts.visits(training.visits, infobatch.score, source) if main else None
     if sheet is not None:
         show("visits", sheet)
     summary: dict[str, Any] = {}

@@ -11,6 +11,7 @@ import datasets
 import huggingface_hub
 import numpy as np
 import torch
+from torch import Tensor
 
 from pretrain import cache
 from pretrain.autoencoder import Autoencoder, open_autoencoder
@@ -37,6 +38,15 @@ class Source(NamedTuple):
     autoencoder: Autoencoder | None = None  # what made the latents, where the images are latents
 
     @property
+    def seen_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what a person sees: of the images, or of those that latents decode to."""
+        return self.autoencoder.image_shape(self.shape) if self.autoencoder else self.shape
+
+    def seen(self, image: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1], of a batch's, which may be latents."""
+        return self.autoencoder.decode(image) if self.autoencoder else image
+
+    @property
     def made_by(self) -> str | None:
         """The autoencoder's name."""
         return self.autoencoder.name if self.autoencoder else None
@@ -52,6 +62,11 @@ def _look(table: datasets.Dataset, data: Data) -> tuple[int, int, int]:
     common = Counter(seen.size for seen in readable).most_common(1)
     height, width = (data.size, data.size) if data.size else common[0][0]
     return data.channels or (1 if all(seen.grey for seen in readable) else 3), height, width
+
+
+def is_cache(source: str) -> bool:
+    """Whether latents are there, finished or not."""
+    return any((Path(source).expanduser() / name).is_file() for name in (cache.MANIFEST, cache.UNFINISHED))
 
 
 def open_data(data: Data, seed: int) -> Source:

@@ -8,7 +8,7 @@ from torch import nn
 
 from pretrain import checkpoint
 from pretrain.adapter import Adapter
-from pretrain.autoencoder import Autoencoder, open_autoencoder
+from pretrain.autoencoder import PLACES, Autoencoder, open_autoencoder
 from pretrain.command_line import parse
 from pretrain.config import Config
 from pretrain.errors import Refused, warn
@@ -43,9 +43,16 @@ class Trained:
         """The data, opened when it is asked for.
 
         Raises:
-            Refused: it is not there any more.
+            Refused: it is not there any more, or is another one.
         """
-        return open_data(self.config.data, self.config.seed)
+        source = open_data(self.config.data, self.config.seed)
+        if source.shape != self.shape or source.made_by != self.state.values["images"].get("autoencoder"):
+            kind = "images of another shape" if source.shape != self.shape else "latents of another autoencoder"
+            raise Refused(
+                f"{self.folder}: the run's data, {self.config.data.source}, are {kind} now; put back what it was "
+                "trained on"
+            )
+        return source
 
     @cached_property
     def autoencoder(self) -> Autoencoder | None:
@@ -58,7 +65,7 @@ class Trained:
         if made_by is None:
             return None
         folders = [Path(self.config.data.source).expanduser() / "vae"]
-        folders += [self.folder / "model" / name for name in ("vae", "vqvae")]
+        folders += [self.folder / "model" / name for name in PLACES]
         for folder in (folder for folder in folders if (folder / "config.json").is_file()):
             if (found := open_autoencoder(folder)).name == made_by:
                 return found

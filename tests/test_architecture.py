@@ -86,8 +86,8 @@ ALLOWED: dict[str, set[str]] = {
         for name in ("adapter", "checkpoint", "autoencoder", "command_line", "config", "errors", "sources", "training")
     },
     "pretrain/summary.py": {"pretrain.config", "pretrain.display"},
-    "pretrain/charts.py": {"pretrain.data", "pretrain.pictures"},
-    "pretrain/card.py": {"pretrain.config", "pretrain.display"},
+    "pretrain/charts.py": {"pretrain.data", "pretrain.pictures", "pretrain.sources"},
+    "pretrain/card.py": {"pretrain.autoencoder", "pretrain.config", "pretrain.display"},
     "pretrain/hub.py": {"pretrain.card", "pretrain.config", "pretrain.errors"},
     "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
     "pretrain/heun.py": set(),

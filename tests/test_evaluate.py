@@ -12,32 +12,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, journal
+from fidelity import by_hand
 from programs import common, final, train
-from torch.utils.data import Dataset
 
 from pretrain.adapter import Batch
 from pretrain.errors import Refused
 from pretrain.evaluate import evaluators, linear, online, supervised
 from pretrain.evaluate.__main__ import main
-from pretrain.evaluate.features import load
 from pretrain.evaluate.subject import Subject
 from pretrain.pictures import pixels
 from pretrain.rng import Draws, generator
 from pretrain.sampling import generate
 from pretrain.trained import open_run
-
-
-class TensorDataset(Dataset):
-    """Tensors as torch-fidelity wants them: one by one."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +78,19 @@ def test_what_was_measured_in_training_is_measured_again(mae: Path, flow: Path, 
     assert record["command"] == f"python -m pretrain.evaluate {flow}" and record["step"] == 8
 
 
+def test_a_level_that_no_image_is_at_has_no_loss(flow: Path, capsys) -> None:
+    """Four images at two levels each, in eight bins; the mean of what there is, weighed by number, is the loss."""
+    found = evaluate(flow, "--metrics", "heldout")
+    level = torch.cat([Draws(0, index=torch.arange(4)).uniform() + half for half in (0, 0.5)]) % 1
+    count = torch.bincount((level * 8).long(), minlength=8).tolist()
+    by_level = found["heldout_loss_by_level"]
+    assert 0 in count and [loss is None for loss in by_level] == [n == 0 for n in count]
+    assert sum(n * (loss or 0) for n, loss in zip(count, by_level, strict=True)) / 8 == pytest.approx(
+        found["heldout_loss"], rel=1e-6
+    )
+    assert " - " in capsys.readouterr().out
+
+
 def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert [*evaluate(mae, "--metrics", "knn")] == ["knn_accuracy"]
     assert refused(mae, "--metrics", "heldut").startswith("--metrics heldut: did you mean heldout? There are heldout, ")
@@ -99,51 +98,13 @@ def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
 
 
 def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path) -> None:
-    import torch_fidelity
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-
-    class Ours(FeatureExtractorBase):
-        def __init__(self, name, features_list, **_):
-            super().__init__(name, features_list)
-            self.network = load("small")
-
-        get_provided_features_list = staticmethod(lambda: ("all",))
-        get_default_feature_layer_for_metric = staticmethod(lambda metric: "all")
-        can_be_compiled = staticmethod(lambda: False)
-
-        def forward(self, image):
-            return (self.network(image),)
-
-    torch_fidelity.register_feature_extractor("ours", Ours)
     run = open_run(flow)
     adapter: Any = run.adapter
     noise = Draws(0, index=torch.arange(70)).normal(*run.shape)
     made = generate(run.model, adapter, noise, torch.full((70,), -1), steps=2)
     real = torch.stack([run.source.train[None, n].image for n in range(43)])
-    by_hand = torch_fidelity.calculate_metrics(
-        input1=TensorDataset(pixels(made).movedim(-1, 1)),
-        input2=TensorDataset(real),
-        feature_extractor="ours",
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subset_size=43,
-        cuda=False,
-        verbose=False,
-        cache=False,
-        save_cpu_ram=True,
-        batch_size=64,
-    )
     found = evaluate(flow, "--metrics", "fid,kid,precision-recall", "--n", 70)
-    assert found == pytest.approx(
-        {
-            "fid": by_hand["frechet_inception_distance"],
-            "kid": by_hand["kernel_inception_distance_mean"],
-            "precision": by_hand["precision"],
-            "recall": by_hand["recall"],
-        },
-        rel=1e-4,
-    )
+    assert found == pytest.approx(by_hand(pixels(made).movedim(-1, 1), real, 43), rel=1e-4)
     (kept,) = assets.rglob("*.safetensors")
     before = kept.stat().st_mtime_ns
     assert evaluate(flow, "--metrics", "fid", "--n", 70)["fid"] == found["fid"]
@@ -172,7 +133,7 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
     [
         ("--n 3", "--n 3: fid need at least 4 images"),
         ("--n 0", "--n must be at least 1, got 0"),
-        ("--reference 2", "2 training images are too few"),
+        ("--reference 2", "2 images to compare with are too few"),
         ("--guidance 2", "--guidance 2 needs a model that knows images"),
         ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
     ],

@@ -9,14 +9,22 @@ import diffusers
 import pytest
 import torch
 import tyro
+from conftest import PRUNED, draw_images
 from diffusers import AutoencoderKL, AutoencoderTiny
+from fidelity import by_hand
+from PIL import Image
 from programs import common, refused, same, train
 
 from pretrain import cache, latents
 from pretrain.autoencoder import open_autoencoder
-from pretrain.config import Data
+from pretrain.config import Data, Evaluate
 from pretrain.data import Images, collate, loader, on_device
 from pretrain.errors import Refused
+from pretrain.evaluate import __main__ as evaluate
+from pretrain.evaluate import evaluators
+from pretrain.evaluate.subject import Subject
+from pretrain.pictures import pixels
+from pretrain.rng import Draws
 from pretrain.sampling import generate
 from pretrain.sources import Source, open_data
 from pretrain.trained import open_run
@@ -328,6 +336,71 @@ def test_the_command(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, ca
     tyro.cli(latents.main, args=[*map(str, words)])
     assert "5 and 4 held-out latents 4x6x6" in capsys.readouterr().out
     assert torch.equal(opened(tmp_path / "latents").test[0, 2].image, opened(plain).test[0, 2].image)
+
+
+@pytest.fixture(scope="module")
+def run(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pruned run of latents."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train("train_diffusion.py", *common(plain, folder, 3), *PRUNED)
+    return folder
+
+
+def evaluated(run: Path, *words: object) -> dict[str, Any]:
+    evaluate.main([str(run), *map(str, words)])
+    return json.loads((run / "evaluation.json").read_text())[-1]
+
+
+def test_made_images_are_compared_with_decoded_ones_or_with_others(
+    run: Path, pictures: Path, plain: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """The record says with which."""
+    monkeypatch.setattr("pretrain.evaluate.generated.cached_assets_path", lambda *names: tmp_path)
+    trained = open_run(run)
+    vae: Any = trained.autoencoder
+    noise, label = Draws(0, index=torch.arange(30)).normal(4, 6, 6), torch.full((30,), -1)
+    made = generate(trained.model, trained.adapter, noise, label, steps=2, autoencoder=vae)
+    for words, real, said in (
+        ([], vae.decode(images(opened(plain).train)), f"43 of {plain}, train, latents decoded by their autoencoder"),
+        (["--against", pictures], images(opened(pictures).train), f"43 of {pictures}, train"),
+    ):
+        both = [pixels(image).movedim(-1, 1) for image in (made, real)]
+        record = evaluated(run, "--metrics", "fid,kid,precision-recall,heldout", "--n", 30, *words)
+        found = record["found"]
+        expected = by_hand(*both, 30)
+        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+        assert record["notes"] == [f"30 images compared with {said}"]
+        assert found["heldout_loss"] == json.loads((run / "summary.json").read_text())["quality"]["heldout_loss"]
+
+
+def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
+    long = draw_images(tmp_path / "long", 8)
+    for path in long.rglob("*.png"):
+        Image.open(path).crop((0, 0, 12, 6)).save(path)
+    source = opened(plain)
+    source.train.shape = source.test.shape = (4, 6, 3)
+    subject = Subject(open_run(run).adapter, source._replace(shape=(4, 6, 3)), 0, False, Evaluate(against=str(long)))
+    with pytest.raises(Refused, match=r"--against .*: its images are 1x6x12, those that the model makes 1x12x6; name"):
+        evaluators(["fid"], subject)
+    for against, said in ((plain, "it holds latents; name images"), (tmp_path / "none", "there is no such file")):
+        with pytest.raises(Refused, match=f"^--against {against}: {said}"):
+            evaluated(run, "--metrics", "fid", "--against", against)
+
+
+def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for other, said in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
+        (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(plain), str(other)))
+        with pytest.raises(Refused, match=f"the run's data, {other}, are {said} now; put back"):
+            evaluated(tmp_path / "run")
+
+
+def test_the_card_names_the_autoencoder_and_the_sheet_shows_images(run: Path, plain: Path) -> None:
+    told = json.loads((plain / cache.MANIFEST).read_text())["autoencoder"]
+    card = (run / "model" / "README.md").read_text()
+    assert "the `AutoencoderKL` that encoded the images is in this folder and decodes them. SHA-256 of its" in card
+    assert f"`{told['sha256']}`" in card
+    assert (run / "pictures" / "visits.png").is_file()
 
 
 @pytest.mark.slow

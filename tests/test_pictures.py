@@ -45,22 +45,22 @@ def test_visits_are_counted(finished: Path) -> None:
 
 def test_the_sheet_shows_who_was_visited_least_and_most(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of as many visits, first the best learned below and the worst learned above; an unvisited one is in between."""
-    images = open_data(Data(str(pictures), held_out=4), 0).train
+    source = open_data(Data(str(pictures), held_out=4), 0)
     rng, asked = generator(0), []
-    whole = images.batches
-    monkeypatch.setattr(images, "batches", lambda index, size: [asked.append(index), whole(index, size)][1])
+    whole = source.train.batches
+    monkeypatch.setattr(source.train, "batches", lambda index, size: [asked.append(index), whole(index, size)][1])
     count = torch.randint(2, 5, (43,), generator=rng, dtype=torch.int32)
     score = torch.rand(43, generator=rng) * 3
-    assert charts.visits(count, score, images) is not None
+    assert charts.visits(count, score, source) is not None
     order = sorted(range(43), key=lambda n: (count[n].item(), score[n].item()))
     assert asked == [order[:12], order[:-13:-1]]
-    assert charts.visits(torch.full_like(count, 3), score, images) is None
+    assert charts.visits(torch.full_like(count, 3), score, source) is None
 
 
 @pytest.mark.parametrize("largest", [2.0, 200.0])
 def test_the_loss_by_level_is_drawn(largest: float) -> None:
-    """Whatever its range; the newest evaluation changes the picture."""
-    rows = [{"epoch": n, "heldout_loss_by_level": [largest / (n + 1), 1.0, 0.1]} for n in range(3)]
+    """Whatever its range, and where a level has none; the newest evaluation changes the picture."""
+    rows = [{"epoch": n, "heldout_loss_by_level": [largest / (n + 1), 1.0, None, 0.1]} for n in range(3)]
     pictures = [charts.loss_by_level(rows[: n + 1]) for n in range(3)]
     assert all(picture.shape == (396, 660, 3) and picture.dtype == torch.uint8 for picture in pictures)
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

@@ -1,7 +1,8 @@
 """What a model is worth: objects that are called as ``evaluator(model)`` and return {name: value}.
 
-Values are numbers or lists of numbers. Every process of a launch calls them, does its share, and gets the same values.
-They see the averaged parameters in evaluation mode. `METRICS` has them by name, and nothing here imports torch.
+Values are numbers or lists of numbers; an evaluator's `note`, where it has one, says what they are of. Every process of
+a launch calls them, does its share, and gets the same values. They see the averaged parameters in
+evaluation mode. `METRICS` has them by name, and nothing here imports torch.
 """
 
 import importlib
@@ -59,8 +60,8 @@ def _lacks(name: str, subject: "Subject") -> str:
         return "looks on while a model is trained; name it in --evaluate.metrics of the training"
     if metric.of == "images" and not subject.makes_images:
         return f"measures made images, which {subject.objective} does not make"
-    if metric.of == "images" and subject.source.autoencoder is None and subject.source.shape[0] not in (1, 3):
-        return f"measures images of 1 or 3 channels, and these have {subject.source.shape[0]}"
+    if metric.of == "images" and subject.source.seen_shape[0] not in (1, 3):
+        return f"measures images of 1 or 3 channels, and these have {subject.source.seen_shape[0]}"
     if metric.of == "features" and not subject.has_encoder:
         return f"measures an encoder's features, and a model of {subject.objective} has no encoder"
     if metric.labels and not subject.source.classes:

@@ -36,7 +36,9 @@ class Command:
         n: images generated for fid, kid and precision-recall.
         features: network whose features they compare: small (the one of this package), inception or any other of
             torch-fidelity's (NAME=PATH: with the weights of that file), or the path of a TorchScript file.
-        reference: training images that generated ones are compared with at most, evenly apart.
+        reference: images that generated ones are compared with at most, evenly apart.
+        against: which images those are, as --data of the training programs names them; where not given the training
+            images, and of latents what the autoencoder makes of them.
         probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
         seeds: that a metric with chance in it is measured with; its mean and standard deviation are given.
     """
@@ -49,6 +51,7 @@ class Command:
     n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None
     features: str | None = None
     reference: int | None = None
+    against: str | None = None
     probe_epochs: int | None = None
     seeds: int | None = None
 
@@ -72,8 +75,8 @@ def main(arguments: list[str]) -> None:
     subject = Subject(trained.adapter, trained.source, trained.classes, has_encoder, settings)
     names = settings.metrics if command.metrics else [name for name in settings.metrics if name != "online-probe"]
     found: dict[str, Any] = {}
-    model, began = trained.model.to(state.device), time.monotonic()
-    for evaluator in evaluators(names, subject):
+    model, began, chosen = trained.model.to(state.device), time.monotonic(), evaluators(names, subject)
+    for evaluator in chosen:
         found |= evaluator(model)
     record = {
         "command": shlex.join(["python", "-m", "pretrain.evaluate", *arguments]),
@@ -83,6 +86,7 @@ def main(arguments: list[str]) -> None:
         "seconds": round(time.monotonic() - began, 2),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "every"},
         "found": found,
+        "notes": [note for evaluator in chosen if (note := getattr(evaluator, "note", None))],
     }
     if state.is_main_process:
         _write(command.run / "evaluation.json", record)
@@ -110,11 +114,13 @@ def _show(run: Path, record: dict[str, Any]) -> None:
     for name, value in found.items():
         spread = found.get(f"{name}_std")
         if isinstance(value, list):
-            table.add_row(name, " ".join(f"{item:.3g}" for item in value))
+            table.add_row(name, " ".join("-" if item is None else f"{item:.3g}" for item in value))
         elif not name.endswith("_std"):
             table.add_row(name, f"{value:.4f}" + ("" if spread is None else f" ± {spread:.4f}"))
     console = Console(highlight=False)
     console.print(table)
+    for note in record["notes"]:
+        console.print(note, markup=False)
     console.print(
         f"{record['seconds']} s on {record['processes']} processes; in {run / 'evaluation.json'}", markup=False
     )

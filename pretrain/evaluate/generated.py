@@ -1,7 +1,7 @@
 """How like the training images the images are that a model makes: in the features of a network, by torch-fidelity."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pretrain.pictures import pixels
 from pretrain.ranks import maximum, place
 from pretrain.rng import Draws
 from pretrain.sampling import check, generate
+from pretrain.sources import Source, is_cache, open_data
 
 LEAST = 4  # images on either side: a neighbourhood is that of the third neighbour
 SUBSET = 1000  # images that one estimate of the kernel distance looks at, at most
@@ -35,10 +36,34 @@ def make(subject: Subject, names: list[str]) -> "Likeness":
     check(subject.adapter, subject.classes, settings.sampler, settings.steps, settings.guidance, flag)
     if settings.n < LEAST:
         raise Refused(f"{flag}n {settings.n}: {', '.join(names)} need at least {LEAST} images")
-    if len(evenly(subject.source.train, settings.reference)) < LEAST:
-        few = min(len(subject.source.train), settings.reference)
-        raise Refused(f"{flag}metrics {','.join(names)}: {few} training images are too few, it takes {LEAST}")
-    return Likeness(subject, tuple(names), load(settings.features, f"{flag}features"))
+    others = _others(subject)
+    if len(evenly(others.train, settings.reference)) < LEAST:
+        few = min(len(others.train), settings.reference)
+        raise Refused(f"{flag}metrics {','.join(names)}: {few} images to compare with are too few, it takes {LEAST}")
+    return Likeness(subject, others, tuple(names), load(settings.features, f"{flag}features"))
+
+
+def _others(subject: Subject) -> Source:
+    """The data whose images made ones are compared with, of the shape that those have.
+
+    Raises:
+        Refused: there are none.
+    """
+    name, (channels, height, width) = subject.settings.against, subject.source.seen_shape
+    if name is None:
+        return subject.source
+    size, given = height if height == width else None, f"{subject.flag}against {name}"
+    if is_cache(name):
+        raise Refused(f"{given}: it holds latents; name images, or leave it out")
+    data = replace(subject.source.train.data, source=name, size=size, channels=channels, flip=False, crop=1.0)
+    try:
+        found = open_data(data, 0)
+    except Refused as refusal:
+        raise Refused(f"{given}: {str(refusal).removeprefix(f'--data {name}: ')}") from None
+    if found.shape != subject.source.seen_shape:
+        there, here = ("x".join(map(str, shape)) for shape in (found.shape, subject.source.seen_shape))
+        raise Refused(f"{given}: its images are {there}, those that the model makes {here}; name images of that size")
+    return found
 
 
 @dataclass(frozen=True)
@@ -50,11 +75,13 @@ class Likeness:
 
     Attributes:
         subject: what is evaluated.
+        others: data that made images are compared with; the training images, of latents decoded.
         names: of the metrics.
         network: whose features are compared.
     """
 
     subject: Subject
+    others: Source
     names: tuple[str, ...]
     network: Features
 
@@ -111,6 +138,17 @@ class Likeness:
             found |= {name: both[name] for name in ("precision", "recall")}
         return found
 
+    @property
+    def chosen(self) -> range:
+        """Numbers of the images that made ones are compared with."""
+        return evenly(self.others.train, self.subject.settings.reference)
+
+    @property
+    def note(self) -> str:
+        """What the numbers are of, in words."""
+        decoded = ", latents decoded by their autoencoder" if self.others.autoencoder else ""
+        return f"{self.subject.settings.n} images compared with {len(self.chosen)} of {self.others.train.name}{decoded}"
+
     @cached_property
     def real(self) -> dict[str, Tensor]:
         """Features of the training images, "feature" [R, D], with their mean "mu" and covariance "sigma"; kept on disk,
@@ -118,13 +156,12 @@ class Likeness:
         """
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
-        images, network, vae = self.subject.source.train, self.network, self.subject.source.autoencoder
-        chosen = evenly(images, self.subject.settings.reference)
+        images, network, chosen = self.others.train, self.network, self.chosen
 
         def encode(batch: Batch) -> tuple[Tensor]:
-            return (self.features(vae.decode(batch.image) if vae else batch.image),)
+            return (self.features(self.others.seen(batch.image)),)
 
-        told = _fingerprint(images, chosen, vae.name if vae else "")
+        told = _fingerprint(images, chosen, self.others.made_by or "")
         name = f"{told}-{network.fingerprint()}.safetensors"
         file = cached_assets_path("infobatch-pretrain", "evaluate", "reference") / name
         # All processes do the same: on one of several machines the file may be missing.

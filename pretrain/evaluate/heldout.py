@@ -33,8 +33,8 @@ class HeldOutLoss:
     adapter: Adapter
     images: Images
 
-    def __call__(self, model: nn.Module) -> dict[str, float | list[float]]:
-        """The mean loss, and the mean loss by level, lowest first."""
+    def __call__(self, model: nn.Module) -> dict[str, float | list[float | None]]:
+        """The mean loss, and the mean loss by level, lowest first; None where few images leave a level unvisited."""
 
         def visits(batch: Batch) -> tuple[Tensor, Tensor]:
             start = Draws(0, index=batch.index).uniform()
@@ -48,5 +48,5 @@ class HeldOutLoss:
         loss, level = (column.flatten() for column in over(self.images, range(len(self.images)), device, visits))
         bin = (level * BINS).long().clamp(max=BINS - 1)
         total, count = (torch.bincount(bin, weight, BINS) for weight in (loss, torch.ones_like(loss)))
-        by_level = (total / count.clamp(min=1)).tolist()
+        by_level = [(t / n).item() if n else None for t, n in zip(total, count, strict=True)]
         return {"heldout_loss": loss.mean().item(), "heldout_loss_by_level": by_level}
