@@ -39,7 +39,8 @@ def main(
         label: class of all images; of a conditional run, image n has class n modulo the classes where not given.
         seed: of the noise.
         batch_size: images at once.
-        output_dir: new or empty folder for them; RUN/generated where not given.
+        output_dir: new or empty folder for grid.png and images/, which holds nothing else, as other programs want it;
+            RUN/generated where not given.
     """
     import torch
     from PIL import Image
@@ -67,7 +68,11 @@ def main(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"--output-dir {folder}: it is there already and not an empty folder; name another one")
     state.wait_for_everyone()
-    folder.mkdir(parents=True, exist_ok=True)
+    single = folder / "images"
+    try:
+        single.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
 
     vae, model, everyone = trained.autoencoder, trained.model.to(state.device), torch.arange(n, device=state.device)
     for which in everyone.split(batch_size)[state.process_index :: state.num_processes]:
@@ -76,13 +81,13 @@ def main(
         given = given if label is None else torch.full_like(which, label)
         made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler, autoencoder=vae)
         for number, image in zip(which.tolist(), pixels(made), strict=True):
-            Image.fromarray(image.squeeze(-1).numpy()).save(folder / f"{number:05d}.png")
+            Image.fromarray(image.squeeze(-1).numpy()).save(single / f"{number:05d}.png")
     state.wait_for_everyone()
     if state.is_main_process:
-        shown = [to_tensor(folder / f"{number:05d}.png") for number in range(min(n, 144))]
+        shown = [to_tensor(single / f"{number:05d}.png") for number in range(min(n, 144))]
         sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
         Image.fromarray(sheet.squeeze(-1).numpy()).save(folder / "grid.png")
-        Display(True).say(f"{n} images in {folder}, the first {len(shown)} in {folder / 'grid.png'}")
+        Display(True).say(f"{n} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
 
 
 def to_tensor(path: Path) -> Any:

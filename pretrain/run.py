@@ -24,6 +24,7 @@ FILES = {
     "checkpoints",
     "averages",
     "pictures",
+    "generated",
     "model",
     "trackers",
 }

@@ -15,14 +15,13 @@ from conftest import ROOT, journal
 from fidelity import by_hand
 from programs import common, final, train
 
+from pretrain import generate
 from pretrain.adapter import Batch
 from pretrain.errors import Refused
 from pretrain.evaluate import evaluators, linear, online, supervised
 from pretrain.evaluate.__main__ import main
 from pretrain.evaluate.subject import Subject
-from pretrain.pictures import pixels
 from pretrain.rng import Draws, generator
-from pretrain.sampling import generate
 from pretrain.trained import open_run
 
 
@@ -97,14 +96,15 @@ def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert "a model of Flow has no encoder; of this run there are heldout" in refused(flow, "-m", "heldout,knn")
 
 
-def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path) -> None:
-    run = open_run(flow)
-    adapter: Any = run.adapter
-    noise = Draws(0, index=torch.arange(70)).normal(*run.shape)
-    made = generate(run.model, adapter, noise, torch.full((70,), -1), steps=2)
-    real = torch.stack([run.source.train[None, n].image for n in range(43)])
+def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path, tmp_path: Path) -> None:
+    """On the files that `pretrain.generate` makes, and those of the training images."""
+    source = open_run(flow).source
+    (tmp_path / "real").mkdir()
+    for n in range(43):
+        shutil.copy(source.train.name_of(n), tmp_path / "real" / f"{n}.png")
+    generate.main(flow, n=70, steps=2, output_dir=tmp_path / "made")
     found = evaluate(flow, "--metrics", "fid,kid,precision-recall", "--n", 70)
-    assert found == pytest.approx(by_hand(pixels(made).movedim(-1, 1), real, 43), rel=1e-4)
+    assert found == pytest.approx(by_hand(tmp_path / "made" / "images", tmp_path / "real", 43), rel=1e-4)
     (kept,) = assets.rglob("*.safetensors")
     before = kept.stat().st_mtime_ns
     assert evaluate(flow, "--metrics", "fid", "--n", 70)["fid"] == found["fid"]

@@ -33,7 +33,7 @@ def made(run: Path, output: Path, *words: object) -> dict[str, np.ndarray]:
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
-    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))}
+    return {path.name: np.asarray(Image.open(path)) for path in sorted((folder / "images").iterdir())}
 
 
 WORDS = ("--images", 7, "--steps", 3, "--guidance", 2, "--sampler", "dpm++")
