@@ -86,7 +86,12 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
     if fits:
         model.load_state_dict(rest, strict=False)
     decoder = "and decoder" if fits else "alone, its decoder is of another shape" if rest else "alone"
-    return f"starting from {path}: encoder {decoder}; pixels there were normalised by {mean.tolist()}, {std.tolist()}"
+    return f"starting from {path}: encoder {decoder}; pixels there were normalised by {_numbers(mean)} and {_numbers(std)}"
+
+
+def _numbers(values: Tensor) -> str:
+    """As they were written, not as float32 has them."""
+    return f"[{', '.join(f'{value:.6g}' for value in values.tolist())}]"
 
 
 def _shape(tensor: Tensor | None) -> str:

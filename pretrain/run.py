@@ -3,13 +3,15 @@
 import errno
 import fcntl
 import os
+import platform
 import shutil
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
-from pretrain import checkpoint
+from pretrain import __version__, checkpoint
 from pretrain.config import Config
 from pretrain.errors import Refused
 from pretrain.manifest import sync
@@ -138,11 +140,17 @@ def prepare(config: Config, resumed: checkpoint.Found | None) -> Lock:
             if not path.suffix:
                 path.rename(path.with_suffix(".damaged"))  # so that it isn't counted among those that are kept
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        write_text(folder / "config.yaml", text)  # first: it is what makes the folder a run's
+        write_text(folder / "config.yaml", _made_with() + text)  # first: it is what makes the folder a run's
         (folder / "pictures").mkdir(exist_ok=True)
     except OSError as error:
         raise Refused(f"--output-dir {folder}: can't be written to: {error}") from None
     return lock
+
+
+def _made_with() -> str:
+    """A comment that says by which versions the run was made, or went on: numbers differ between them."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "diffusers"))
+    return f"# infobatch-pretrain {__version__} on Python {platform.python_version()}, {packages}\n"
 
 
 def write_text(file: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,9 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
     for said in ("epoch 8/8", "visited", "saved", "heldout_loss", str(folder / "pictures"), str(folder / "model")):
         assert said in printed.out
     assert "\x1b" not in printed.out  # no terminal, no escapes
-    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    written = (folder / "config.yaml").read_text()
+    resolved = yaml.safe_load(written)
+    assert f"torch {version('torch')}, torchvision" in written.splitlines()[0]
     assert resolved["infobatch"] is infobatch and resolved["epochs"] == 8
     if script == "train_mae.py":
         assert {"knn_accuracy"} <= summary["quality"].keys() & summary["quality_before"].keys()
