@@ -86,7 +86,8 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
     if fits:
         model.load_state_dict(rest, strict=False)
     decoder = "and decoder" if fits else "alone, its decoder is of another shape" if rest else "alone"
-    return f"starting from {path}: encoder {decoder}; pixels there were normalised by {_numbers(mean)} and {_numbers(std)}"
+    pixels = f"pixels there were normalised by {_numbers(mean)} and {_numbers(std)}"
+    return f"starting from {path}: encoder {decoder}; {pixels}"
 
 
 def _numbers(values: Tensor) -> str:

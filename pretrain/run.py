@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from pretrain import __version__, checkpoint
+from pretrain import checkpoint
 from pretrain.config import Config
 from pretrain.errors import Refused
 from pretrain.manifest import sync
@@ -149,8 +149,8 @@ def prepare(config: Config, resumed: checkpoint.Found | None) -> Lock:
 
 def _made_with() -> str:
     """A comment that says by which versions the run was made, or went on: numbers differ between them."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "diffusers"))
-    return f"# infobatch-pretrain {__version__} on Python {platform.python_version()}, {packages}\n"
+    packages = ("infobatch-pretrain", "torch", "torchvision", "timm", "diffusers")
+    return f"# {', '.join(f'{name} {version(name)}' for name in packages)}; Python {platform.python_version()}\n"
 
 
 def write_text(file: Path, text: str) -> None:
