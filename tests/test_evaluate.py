@@ -1,5 +1,6 @@
 """`python -m pretrain.evaluate`: what a run is worth, measured again."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -14,11 +15,13 @@ import torch
 from conftest import ROOT, journal
 from fidelity import by_hand
 from programs import common, final, train
+from timm.optim import create_optimizer_v2
 
+from models.mae import MAEConfig
 from pretrain import generate
 from pretrain.adapter import Batch
 from pretrain.errors import Refused
-from pretrain.evaluate import evaluators, linear, online, supervised
+from pretrain.evaluate import classifiers, evaluators, linear, online, supervised
 from pretrain.evaluate.__main__ import main
 from pretrain.evaluate.subject import Subject
 from pretrain.rng import Draws, generator
@@ -180,9 +183,40 @@ def test_probes_and_fine_tuning_learn_and_leave_the_model_alone(mae: Path, monke
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
     seen = subject.source._replace(test=subject.source.train)  # that anything is learned shows in what was seen
-    monkeypatch.setitem(supervised.RATES, "finetune", 1e-2)  # 200 steps of a small network
+    monkeypatch.setattr(classifiers, "TUNINGS", (classifiers.Tuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small one
     again = dataclasses.replace(opened(mae, probe_epochs=20), source=seen)
     assert min(supervised.make(again, ["finetune", "attentive-probe"]).measure(model, 0).values()) > 0.7
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_plus_240", "vit_base_patch16_rpn_224"])
+def test_a_classifier_to_be_tuned_is_the_encoder_under_a_mean_a_norm_and_a_head(name: str) -> None:
+    config = MAEConfig(name, patch=4, width=32, depth=3, heads=2)
+    encoder: Any = config.build((1, 12, 16), 0).encoder
+    before, image = copy.deepcopy(encoder), torch.randn(5, 1, 12, 16)
+    network: Any = classifiers.tunable(encoder, 7).eval()
+    tokens = before.norm_pre(before._pos_embed(before.patch_embed(image)))
+    patches = before.blocks(tokens)[:, before.num_prefix_tokens :].mean(dim=1)
+    last = before.norm if isinstance(before.fc_norm, torch.nn.Identity) else before.fc_norm
+    torch.testing.assert_close(network(image), network.head(last(patches)))
+    groups = create_optimizer_v2(network, "adamw", 1.0, weight_decay=0.05, layer_decay=0.65).param_groups
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert {*map(id, network.parameters())} == scale.keys()
+    assert scale[id(network.patch_embed.proj.weight)] == pytest.approx(0.65**4)
+    assert scale[id(network.blocks[2].mlp.fc1.weight)] == pytest.approx(0.65)
+    assert scale[id(network.head.weight)] == 1
+    paths = [module for module in network.modules() if isinstance(module, classifiers.DropPath)]
+    assert len(paths) >= 3 and [paths[0].rate, paths[-1].rate] == [0, pytest.approx(0.1)]
+
+
+def test_dropped_paths_belong_to_samples_and_leave_the_mean() -> None:
+    path, branch, index = classifiers.DropPath(0.3), torch.ones(4000, 1, 2), torch.arange(4000)
+    path.draws = Draws(1, 2, index=index)
+    dropped = path(branch)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert dropped.mean().item() == pytest.approx(1, abs=4 * (0.3 / 0.7 / 4000) ** 0.5)
+    path.draws = Draws(1, 2, index=index[1::2])  # of another process
+    assert torch.equal(path(branch[1::2]), dropped[1::2])
+    assert torch.equal(path.eval()(branch), branch)
 
 
 def test_probes_need_labels(mae: Path) -> None:

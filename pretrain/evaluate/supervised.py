@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from timm.data import Mixup
-from timm.layers import AttentionPoolLatent, trunc_normal_
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -18,13 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.adapter import Batch, bare
 from pretrain.data import collate, on_device
 from pretrain.errors import Refused
+from pretrain.evaluate.classifiers import Attentive, DropPath, tunable, tuning
 from pretrain.evaluate.subject import Subject, labelled, over, over_seeds
 from pretrain.ranks import place
-from pretrain.rng import generator, key
+from pretrain.rng import Draws, generator, key
 
 MOST = 256  # images of a step
 STEPS = 8  # of an epoch, at least
-RATES = {"finetune": 5e-4, "attentive-probe": 1e-3}  # the former for 256 images (He et al. 2022, as released)
+RATE = 1e-3  # of the attentive probe
 
 
 def make(subject: Subject, names: list[str]) -> "Supervised":
@@ -42,41 +42,12 @@ def make(subject: Subject, names: list[str]) -> "Supervised":
     return found
 
 
-class Attentive(nn.Module):
-    """A frozen encoder whose tokens one query attends to, and a linear map of what it gathers (Chen et al. 2022,
-    "Context autoencoder", section 3.3).
-
-    Args:
-        encoder: a timm vision transformer.
-        classes: to tell apart.
-    """
-
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
-        super().__init__()
-        timm = bare(encoder)
-        self.encoder = encoder.requires_grad_(False)
-        self.pool = AttentionPoolLatent(timm.embed_dim, num_heads=timm.blocks[0].attn.num_heads)
-        self.norm, self.head = nn.LayerNorm(timm.embed_dim), nn.Linear(timm.embed_dim, classes)
-
-    def train(self, mode: bool = True) -> "Attentive":
-        """The encoder stays as it is evaluated."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W]."""
-        with torch.no_grad():
-            tokens = bare(self.encoder).forward_features(image)
-        return self.head(self.norm(self.pool(tokens)))
-
-
 @dataclass(frozen=True)
 class Supervised:
     """Accuracy on held-out images of a classifier that was trained on the labelled ones, augmented as in pretraining.
 
-    Fine-tuning is AdamW with a learning rate that decays from layer to layer downwards, mixup, cutmix and label
-    smoothing (He et al. 2022, table 9, without its random augmentation and drop path), on the mean of the patches.
+    Fine-tuning is AdamW with a learning rate that decays from layer to layer downwards, drop path, mixup, cutmix and
+    label smoothing (He et al. 2022, table 9, without its random augmentation and erasing), on the mean of the patches.
 
     Attributes:
         subject: what is evaluated.
@@ -105,12 +76,7 @@ class Supervised:
             encoder = copy.deepcopy(bare(model).encoder)
             with torch.random.fork_rng(devices=[]):
                 torch.random.default_generator.manual_seed(key(seed))
-                if name == "finetune":
-                    encoder.requires_grad_(True).reset_classifier(classes, global_pool="avg")
-                    trunc_normal_(encoder.head.weight, std=2e-5)
-                    network: nn.Module = encoder
-                else:
-                    network = Attentive(encoder, classes)
+                network = tunable(encoder, classes) if name == "finetune" else Attentive(encoder, classes)
             self.learn(name, network.to(device), seed)
 
             def rows(batch: Batch, network: nn.Module = network) -> tuple[Tensor, Tensor]:
@@ -127,10 +93,11 @@ class Supervised:
         tuned = name == "finetune"
         rank, world = place()
         device = next(network.parameters()).device
-        decay = 0.65 if tuned else None  # from layer to layer
+        rate, decay = tuning(network)[1:3] if tuned else (RATE, None)
         optimizer = create_optimizer_v2(
-            network, "adamw", RATES[name], weight_decay=0.05, betas=(0.9, 0.999), layer_decay=decay
+            network, "adamw", rate, weight_decay=0.05, betas=(0.9, 0.999), layer_decay=decay
         )
+        paths = [module for module in network.modules() if isinstance(module, DropPath)]
         per_epoch, epochs = len(self.index) // self.batch, self.subject.settings.probe_epochs
         steps = per_epoch * epochs
         schedule = CosineLRScheduler(optimizer, steps, lr_min=1e-6, warmup_t=steps // 20, t_in_epochs=False)
@@ -151,6 +118,9 @@ class Supervised:
                         image, target = mix(image, label)
                 else:
                     target = one_hot(label, classes).float()
+                draws = Draws(seed, epoch, index=batch.index)
+                for path in paths:
+                    path.draws = draws
                 loss = cross_entropy(reached(image), target, reduction="none") * (batch.index >= 0)
                 schedule.step_update(step)
                 (loss.sum() * world / len(chosen)).backward()
