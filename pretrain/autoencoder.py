@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ class Autoencoder:
 
     Args:
         network: the diffusers model.
+
+    Raises:
+        ValueError: its config has no way of scaling them.
     """
 
     def __init__(self, network: Any) -> None:
@@ -32,8 +36,17 @@ class Autoencoder:
         config = network.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         known = mean is not None and std is not None
-        self.shift = torch.tensor(mean if known else config.get("shift_factor") or 0.0).view(-1, 1, 1)
-        self.scale = config.scaling_factor / torch.tensor(std if known else 1.0).view(-1, 1, 1)
+        try:
+            self.shift = torch.tensor(mean if known else config.get("shift_factor") or 0.0).view(-1, 1, 1)
+            self.scale = config.scaling_factor / torch.tensor(std if known else 1.0).view(-1, 1, 1)
+            scaled = (torch.ones(config.latent_channels, 1, 1) - self.shift) * self.scale
+        except (TypeError, ValueError, RuntimeError):
+            scaled = torch.tensor(math.nan)
+        if not scaled.isfinite().all() or not self.scale.all():
+            raise ValueError(
+                "its scaling_factor, shift_factor, latents_mean and latents_std must be numbers, one for each latent "
+                "channel, and no scale 0"
+            )
 
     @property
     def factor(self) -> int:
@@ -73,10 +86,16 @@ class Autoencoder:
             Refused: it can't encode such images.
         """
         config, (channels, height, width) = self.network.config, shape
+        if config.in_channels != config.out_channels:
+            raise Refused(
+                f"the autoencoder makes images of {config.out_channels} channels from ones of {config.in_channels}; "
+                "give another one"
+            )
         if config.in_channels != channels:
             raise Refused(
                 f"the autoencoder encodes images of {config.in_channels} channels, these have {channels}; "
-                f"say --data.channels {config.in_channels}, or give another autoencoder"
+                f"{f'say --data.channels {config.in_channels}, or ' if config.in_channels in (1, 3, 4) else ''}"
+                "give another autoencoder"
             )
         if height % self.factor or width % self.factor:
             raise Refused(
@@ -125,6 +144,8 @@ def open_autoencoder(folder: Path) -> Autoencoder:
         ) from None
     if kind not in KINDS:
         raise Refused(f"{folder}: the autoencoder must be an {' or '.join(KINDS)}, got {kind}")
+    if not any(folder.glob("diffusion_pytorch_model.safetensors*")):  # diffusers would say so on a line of its own
+        raise Refused(f"{folder}: the autoencoder has no diffusion_pytorch_model.safetensors there; save it as one")
     import diffusers  # takes seconds
 
     try:
@@ -132,9 +153,14 @@ def open_autoencoder(folder: Path) -> Autoencoder:
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise Refused(f"{folder}: the autoencoder can't be read: {' '.join(str(error).split())}") from None
+        raise Refused(
+            f"{folder}: the autoencoder can't be read: {' '.join(str(error).split()).split('. ')[0]}"
+        ) from None
     if missing := found["missing_keys"]:
         raise Refused(f"{folder}: the autoencoder can't be used: its file lacks {missing[0]}")
     for parameter in network.parameters():  # or it is the file itself, which may be written anew
         parameter.data = parameter.data.clone()
-    return Autoencoder(network)
+    try:
+        return Autoencoder(network)
+    except ValueError as error:
+        raise Refused(f"{folder}: the autoencoder can't be used: {error}; mend its config.json") from None

@@ -77,8 +77,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["version"] != VERSION:
             raise Refused(
-                f"--data {folder}: the cache is of version {manifest['version']}, this program reads {VERSION}"
+                f"--data {folder}: the cache is of version {manifest['version']}, this program reads {VERSION}; "
+                "encode the images again"
             )
+        numbers = [*manifest["shape"], *manifest["moments"], manifest["classes"]]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(manifest["shape"]) != 3:
+            raise ValueError("its shape, moments or classes are none")
+        if len(manifest["moments"]) != 2 or {*manifest["splits"]} != {"train", "test"}:
+            raise ValueError("its moments or splits are none")
         for split, (rows, size) in manifest["splits"].items():
             found = sum(file.stat().st_size for file in (folder / split).rglob("*.arrow"))
             if found != size:
@@ -90,7 +96,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, Refused):
             raise
-        raise Refused(f"--data {folder}: its {MANIFEST} can't be read ({type(error).__name__}: {error})") from None
+        said = f"its {MANIFEST} can't be read ({type(error).__name__}: {error})"
+        raise Refused(f"--data {folder}: {said}; copy it again, or encode the images again") from None
     return manifest
 
 
@@ -117,7 +124,9 @@ def tables(folder: Path, manifest: dict[str, Any], data: Data, seed: int) -> dic
             table = datasets.concatenate_datasets([load(shard) for shard in shards])
         except Exception as error:  # whatever arrow has to say
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise Refused(f"--data {folder}: its latents can't be read: {said}") from None
+            raise Refused(
+                f"--data {folder}: its latents can't be read: {said}; copy it again, or encode the images again"
+            ) from None
         shape, whole = tuple(manifest["shape"]), np.arange(rows)
         if len(table) != rows or len(table[0]["latent"]) != 2 * views * moments * math.prod(shape):
             raise Refused(f"--data {folder}: its {split}/ does not hold what its {MANIFEST} says; encode it again")

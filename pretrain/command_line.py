@@ -102,13 +102,23 @@ def _sentence(box: str) -> str:
     lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).strip() for line in box.splitlines()]
     text: list[str] = []
     for line in lines[1:]:
-        if not line or line.startswith(("─", "╰")):
-            break
+        if not line.strip("─-╰╯+"):  # a rule, of whatever characters the terminal has
+            if text:
+                break
+            continue
         text.append(line)
+    if text and text[0].startswith("Missing from"):
+        return f"{text[1]} is needed: {' '.join(text[2:]).partition(' (required)')[0].rstrip('.')}"
     sentence = " ".join(text).removeprefix("Error parsing ").removeprefix("Config: ").rstrip(".")
     sentence = re.sub(r"^(\w+): (?=\1\.)", "", sentence)
     sentence = re.sub(r": could not convert string to float: (.*)", r" must be a number, got \1", sentence)
     sentence = re.sub(r": invalid literal for int\(\) with base 10: (.*)", r" must be a whole number, got \1", sentence)
+    for kind, said in (("FLOAT", "a number"), ("INT", "a whole number")):
+        sentence = re.sub(
+            rf": no type matching .*\b{kind} could be instantiated from \['(.*)'\]",
+            rf" must be {said}, got '\1'",
+            sentence,
+        )
     return sentence or box.strip()
 
 
@@ -132,6 +142,27 @@ def _tyro(cls: type, arguments: list[str], default: Any, source: str) -> Any:
     return config
 
 
+def options(function: Callable[..., Any], prog: str, arguments: list[str]) -> Any:
+    """What a function or dataclass makes of a command's line.
+
+    Args:
+        function: its parameters are the options, its docstring is the help.
+        prog: what the command is called by.
+        arguments: its line.
+
+    Raises:
+        Refused: there is a mistake in it.
+    """
+    if {"-h", "--help"} & set(arguments):
+        tyro.cli(function, prog=prog, args=arguments)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(function, prog=prog, args=arguments)
+    except SystemExit:
+        raise Refused(f"{_sentence(complaint.getvalue())} (--help lists the options)") from None
+
+
 def command(function: Callable[..., None], prog: str) -> None:
     """Call a command with what this process's command line says; a mistake there is one sentence and exit status 2.
 
@@ -140,21 +171,13 @@ def command(function: Callable[..., None], prog: str) -> None:
         prog: what the command is called by.
     """
     with one_sentence():
-        arguments = sys.argv[1:]
 
         @functools.wraps(function)
         def said(*positional: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return positional, options
 
-        if {"-h", "--help"} & set(arguments):
-            tyro.cli(said, prog=prog, args=arguments)
-        complaint = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(complaint):
-                positional, options = tyro.cli(said, prog=prog, args=arguments)
-        except SystemExit:
-            raise Refused(f"{_sentence(complaint.getvalue())} (--help lists the options)") from None
-        function(*positional, **options)
+        positional, named = options(said, prog, sys.argv[1:])
+        function(*positional, **named)
 
 
 def _take(arguments: list[str], *flags: str) -> str | None:

@@ -44,6 +44,7 @@ class Data:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        _require(bool(self.source), "data", "images", "an empty name")
         _require(self.size is None or self.size >= 1, "data.size", "at least 1", self.size)
         _require(0 < self.crop <= 1, "data.crop", "above 0 and at most 1", self.crop)
         _require(self.limit is None or self.limit >= 1, "data.limit", "at least 1", self.limit)
@@ -184,6 +185,7 @@ class Evaluate:
         _require(self.images >= 1, "evaluate.images", "at least 1", self.images)
         _require(self.steps >= 1, "evaluate.steps", "at least 1", self.steps)
         _require(self.n >= 1, "evaluate.n", "at least 1", self.n)
+        _require(self.against != "", "evaluate.against", "images", "an empty name")
         _require(self.reference >= 1, "evaluate.reference", "at least 1", self.reference)
         _require(self.probe_epochs >= 1, "evaluate.probe_epochs", "at least 1", self.probe_epochs)
         _require(self.seeds >= 1, "evaluate.seeds", "at least 1", self.seeds)

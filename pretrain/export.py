@@ -145,6 +145,10 @@ def main(
             trained.model.load_state_dict(reconstruct(run, length)[0])
         except ValueError as error:
             raise error if isinstance(error, Refused) else Refused(f"--length: {error}") from None
+    try:
+        evaluations = Journal(run / "journal.jsonl", writes=False).read("evaluation")
+    except ValueError as error:
+        raise Refused(f"{run / 'journal.jsonl'}: can't be read: {error}; mend it, or move it away") from None
     summary = summarise(
         config,
         size=len(trained.state.tensors["infobatch"]["score"]),
@@ -154,11 +158,14 @@ def main(
         seconds=values["seconds"],
         model=trained.model,
         bad_images=values["bad_images"],
-        evaluations=Journal(run / "journal.jsonl", writes=False).read("evaluation"),
+        evaluations=evaluations,
         flops=first_visit(trained.adapter, trained.model, trained.shape, trained.classes).flops,
     )
-    summary["open_model_with"] = export(trained.model, config, trained.shape, run / "model", trained.autoencoder)
-    card.write(config, summary, licence=license)
+    try:
+        summary["open_model_with"] = export(trained.model, config, trained.shape, run / "model", trained.autoencoder)
+        card.write(config, summary, licence=license)
+    except OSError as error:
+        raise Refused(f"{run / 'model'}: can't be written to: {error}") from None
     display = Display(True)
     display.summary(in_words(summary))
     if push_to_hub:

@@ -85,9 +85,12 @@ def check(path: Path, state: State, now: dict[str, Tensor], source: Source) -> N
     Raises:
         Refused: the data set is another one now.
     """
-    if state.values["images"].get("autoencoder") != source.made_by:
-        given = source.train.data.source
-        raise Refused(f"--resume {path}: the latents in --data {given} are of another autoencoder now")
+    made_by, given = state.values["images"].get("autoencoder"), source.train.data.source
+    if made_by != source.made_by:
+        kind = (
+            "latents of another autoencoder" if made_by and source.made_by else "no latents" if made_by else "latents"
+        )
+        raise Refused(f"--resume {path}: --data {given} holds {kind} now; bring back what the run began with")
     if what := changed(state.tensors["data"], now, source):
         raise Refused(
             f"--resume {path}: the data set has changed: {what}; scores belong to images by their number, "

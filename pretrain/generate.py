@@ -43,7 +43,6 @@ def main(
             RUN/generated where not given.
     """
     import torch
-    from PIL import Image
 
     from pretrain import processes
     from pretrain.adapter import Generative
@@ -74,20 +73,35 @@ def main(
     except OSError as error:
         raise Refused(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
 
-    vae, model, everyone = trained.autoencoder, trained.model.to(state.device), torch.arange(n, device=state.device)
-    for which in everyone.split(batch_size)[state.process_index :: state.num_processes]:
+    vae, model = trained.autoencoder, trained.model.to(state.device)
+    for start in range(state.process_index * batch_size, n, state.num_processes * batch_size):
+        which = torch.arange(start, min(start + batch_size, n), device=state.device)
         noise = Draws(seed, index=which).normal(*trained.shape)
         given = which % classes if classes else torch.full_like(which, -1)
         given = given if label is None else torch.full_like(which, label)
         made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler, autoencoder=vae)
         for number, image in zip(which.tolist(), pixels(made), strict=True):
-            Image.fromarray(image.squeeze(-1).numpy()).save(single / f"{number:05d}.png")
+            write(image, single / f"{number:05d}.png")
     state.wait_for_everyone()
     if state.is_main_process:
         shown = [to_tensor(single / f"{number:05d}.png") for number in range(min(n, 144))]
         sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
-        Image.fromarray(sheet.squeeze(-1).numpy()).save(folder / "grid.png")
+        write(sheet, folder / "grid.png")
         Display(True).say(f"{n} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
+
+
+def write(image: Any, path: Path) -> None:
+    """Write an image, uint8 [H, W, C].
+
+    Raises:
+        Refused: there is no room for it, or the like.
+    """
+    from PIL import Image
+
+    try:
+        Image.fromarray(image.squeeze(-1).numpy()).save(path)
+    except OSError as error:
+        raise Refused(f"{path}: can't be written: {error}; the images before it are kept", local=True) from None
 
 
 def to_tensor(path: Path) -> Any:

@@ -67,6 +67,9 @@ class Journal:
     def read(self, kind: str) -> list[dict[str, Any]]:
         """The statuses of one kind, oldest first."""
         text = self.path.read_bytes() if self.path.exists() else b""
-        lines = text[: self._length if self.writes else None].splitlines()
+        whole = (
+            self._length if self.writes else text.rfind(b"\n") + 1
+        )  # of a run that was killed, the last one may not be
+        lines = text[:whole].splitlines()
         records = [*(json.loads(line) for line in lines), *self._records]
         return [record for record in records if record["kind"] == kind]

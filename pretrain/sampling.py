@@ -1,6 +1,7 @@
 """Images from noise, by a diffusers scheduler."""
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ def check(adapter: Generative, classes: int, name: str | None, steps: int, guida
     Raises:
         Refused: there is no such sampler, not with so many steps, or nothing to be guided by.
     """
+    if not math.isfinite(guidance):
+        raise Refused(f"{flag}guidance must be a finite number, got {guidance}")
     if guidance != 1 and not (classes and getattr(adapter, "label_dropout", 1)):
         raise Refused(
             f"{flag}guidance {guidance:g} needs a model that knows images with a label and without one; train with "

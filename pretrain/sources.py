@@ -121,6 +121,11 @@ def _some(rows: np.ndarray, most: int | None, stream: int) -> np.ndarray:
 def _latents(folder: Path, data: Data, seed: int) -> Source:
     """A cache of latents, with the autoencoder that it brings."""
     manifest = cache.read_manifest(folder)
+    if not (folder / "vae" / "config.json").is_file():
+        raise Refused(
+            f"--data {folder}: the autoencoder that made its latents is gone from its vae/; put it back, or encode the "
+            "images again"
+        )
     autoencoder = open_autoencoder(folder / "vae")
     if autoencoder.identity != manifest["autoencoder"]:
         raise Refused(

@@ -45,7 +45,10 @@ class Trained:
         Raises:
             Refused: it is not there any more, or is another one.
         """
-        source = open_data(self.config.data, self.config.seed)
+        try:
+            source = open_data(self.config.data, self.config.seed)
+        except Refused as refusal:
+            raise Refused(f"{self.folder}: the run's data can't be had: {refusal}", local=refusal.local) from None
         if source.shape != self.shape or source.made_by != self.state.values["images"].get("autoencoder"):
             kind = "images of another shape" if source.shape != self.shape else "latents of another autoencoder"
             raise Refused(

@@ -110,7 +110,9 @@ ALLOWED: dict[str, set[str]] = {
         )
     },
     "pretrain/evaluate/__init__.py": {"pretrain.errors", "pretrain.evaluate.subject"},  # the latter for its type
-    "pretrain/evaluate/__main__.py": {f"pretrain.{name}" for name in ("errors", "evaluate", "processes", "trained")}
+    "pretrain/evaluate/__main__.py": {
+        f"pretrain.{name}" for name in ("command_line", "errors", "evaluate", "processes", "trained")
+    }
     | {"pretrain.evaluate.subject"},
     "pretrain/evaluate": {
         f"pretrain.{name}"

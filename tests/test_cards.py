@@ -1,6 +1,7 @@
 """The model card says what the run came to; the hub gets it, or is named as what failed."""
 
 import json
+import shutil
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -122,8 +123,6 @@ def test_another_average_is_exported(run: Path) -> None:
 
 def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_path: Path) -> None:
     """Its cost is compared with everybody until there."""
-    import shutil
-
     folder = tmp_path / "stopped"
     shutil.copytree(run, folder)
     checkpoints = sorted((folder / "checkpoints").iterdir())
@@ -135,6 +134,28 @@ def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_pat
     assert f"| visits | {seen:,} | {round(43 * 4 * values['progress'])} |" in (folder / "model/README.md").read_text()
     exported = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(exported[k.removeprefix("network.")], v) for k, v in final(folder, "average").items())
+
+
+def test_a_run_that_was_killed_over_its_journal_is_exported(run: Path, tmp_path: Path) -> None:
+    """What it had begun to write is not read; what can't be read is one sentence."""
+    shutil.copytree(run, tmp_path / "run")
+    export.main(tmp_path / "run")
+    card, journal = tmp_path / "run" / "model" / "README.md", tmp_path / "run" / "journal.jsonl"
+    written, whole = card.read_text(), journal.read_bytes()
+    journal.write_bytes(whole + b'{"kind": "eval')
+    export.main(tmp_path / "run")
+    assert card.read_text() == written
+    journal.write_bytes(b"no\n" + whole)
+    with pytest.raises(Refused, match=r"journal\.jsonl: can't be read"):
+        export.main(tmp_path / "run")
+
+
+def test_a_model_that_cant_be_written_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "model").write_text("")
+    with pytest.raises(Refused, match="model: can't be written to"):
+        export.main(tmp_path / "run")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

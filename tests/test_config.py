@@ -108,7 +108,9 @@ def test_parts_become_objects() -> None:
         ("--optim.lrr 3", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
         ("--lr 3", "there is no setting 'lr'; did you mean 'optim.lr'?"),
         ("--optim.lr fast", "--optim.lr must be a number, got 'fast'"),
+        ("--data.size big", "--data.size must be a whole number, got 'big'"),
         ("--epochs 1.5", "--epochs must be a whole number, got '1.5'"),
+        ("--data=", "data must be images, got an empty name"),
         ("--epochs 0", "epochs must be at least 1, got 0"),
         ("--pruning.ratio 1", "pruning.ratio must be in [0, 1), got 1"),
         ("--adapter flwo", "did you mean flow? There are ddpm, edm, flow, mae"),
@@ -267,7 +269,7 @@ def test_a_rate_may_be_that_of_256_images() -> None:
     [
         (["run", "--nn", "3"], "Unrecognized options: --nn"),
         (["run", "extra", "--nn"], "Unrecognized options: "),
-        ([], "Missing"),
+        ([], " is needed: "),
     ],
 )
 def test_a_mistake_in_a_commands_line_is_one_sentence(name: str, words: list[str], said: str, monkeypatch, capsys):
@@ -277,7 +279,7 @@ def test_a_mistake_in_a_commands_line_is_one_sentence(name: str, words: list[str
         command(module.main, f"python -m pretrain.{name}")
     out, err = capsys.readouterr()
     assert exit.value.code == 2 and not out
-    assert err.startswith("error: ") and err.count("\n") == 1 and (said in err or "Missing" in err)
+    assert err.startswith("error: ") and err.count("\n") == 1 and (said in err or "is needed" in err)
 
 
 def test_a_command_gets_what_is_said(monkeypatch) -> None:

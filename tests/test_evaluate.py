@@ -136,6 +136,9 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
     [
         ("--n 3", "--n 3: fid need at least 4 images"),
         ("--n 0", "--n must be at least 1, got 0"),
+        ("--n abc", "--images/--n must be a whole number, got 'abc'"),
+        ("--nn 3", "Unrecognized options: --nn, 3"),
+        ("--against=", "against must be images, got an empty name"),
         ("--reference 2", "2 images to compare with are too few"),
         ("--guidance 2", "--guidance 2 needs a model that knows images"),
         ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
@@ -143,6 +146,22 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
 )
 def test_what_can_not_be_compared_is_one_sentence(words: str, said: str, flow: Path) -> None:
     assert said in refused(flow, "--metrics", "fid", *words.split())
+
+
+def test_what_was_measured_is_shown_whatever_the_file_holds(flow: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(flow, tmp_path / "run")
+    for held in ("{", "{}"):
+        (tmp_path / "run" / "evaluation.json").write_text(held)
+        assert "can't be added to" in refused(tmp_path / "run")
+        assert "heldout_loss" in capsys.readouterr().out
+        assert (tmp_path / "run" / "evaluation.json").read_text() == held
+
+
+def test_data_that_are_gone_are_one_sentence(flow: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(flow, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(pictures), str(tmp_path / "gone")))
+    assert "the run's data can't be had: --data" in refused(tmp_path / "run")
 
 
 def test_a_missing_package_is_one_sentence(flow: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
         ("--label 2", "the run has classes 0 to 1"),
         ("--n 0", "--n must be at least 1, got 0"),
         ("--steps 2000", "--steps 2000"),
+        ("--guidance nan", "--guidance must be a finite number, got nan"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, said: str, conditional: Path, tmp_path: Path) -> None:
@@ -102,6 +103,19 @@ def test_a_mistake_is_one_sentence(words: str, said: str, conditional: Path, tmp
     assert not (tmp_path / "images").exists()
     with pytest.raises(Refused, match="it is there already and not an empty folder"):
         made(conditional, conditional)
+    with pytest.raises(Refused, match="can't be written to: Not a directory"):
+        made(conditional, conditional / "config.yaml" / "images")
+
+
+def test_a_disk_that_is_full_is_one_sentence(conditional: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(image, path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(
+        Refused, match=r"00000\.png: can't be written: .*No space left.*; the images before it are kept"
+    ):
+        made(conditional, tmp_path / "images", "--n", 1, "--steps", 1)
 
 
 def test_guidance_needs_a_null_class_and_a_mae_makes_no_images(finished: Path, pictures: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from programs import common, refused, same, train
 
 from pretrain import cache, latents
-from pretrain.autoencoder import open_autoencoder
+from pretrain.autoencoder import Autoencoder, open_autoencoder
 from pretrain.config import Data, Evaluate
 from pretrain.data import Images, collate, loader, on_device
 from pretrain.errors import Refused
@@ -247,9 +247,52 @@ def test_a_folder_that_is_no_autoencoder(vaes: Path, tmp_path: Path) -> None:
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
     with pytest.raises(Refused, match="can't be read"):
         open_autoencoder(tmp_path / "vae")
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(Refused, match=r"has no diffusion_pytorch_model\.safetensors there"):
+        open_autoencoder(tmp_path / "vae")
     (tmp_path / "vae" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(Refused, match="must be an AutoencoderKL or AutoencoderTiny, got UNet2DModel"):
         open_autoencoder(tmp_path / "vae")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scaling_factor": 0}, "scaling_factor, .* must be numbers"),
+        ({"scaling_factor": None}, "scaling_factor, .* must be numbers"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, "one for each latent channel"),
+        ({"block_out_channels": [8, 8]}, r"can't be read: .*expected shape torch.Size\(\[8\]\)"),
+        ({"norm_num_groups": 3}, "can't be read: "),
+    ],
+)
+def test_a_config_that_says_what_can_not_be(change: dict[str, Any], said: str, vaes: Path, tmp_path: Path) -> None:
+    shutil.copytree(vaes / "kl", tmp_path / "vae")
+    file = tmp_path / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(Refused, match=said) as refusal:
+        open_autoencoder(tmp_path / "vae")
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_autoencoder_whose_channels_do_not_fit() -> None:
+    for channels, said in (((2, 2), r"2 channels, these have 1; give another"), ((1, 3), "makes images of 3 channels")):
+        network = kl(in_channels=channels[0], out_channels=channels[1])
+        with pytest.raises(Refused, match=said):
+            Autoencoder(network).latent_shape((1, 12, 12))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": [4, 6]}, {"shape": "abc"}, {"moments": [1]}, {"moments": None}, {"classes": "two"}, {"splits": {}}],
+    ids=str,
+)
+def test_a_manifest_that_says_what_can_not_be(change: dict[str, Any], plain: Path, tmp_path: Path) -> None:
+    """The fields that a reader goes by."""
+    shutil.copytree(plain, tmp_path / "latents")
+    file = tmp_path / "latents" / cache.MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(Refused, match=r"its latents\.json can't be read .*; copy it again, or encode the images again"):
+        opened(tmp_path / "latents")
 
 
 def test_a_cache_that_is_cut_off_or_has_another_autoencoder(plain: Path, vaes: Path, tmp_path: Path) -> None:
@@ -263,6 +306,9 @@ def test_a_cache_that_is_cut_off_or_has_another_autoencoder(plain: Path, vaes: P
     shutil.rmtree(broken("less") / "test")
     with pytest.raises(Refused, match="is cut off"):
         opened(tmp_path / "less")
+    shutil.rmtree(broken("without") / "vae")
+    with pytest.raises(Refused, match="the autoencoder that made its latents is gone"):
+        opened(tmp_path / "without")
     (broken("manifest") / cache.MANIFEST).write_text("{")
     with pytest.raises(Refused, match="can't be read"):
         opened(tmp_path / "manifest")
@@ -317,10 +363,14 @@ def test_a_resumed_run_draws_the_same_latents(cached: Path, tmp_path: Path) -> N
     assert same(one, other)
 
 
-def test_a_run_does_not_go_on_with_another_autoencoders_latents(plain: Path, cached: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_another_autoencoders_latents(
+    plain: Path, cached: Path, pictures: Path, tmp_path: Path
+) -> None:
     train("train_diffusion.py", *common(plain, tmp_path / "run", 1))
     sentence = refused("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--data", cached)
-    assert "of another autoencoder" in sentence
+    assert f"--data {cached} holds latents of another autoencoder now" in sentence
+    sentence = refused("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--data", pictures)
+    assert f"--data {pictures} holds no latents now" in sentence
     shutil.rmtree(tmp_path / "run" / "model")
     trained = open_run(tmp_path / "run")
     assert trained.autoencoder is not None

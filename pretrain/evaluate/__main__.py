@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pretrain.command_line import options
 from pretrain.errors import Refused, one_sentence
 
 
@@ -58,7 +59,7 @@ class Command:
 
 def main(arguments: list[str]) -> None:
     """Measure, show and write down."""
-    command = tyro.cli(Command, prog="python -m pretrain.evaluate", args=arguments)
+    command = options(Command, "python -m pretrain.evaluate", arguments)
     from pretrain import processes
     from pretrain.evaluate import evaluators
     from pretrain.evaluate.subject import Subject
@@ -89,14 +90,16 @@ def main(arguments: list[str]) -> None:
         "notes": [note for evaluator in chosen if (note := getattr(evaluator, "note", None))],
     }
     if state.is_main_process:
+        _show(command.run, record)  # first: it may have taken hours
         _write(command.run / "evaluation.json", record)
-        _show(command.run, record)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     """Add a record to the file's list."""
     try:
         records = json.loads(path.read_text()) if path.exists() else []
+        if not isinstance(records, list):
+            raise ValueError("it is no list")
         part = path.with_suffix(".part")
         part.write_text(json.dumps([*records, record], indent=1) + "\n")
         part.rename(path)
