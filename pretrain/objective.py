@@ -19,6 +19,15 @@ def normal_quantile(level: Tensor, mean: float, std: float) -> Tensor:
     return mean + std * torch.special.ndtri(level.clamp(min=2.0**-25))
 
 
+def favoured(level: Tensor, below: float, times: float) -> Tensor:
+    """Levels in [0, 1) spread so that those below `below` are `times` times as dense as the others."""
+    if times == 1:
+        return level
+    dense = times * below  # is to 1 - below as the two parts' shares are
+    place = level * (dense + 1 - below)
+    return torch.where(place < dense, place / times, place - dense + below).clamp(max=1 - 2.0**-24)
+
+
 def snr_weight(snr: Tensor, prediction: str, min_snr: float | None, p2: float | None) -> Tensor:
     """Weight of the squared error of what is predicted.
 

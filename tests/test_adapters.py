@@ -189,6 +189,7 @@ def test_labels_are_dropped_at_the_stated_rate() -> None:
     [
         (MAE, {"mask_ratio": 1}),
         (DDPM, {"timesteps": 1}),
+        (DDPM, {"early": 0.0}),
         (DDPM, {"min_snr": 0.0}),
         (DDPM, {"p2": -1.0}),
         (DDPM, {"min_snr": 5.0, "p2": 1.0}),

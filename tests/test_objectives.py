@@ -6,6 +6,8 @@ import pytest
 import torch
 from denoisers import SHAPE, Best, Oracle, batch, column, signal
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.dit import DiTConfig
@@ -13,7 +15,7 @@ from pretrain.adapter import Batch, Losses
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
-from pretrain.objective import Uncertain
+from pretrain.objective import Uncertain, favoured
 from pretrain.rng import Draws, generator
 
 
@@ -114,6 +116,34 @@ def test_levels_spread_like_the_normal_distribution_that_is_asked_for(adapter) -
     value = 4 * time if isinstance(adapter, EDM) else (time / 1000).double().logit()
     expected = torch.tensor([NormalDist(adapter.mean, adapter.std).inv_cdf(k / 1000) for k in range(1, 1000)])
     torch.testing.assert_close(value.double(), expected.double(), atol=2e-5, rtol=0)
+
+
+@given(below=st.floats(0.01, 0.99), times=st.floats(0.05, 20))
+def test_favoured_levels_are_as_many_times_as_dense(below: float, times: float) -> None:
+    """In order, below 1, the two parts' shares as their densities ask, and each part even; 1 changes nothing."""
+    level = torch.arange(20_000) / 20_000
+    spread = favoured(level, below, times)
+    assert (spread.diff() >= 0).all() and spread[0] == 0 and spread[-1] < 1
+    dense = spread < below
+    share = times * below / (times * below + 1 - below)
+    assert dense.float().mean().item() == pytest.approx(share, abs=1e-4)
+    for part, low, high in ((spread[dense], 0, below), (spread[~dense], below, 1)):
+        if len(part) > 100:
+            torch.testing.assert_close(
+                part, low + (high - low) * (torch.arange(len(part)) + 0.5) / len(part), atol=0.02, rtol=0
+            )
+    assert torch.equal(favoured(level, below, 1.0), level)
+
+
+def test_early_timesteps_are_drawn_as_speed_draws_them() -> None:
+    """Probability k / (T + tau (k - 1)) for each of the first tau = 0.7 T, a k-th of that for the others."""
+    b = batch(100_000)._replace(level=torch.arange(100_000) / 100_000)
+    count = torch.bincount(
+        asked(DDPM(early=5.0), b._replace(image=torch.zeros(100_000, 1, 1, 1)))[2].long(), minlength=1000
+    )
+    assert len(count) == 1000
+    for part, probability in ((count[:700], 5 / (1000 + 700 * 4)), (count[700:], 1 / (1000 + 700 * 4))):
+        assert part.float().mean().item() / 100_000 == pytest.approx(probability, rel=0.02)
 
 
 def heads(adapter: EDM, network: nn.Module) -> Uncertain:

@@ -8,20 +8,20 @@ from einops import reduce
 from torch import nn
 
 from pretrain.adapter import Batch, Losses, drop_labels
-from pretrain.objective import snr_weight
+from pretrain.objective import favoured, snr_weight
 from pretrain.rng import Draws
 
 
 @dataclass(frozen=True)
 class DDPM:
-    """Denoising diffusion with the simple loss (Ho et al. 2020, equation 14), or a weighted one; timesteps uniform.
+    """Denoising diffusion with the simple loss (Ho et al. 2020, equation 14), or a weighted one.
 
     Attributes:
         prediction: what the network predicts: the noise, the image, or the velocity (Salimans and Ho 2022).
-        noise_schedule: how the noise grows: linear (Ho et al. 2020), cosine (Nichol and Dhariwal 2021) or sigmoid (Xu
-            et al. 2022); linear and sigmoid are made for 1000 timesteps, fewer leave some of the image at the end.
-        timesteps: noise levels, T.
+        noise_schedule: linear (Ho et al. 2020), cosine (Nichol and Dhariwal 2021) or sigmoid (Xu et al. 2022).
+        timesteps: noise levels, T; linear and sigmoid are made for 1000, fewer leave some of the image at the end.
         zero_terminal_snr: change the noise schedule so that nothing of the image is left at the end (Lin et al. 2024).
+        early: changes the objective: timesteps below 0.7 T come this many times as often (SpeeD; Wang et al. 2025).
         min_snr: changes the objective: weigh the image's squared error by min(SNR, this), say 5 (Hang et al. 2023).
         p2: changes the objective: weigh the noise's squared error by (1 + SNR)^-this, say 1 (Choi et al. 2022).
         label_dropout: share of the labels replaced by "no label", for classifier-free guidance, in [0, 1].
@@ -31,6 +31,7 @@ class DDPM:
     noise_schedule: Literal["linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     timesteps: int = 1000
     zero_terminal_snr: bool = False
+    early: float = 1.0
     min_snr: float | None = None
     p2: float | None = None
     label_dropout: float = 0.1
@@ -39,7 +40,7 @@ class DDPM:
         zero, weights = self.zero_terminal_snr, [w for w in (self.min_snr, self.p2) if w is not None]
         for good, said in (
             (self.timesteps >= 2, f"timesteps must be at least 2, got {self.timesteps}"),
-            (all(w > 0 for w in weights), f"min_snr and p2 must be above 0, got {weights}"),
+            (min(self.early, 1, *weights) > 0, f"early, min_snr, p2 must be above 0, got {self.early}, {weights}"),
             (len(weights) < 2, f"min_snr and p2 must not both be given, got {weights}; leave one out"),
             (not zero or self.prediction != "epsilon", "prediction must not be epsilon with zero_terminal_snr"),
             (not zero or not weights, "zero_terminal_snr must not go with min_snr or p2: its end would weigh 0"),
@@ -63,7 +64,7 @@ class DDPM:
     def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
         """One forward pass; the level picks the timestep, the timestep the weight: the loss serves as the score."""
         x, noise = batch.image, rng.normal(*batch.image.shape[1:])
-        t = (batch.level * self.timesteps).long()
+        t = (favoured(batch.level, 0.7, self.early) * self.timesteps).long()
         output = model(self.noising.add_noise(x, noise, t), t, drop_labels(batch.label, self.label_dropout, rng))
         targets = {"epsilon": noise, "sample": x, "v_prediction": self.noising.get_velocity(x, noise, t)}
         error = reduce((output - targets[self.prediction]).square(), "b c h w -> b", "mean")
@@ -74,7 +75,6 @@ class DDPM:
         """DDIM (Song et al. 2021) over the same noise schedule."""
         from diffusers import DDIMScheduler
 
-        given: Any = {"timestep_spacing": "trailing"}
-        if self.noise_schedule == "sigmoid":  # DDIM has no name for it
-            given |= {"trained_betas": self.noising.betas.tolist(), "rescale_betas_zero_snr": False}
-        return DDIMScheduler.from_config(self.noising.config, **given)
+        betas = {"trained_betas": self.noising.betas.tolist(), "rescale_betas_zero_snr": False}
+        given: Any = betas if self.noise_schedule == "sigmoid" else {}  # DDIM has no name for it
+        return DDIMScheduler.from_config(self.noising.config, timestep_spacing="trailing", **given)
