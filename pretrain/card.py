@@ -90,7 +90,7 @@ def _text(config: Config, summary: dict[str, Any], name: str, shown: list[tuple[
     parts = [
         f"# {name.split('/')[-1] or config.output_dir.resolve().name}",
         f"Network `{model}`, {summary['parameters'] / 1e6:.3g} M parameters; objective `{adapter}`; trained on {data}"
-        f"{', with labels' if config.conditional else ''}, {_who(config)}.",
+        f"{', with labels' if config.conditional else ''}, {_who(config)}{_average(summary)}.",
         *_autoencoder(Path(summary["model"])),
         *(f"![{title}]({path})" for title, path in shown),
     ]
@@ -127,6 +127,11 @@ def _use(summary: dict[str, Any], name: str) -> list[str]:
     return parts
 
 
+def _average(summary: dict[str, Any]) -> str:
+    length = summary.get("length")
+    return "" if length is None else f"; its parameters are their power average of length {length:g}"
+
+
 def _who(config: Config) -> str:
     return "visiting everybody in every epoch" if config.policy == "full" else f"pruned dynamically ({config.policy})"
 
@@ -148,8 +153,13 @@ def _cost(summary: dict[str, Any]) -> list[str]:
 
 def _quality(summary: dict[str, Any]) -> list[str]:
     before, after = summary["quality_before"], summary["quality"]
-    rows = [f"| {key} | {before[key]:.4f} | {after[key]:.4f} |" for key in after if not isinstance(after[key], list)]
-    return ["## Quality", "\n".join(["| | before training | after |\n|---|---|---|", *rows])] if rows else []
+    rows = [
+        f"| {key} | {f'{before[key]:.4f}' if key in before else ''} | {value:.4f} |"
+        for key, value in after.items()
+        if not isinstance(value, list)
+    ]
+    table = "\n".join(["| | before training | after |\n|---|---|---|", *rows])
+    return ["## Quality", table, *(f"{note}." for note in summary.get("notes", []))] if rows else []
 
 
 def _made(summary: dict[str, Any]) -> list[str]:

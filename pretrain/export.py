@@ -25,7 +25,6 @@ from pretrain.display import Display
 from pretrain.errors import Refused
 from pretrain.journal import Journal
 from pretrain.objective import Uncertain
-from pretrain.posthoc import reconstruct
 from pretrain.sampling import sampler
 from pretrain.summary import in_words, summarise
 from pretrain.takeaway import to_timm, to_transformers
@@ -120,6 +119,26 @@ def _save(model: nn.Module, file: Path) -> None:
     )
 
 
+def _measured(run: Path, step: int, length: float | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """What was measured in training, if it is of the plain average, and what pretrain.evaluate found since; its notes.
+
+    Raises:
+        Refused: a file of it can't be read.
+    """
+    file = run / "journal.jsonl"
+    try:
+        trained = Journal(file, writes=False).read("evaluation") if length is None else []
+        file = run / "evaluation.json"
+        records = json.loads(file.read_text()) if file.exists() else []
+        later = [one for one in records if (one["step"], one.get("length")) == (step, length)]
+        found = {name: value for one in later for name, value in one["found"].items()}
+        notes = {note: None for one in later for note in one.get("notes", [])}  # each once
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Refused(f"{file}: can't be read ({type(error).__name__}: {error}); mend it, or move it away") from None
+    trained = trained or [{}]
+    return [*trained, trained[-1] | found] if found else trained, [*notes]
+
+
 def main(
     run: tyro.conf.Positional[Path],
     length: float | None = None,
@@ -137,18 +156,10 @@ def main(
     """
     if push_to_hub:
         hub.check(push_to_hub)
-    trained = open_run(run)
+    trained = open_run(run, length)
     values = trained.state.values
     config = replace(trained.config, output_dir=run)  # it may have been moved
-    if length is not None:
-        try:
-            trained.model.load_state_dict(reconstruct(run, length)[0])
-        except ValueError as error:
-            raise error if isinstance(error, Refused) else Refused(f"--length: {error}") from None
-    try:
-        evaluations = Journal(run / "journal.jsonl", writes=False).read("evaluation")
-    except ValueError as error:
-        raise Refused(f"{run / 'journal.jsonl'}: can't be read: {error}; mend it, or move it away") from None
+    evaluations, notes = _measured(run, values["step"], length)
     summary = summarise(
         config,
         size=len(trained.state.tensors["infobatch"]["score"]),
@@ -161,6 +172,7 @@ def main(
         evaluations=evaluations,
         flops=first_visit(trained.adapter, trained.model, trained.shape, trained.classes).flops,
     )
+    summary |= {"length": length, "notes": notes}
     try:
         summary["open_model_with"] = export(trained.model, config, trained.shape, run / "model", trained.autoencoder)
         card.write(config, summary, licence=license)

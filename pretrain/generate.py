@@ -23,6 +23,7 @@ def main(
     steps: int = 30,
     sampler: str | None = None,
     label: int | None = None,
+    length: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
@@ -37,6 +38,8 @@ def main(
         sampler: euler, heun (which calls the network twice a step), dpm++, or of ddpm ddim; where not given ddim of
             ddpm, euler of flow, dpm++ of edm.
         label: class of all images; of a conditional run, image n has class n modulo the classes where not given.
+        length: of the power average that makes them (sigma_rel), from the run's snapshots; the plain average where not
+            given.
         seed: of the noise.
         batch_size: images at once.
         output_dir: new or empty folder for grid.png and images/, which holds nothing else, as other programs want it;
@@ -56,7 +59,7 @@ def main(
         if value < least:
             raise Refused(f"--{name} must be at least {least}, got {value}")
     state = processes.join()
-    trained = open_run(run)
+    trained = open_run(run, length)
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
         raise Refused(f"{run}: {type(adapter).__name__} makes no images; name a run of train_diffusion.py")

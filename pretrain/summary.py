@@ -82,7 +82,12 @@ def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, value in after.items():
         if not isinstance(value, list):
-            rows.append(("quality", f"{name} {value:.4f} (before training {before[name]:.4f})"))
+            rows.append(
+                (
+                    "quality",
+                    f"{name} {value:.4f}" + (f" (before training {before[name]:.4f})" if name in before else ""),
+                )
+            )
     if summary["bad_images"]:
         rows.append(("bad images", f"{len(summary['bad_images'])} skipped, the first: {summary['bad_images'][0]}"))
     return [

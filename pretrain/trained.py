@@ -12,6 +12,7 @@ from pretrain.autoencoder import PLACES, Autoencoder, open_autoencoder
 from pretrain.command_line import parse
 from pretrain.config import Config
 from pretrain.errors import Refused, warn
+from pretrain.posthoc import reconstruct
 from pretrain.sources import Source, open_data
 from pretrain.training import build
 
@@ -78,8 +79,12 @@ class Trained:
         )
 
 
-def open_run(folder: Path) -> Trained:
+def open_run(folder: Path, length: float | None = None) -> Trained:
     """The newest checkpoint of the run in `folder` that is whole; newer ones that are not are warned of.
+
+    Args:
+        folder: the run's.
+        length: of the power average to open (sigma_rel), made from the run's snapshots; None: the plain average.
 
     Raises:
         Refused: there is none, or it can't be read.
@@ -95,5 +100,9 @@ def open_run(folder: Path) -> Trained:
     channels, height, width = state.values["images"]["shape"]
     shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
     model = build(config, shape, classes).eval()
-    checkpoint.fill(model, state.tensors["average"], path)
+    try:
+        average = state.tensors["average"] if length is None else reconstruct(folder, length)[0]
+    except ValueError as error:
+        raise error if isinstance(error, Refused) else Refused(f"--length: {error}") from None
+    checkpoint.fill(model, average, path)
     return Trained(folder, config, config.part("adapter"), model, shape, classes, state)

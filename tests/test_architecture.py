@@ -83,7 +83,17 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pretrain/trained.py": {
         f"pretrain.{name}"
-        for name in ("adapter", "checkpoint", "autoencoder", "command_line", "config", "errors", "sources", "training")
+        for name in (
+            "adapter",
+            "checkpoint",
+            "autoencoder",
+            "command_line",
+            "config",
+            "errors",
+            "posthoc",
+            "sources",
+            "training",
+        )
     },
     "pretrain/summary.py": {"pretrain.config", "pretrain.display"},
     "pretrain/charts.py": {"pretrain.data", "pretrain.pictures", "pretrain.sources"},
@@ -138,10 +148,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/takeaway.py": {"pretrain.checkpoint", "pretrain.foreign"},
     "pretrain/export.py": {
         *(f"pretrain.{name}" for name in ("adapter", "card", "config", "cost", "display", "errors", "hub", "journal")),
-        *(
-            f"pretrain.{name}"
-            for name in ("command_line", "objective", "pipeline", "posthoc", "summary", "takeaway", "trained")
-        ),
+        *(f"pretrain.{name}" for name in ("command_line", "objective", "pipeline", "summary", "takeaway", "trained")),
         *(f"pretrain.{name}" for name in ("autoencoder", "sampling")),
     },
 }

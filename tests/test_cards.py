@@ -5,18 +5,24 @@ import shutil
 from pathlib import Path
 from unittest.mock import create_autospec
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT
 from huggingface_hub import HfApi, ModelCard, RepoUrl
+from PIL import Image
 from programs import common, final, refused, train
 from safetensors.torch import load_file
 
-from pretrain import card, export, hub
+from pretrain import card, export, generate, hub, sampling
 from pretrain.command_line import parse
 from pretrain.errors import Refused
+from pretrain.evaluate import __main__ as evaluate
+from pretrain.evaluate.heldout import HeldOutLoss
+from pretrain.pictures import pixels
 from pretrain.posthoc import reconstruct
+from pretrain.rng import Draws
 from pretrain.trained import open_run
 
 
@@ -119,6 +125,40 @@ def test_another_average_is_exported(run: Path) -> None:
     assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in found.items())
     with pytest.raises(Refused, match=r"--length: the length of a power average must be above 0 and at most 0.28"):
         export.main(run, length=0.5)
+
+
+def test_another_average_is_measured_looked_at_and_told(run: Path, tmp_path: Path) -> None:
+    """The card has what was measured of the parameters that it is about, and of no others."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    trained = open_run(folder)
+    trained.model.load_state_dict(reconstruct(folder, 0.15)[0])
+    expected = HeldOutLoss(trained.adapter, trained.source.test)(trained.model)["heldout_loss"]
+    evaluate.main([str(folder), "--metrics", "heldout,fid", "--n", "8", "--length", "0.15"])
+    evaluate.main([str(folder), "--metrics", "kid", "--n", "8"])
+    other, plain = json.loads((folder / "evaluation.json").read_text())
+    assert other["found"]["heldout_loss"] == expected and (other["length"], plain["length"]) == (0.15, None)
+    for length, record, said in ((0.15, other, f"| heldout_loss |  | {expected:.4f} |"), (None, plain, "heldout_loss")):
+        export.main(folder, length=length)
+        card = (folder / "model" / "README.md").read_text()
+        assert said in card and f"{record['notes'][0]}." in card
+        assert ("its parameters are their power average of length 0.15" in card) == (length is not None)
+        assert [name for name in ("fid", "kid") if f"| {name} |" in card] == [
+            name for name in record["found"] if name[1:] == "id"
+        ]
+    generate.main(folder, n=2, steps=2, length=0.15)
+    made = sampling.generate(
+        trained.model,
+        trained.adapter,
+        Draws(0, index=torch.arange(2)).normal(1, 12, 12),
+        torch.tensor([-1, -1]),
+        steps=2,
+    )
+    for image, file in zip(pixels(made), sorted((folder / "generated" / "images").iterdir()), strict=True):
+        assert (image.squeeze(-1).numpy() == np.asarray(Image.open(file))).all()
+    (folder / "evaluation.json").write_text('{"a": 1}')
+    with pytest.raises(Refused, match=r"evaluation\.json: can't be read"):
+        export.main(folder)
 
 
 def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_path: Path) -> None:

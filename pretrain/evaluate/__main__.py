@@ -42,6 +42,8 @@ class Command:
             images, and of latents what the autoencoder makes of them.
         probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
         seeds: that a metric with chance in it is measured with; its mean and standard deviation are given.
+        length: of the power average that is measured (sigma_rel), from the run's snapshots; the plain average where
+            not given.
     """
 
     run: tyro.conf.Positional[Path]
@@ -55,6 +57,7 @@ class Command:
     against: str | None = None
     probe_epochs: int | None = None
     seeds: int | None = None
+    length: float | None = None
 
 
 def main(arguments: list[str]) -> None:
@@ -66,8 +69,10 @@ def main(arguments: list[str]) -> None:
     from pretrain.trained import open_run
 
     state = processes.join()
-    trained = open_run(command.run)
-    given = {name: value for name, value in vars(command).items() if name != "run" and value is not None}
+    trained = open_run(command.run, command.length)
+    given = {
+        name: value for name, value in vars(command).items() if value is not None and name not in ("run", "length")
+    }
     try:
         settings = dataclasses.replace(trained.config.evaluate, **given)
     except ValueError as error:
@@ -83,6 +88,7 @@ def main(arguments: list[str]) -> None:
         "command": shlex.join(["python", "-m", "pretrain.evaluate", *arguments]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": trained.state.values["step"],
+        "length": command.length,
         "processes": state.num_processes,
         "seconds": round(time.monotonic() - began, 2),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "every"},
