@@ -159,7 +159,8 @@ def _quality(summary: dict[str, Any]) -> list[str]:
         if not isinstance(value, list)
     ]
     table = "\n".join(["| | before training | after |\n|---|---|---|", *rows])
-    return ["## Quality", table, *(f"{note}." for note in summary.get("notes", []))] if rows else []
+    how = [f"{note}." for note in summary.get("notes", [])] or ["`evaluate` in `recipe.yaml` says how it was measured."]
+    return ["## Quality", table, *how] if rows else []
 
 
 def _made(summary: dict[str, Any]) -> list[str]:

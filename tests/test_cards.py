@@ -58,6 +58,7 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
         "DiffusionPipeline.from_pretrained('.')",
         "pruned dynamically (joint)",
         "python train_diffusion.py --config recipe.yaml",
+        "`evaluate` in `recipe.yaml` says how it was measured.",
         "![What it makes](epoch-0004.png)",
         "![Its loss by level](loss-by-level.png)",
     ):
@@ -127,7 +128,7 @@ def test_another_average_is_exported(run: Path) -> None:
         export.main(run, length=0.5)
 
 
-def test_another_average_is_measured_looked_at_and_told(run: Path, tmp_path: Path) -> None:
+def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Path, tmp_path: Path) -> None:
     """The card has what was measured of the parameters that it is about, and of no others."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
@@ -141,7 +142,7 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, tmp_path: Pat
     for length, record, said in ((0.15, other, f"| heldout_loss |  | {expected:.4f} |"), (None, plain, "heldout_loss")):
         export.main(folder, length=length)
         card = (folder / "model" / "README.md").read_text()
-        assert said in card and f"{record['notes'][0]}." in card
+        assert said in card and f"{record['notes'][0]}." in card and str(pictures.parent) not in card
         assert ("its parameters are their power average of length 0.15" in card) == (length is not None)
         assert [name for name in ("fid", "kid") if f"| {name} |" in card] == [
             name for name in record["found"] if name[1:] == "id"

@@ -411,15 +411,16 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
     noise, label = Draws(0, index=torch.arange(30)).normal(4, 6, 6), torch.full((30,), -1)
     made = generate(trained.model, trained.adapter, noise, label, steps=2, autoencoder=vae)
     for words, real, said in (
-        ([], vae.decode(images(opened(plain).train)), f"43 of {plain}, train, latents decoded by their autoencoder"),
-        (["--against", pictures], images(opened(pictures).train), f"43 of {pictures}, train"),
+        ([], vae.decode(images(opened(plain).train)), "43 latents decoded by their autoencoder of latents"),
+        (["--against", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
     ):
         both = [pixels(image).movedim(-1, 1) for image in (made, real)]
         record = evaluated(run, "--metrics", "fid,kid,precision-recall,heldout", "--n", 30, *words)
         found = record["found"]
         expected = by_hand(*both, 30)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
-        assert record["notes"] == [f"30 images compared with {said}"]
+        by = "30 images, by 2 steps of DDIMScheduler with guidance 1"
+        assert record["notes"] == [f"{by}, compared with {said} by the features of small"]
         assert found["heldout_loss"] == json.loads((run / "summary.json").read_text())["quality"]["heldout_loss"]
 
 

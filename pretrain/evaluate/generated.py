@@ -18,7 +18,7 @@ from pretrain.evaluate.subject import BATCH, Subject, evenly, over, over_seeds, 
 from pretrain.pictures import pixels
 from pretrain.ranks import maximum, place
 from pretrain.rng import Draws
-from pretrain.sampling import check, generate
+from pretrain.sampling import check, generate, sampler
 from pretrain.sources import Source, is_cache, open_data
 
 LEAST = 4  # images on either side: a neighbourhood is that of the third neighbour
@@ -145,9 +145,15 @@ class Likeness:
 
     @property
     def note(self) -> str:
-        """What the numbers are of, in words."""
-        decoded = ", latents decoded by their autoencoder" if self.others.autoencoder else ""
-        return f"{self.subject.settings.n} images compared with {len(self.chosen)} of {self.others.train.name}{decoded}"
+        """What the numbers are of, in words, without folders of this machine."""
+        settings, source = self.subject.settings, Path(self.others.train.data.source).expanduser()
+        by = type(sampler(self.subject.adapter, settings.sampler)).__name__
+        kind = "latents decoded by their autoencoder" if self.others.autoencoder else "images"
+        where = source.resolve().name if source.exists() else self.others.train.data.source
+        return (
+            f"{settings.n:,} images, by {settings.steps} steps of {by} with guidance {settings.guidance:g}, "
+            f"compared with {len(self.chosen):,} {kind} of {where} by the features of {Path(settings.features).name}"
+        )
 
     @cached_property
     def real(self) -> dict[str, Tensor]:
