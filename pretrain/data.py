@@ -19,6 +19,7 @@ from pretrain.adapter import Batch
 from pretrain.config import Data
 from pretrain.decode import decode
 from pretrain.errors import Refused
+from pretrain.kept import keep
 from pretrain.rng import key
 
 
@@ -62,6 +63,8 @@ class Images(Dataset[Item]):
         if data.flip:
             steps.append(v2.RandomHorizontalFlip())
         self.augment = v2.Compose(steps) if steps else None
+        # Where crops are cut from images of any size, what one has decoded is not what the other wants.
+        self.kept = keep(len(rows), shape) if data.crop == 1 or data.size is None else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,15 +73,9 @@ class Images(Dataset[Item]):
         """The sample `index`, augmented for `epoch` (None: as it is); a negative index stays one."""
         epoch, index = visit
         number = ~index if index < 0 else index
-        row = self.table[int(self.rows[number])]
-        whole = epoch is not None and self.data.crop < 1  # a random crop is cut from all there is, then brought to size
+        found = self.kept.get(number) if self.kept else None
         try:
-            image = decode(row["image"], self.shape[0], None if whole else self.data.size)
-            if image.shape != self.shape and not (whole and self.data.size):
-                raise ValueError(
-                    f"it is {image.shape[2]}x{image.shape[1]} where most images are {self.shape[2]}x{self.shape[1]}"
-                    "; give --data.size N to bring all to one size"
-                )
+            image, label = found or self._decoded(number, epoch is not None and self.data.crop < 1)
         except Exception as error:  # image decoders raise whatever they like
             problem = f"{self.name_of(number)} can't be used: {' '.join(str(error).split())}"
             return Item(torch.zeros(self.shape, dtype=torch.uint8), -1, ~number, problem)
@@ -87,7 +84,20 @@ class Images(Dataset[Item]):
                 # The CPU's generator alone: torch.manual_seed would reach for the accelerators' too.
                 torch.random.default_generator.manual_seed(key(self.seed, epoch, number))
                 image = self.augment(image)
-        return Item(image, row["label"], index, "")
+        return Item(image, label, index, "")
+
+    def _decoded(self, number: int, whole: bool) -> tuple[Tensor, int]:
+        """The image, uint8 [C, H, W], and its label; `whole`: to cut a random crop from, of which no size is asked."""
+        row = self.table[int(self.rows[number])]
+        image = decode(row["image"], self.shape[0], None if whole else self.data.size)
+        if image.shape != self.shape and not (whole and self.data.size):
+            raise ValueError(
+                f"it is {image.shape[2]}x{image.shape[1]} where most images are {self.shape[2]}x{self.shape[1]}"
+                "; give --data.size N to bring all to one size"
+            )
+        if self.kept:
+            self.kept.put(number, image, row["label"])
+        return image, row["label"]
 
     def name_of(self, index: int) -> str:
         """Where a person finds the sample: its path, or its row."""

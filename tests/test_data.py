@@ -1,5 +1,6 @@
 """Anything a user has becomes images of one shape, by a number that never moves."""
 
+import pickle
 from pathlib import Path
 
 import datasets
@@ -323,3 +324,47 @@ def test_a_random_crop_is_cut_from_the_whole_image(tmp_path: Path) -> None:
     assert all(image.shape == (1, 16, 16) for image in seen)
     assert {0, 240} <= {int(image.float().mean()) for image in seen}, "some crops lie wholly on one side"
     assert 100 < images[None, 0].image.float().mean() < 140
+
+
+# -- decoded once ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "settings", [{}, {"flip": True, "size": 9, "channels": 3}, {"flip": True, "crop": 0.3}], ids=str
+)
+def test_images_are_decoded_once_and_are_those_that_are_decoded_anew(
+    pictures: Path, settings: dict, workers: int, monkeypatch
+) -> None:
+    kept, anew = (source(pictures, workers=workers, **settings).train for _ in range(2))
+    anew.kept = None
+    batches: DataLoader = loader(kept, Visits(infobatch := InfoBatch(len(kept), epochs=3)), 8)
+    for epoch in infobatch.epochs():
+        for batch, _ in batches:
+            for image, label, index in zip(batch.image, batch.label.tolist(), batch.index.tolist(), strict=True):
+                assert torch.equal(image, anew[epoch, index].image) and label == anew[epoch, index].label
+            infobatch(batch.image.float().mean((1, 2, 3)), batch.index)
+    monkeypatch.setattr("pretrain.data.decode", None)  # workers have left what they decoded to all
+    items = [kept[None, index] for index in range(len(kept))]
+    monkeypatch.undo()
+    assert all(torch.equal(item.image, anew[None, index].image) for index, item in enumerate(items))
+
+
+def test_what_can_not_be_kept_is_decoded_at_every_visit(tmp_path: Path, monkeypatch) -> None:
+    """Bad images; too many; ones of which a crop wants more than an evaluation; by workers that are spawned."""
+    folder = draw_images(tmp_path, 20)
+    images = source(folder).train
+    path = Path(images.name_of(3))
+    good, before = path.read_bytes(), images[0, 0].image.clone()
+    path.write_bytes(good[:40])
+    assert all(images[epoch, 3].problem and images[epoch, 3].index == ~3 for epoch in range(2))
+    path.write_bytes(good)
+    assert not images[2, 3].problem
+    path.write_bytes(b"")
+    assert not images[3, 3].problem, "decoded once, it is kept"
+    path.write_bytes(good)
+    assert torch.equal(images[1, 0].image, before)
+    assert pickle.loads(pickle.dumps(images)).kept is None
+    assert source(folder, size=8, crop=0.5).train.kept is None and source(folder, crop=0.5).train.kept
+    monkeypatch.setattr("pretrain.kept.MOST", len(images) * 12 * 12 - 1)
+    assert source(folder).train.kept is None and source(folder).test.kept
