@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.errors import Refused
-from pretrain.manifest import NAME, Damaged, seal, sync, verify
+from pretrain.files import sync
+from pretrain.manifest import NAME, Damaged, seal, verify
 
 PREFIX = "step-"
 PART, OLD, GONE = ".part", ".old", ".gone"  # being written; about to be replaced; being removed

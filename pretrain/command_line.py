@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import re
 import sys
 import types
@@ -24,6 +25,9 @@ import yaml
 from pretrain import parts
 from pretrain.config import AdapterSection, Config, ModelSection, flat
 from pretrain.errors import Refused, one_sentence
+
+# Of C++ warnings torch makes stack traces, which bury the sentence of what happened (`pretrain.watch` says it).
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _settings(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

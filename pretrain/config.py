@@ -236,7 +236,8 @@ class Config:
         output_dir: folder that the run is written to.
         epochs: passes over the data; one that skips samples counts as a whole one.
         batch_size: images of an optimizer step, over all processes.
-        micro_batch: most images a process pushes through at once; more are accumulated.
+        micro_batch: most images a process pushes through at once; more are accumulated. auto: as many as the device's
+            memory has room for, tried at the start.
         seed: of everything that is random.
         infobatch: prune, as the recipe's pruning section recommends; without it everybody is visited with weight 1. Any
             --pruning.* on the command line says it too.
@@ -258,7 +259,7 @@ class Config:
     data: Data = field(default_factory=Data)
     epochs: int = 100
     batch_size: int = 64
-    micro_batch: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     seed: int = 0
     infobatch: bool = False
     pruning: Pruning = field(default_factory=Pruning)
@@ -278,7 +279,8 @@ class Config:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
-        _require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch", "at least 1", self.micro_batch)
+        number = self.micro_batch if isinstance(self.micro_batch, int) else 1
+        _require(number >= 1, "micro_batch", "at least 1, or auto", number)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other: go on with the run, or replace it")

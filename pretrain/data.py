@@ -158,7 +158,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return moved if moved.image.is_floating_point() else moved._replace(image=moved.image.float() / 127.5 - 1)
 
 
-def loader(images: Images, sampler: Sampler[Any], batch_size: int) -> DataLoader[Any]:
+def loader(images: Images, sampler: Iterable[Any], batch_size: int) -> DataLoader[Any]:
     """A loader of (Batch, problems); it draws nothing from the global generator."""
     return DataLoader(
         images,

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -17,6 +18,18 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+class _Console(Console):
+    """A full disk under its file, or nobody at the end of its pipe, is no reason to end a run."""
+
+    def print(self, *what: Any, **how: Any) -> None:
+        with suppress(OSError):
+            super().print(*what, **how)
+
+    def on_broken_pipe(self) -> None:
+        with suppress(SystemExit):  # what it leaves is silence
+            super().on_broken_pipe()
+
+
 class Display:
     """The running commentary. Use it as a context.
 
@@ -25,7 +38,7 @@ class Display:
     """
 
     def __init__(self, speaks: bool) -> None:
-        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=not speaks, highlight=False, soft_wrap=True)
         self.live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Refused(ValueError):
@@ -22,23 +22,43 @@ class Refused(ValueError):
 def warn(sentence: str) -> None:
     """A line on stderr, where no `Display` speaks; from rank 0 alone."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        _say(f"warning: {sentence}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a full disk under it
+        print(line, file=sys.stderr, flush=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that a device, or this machine, has no memory left."""
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # as torch has it on a CPU
+        return True
+    return bool({"OutOfMemoryError", "MemoryError"} & {kind.__name__ for kind in type(error).__mro__})
 
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turn `Refused` into a line on stderr and exit status 2, an interrupt that nobody caught into 130."""
+    """Turn `Refused`, or a want of memory, into a line on stderr and exit status 2, an uncaught interrupt into 130."""
     rank = os.environ.get("RANK", "0")
     try:
         yield
     except Refused as refusal:
         if rank == "0" or refusal.local:
-            print(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}", file=sys.stderr, flush=True)
+            _say(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}")
+        sys.exit(2)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        _say(
+            f"error: [rank {rank}] memory ran out ({' '.join(str(error).split('. ')[0].split())}); push fewer images "
+            "through at once (in training --micro-batch N or auto, elsewhere --batch-size), or train with --recompute; "
+            "a run goes on from its last checkpoint with --resume"
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         if rank == "0":
-            print(
-                "interrupted at once; what was written is kept, and --resume goes on from the last checkpoint of a run",
-                file=sys.stderr,
+            _say(
+                "interrupted at once; what was written is kept, and --resume goes on from the last checkpoint of a run"
             )
         sys.exit(130)

@@ -117,9 +117,12 @@ def _begin(folder: Path, manifest: dict[str, Any], autoencoder: Any) -> None:
 
 def _encode(source: Any, autoencoder: Any, output_dir: Path, flip: bool, batch_size: int, state: Any) -> None:
     """Write this process's shards, as far as they are not there yet."""
+    from pretrain.data import loader
     from pretrain.display import Display
+    from pretrain.patient import Patient
 
     autoencoder.network.to(state.device)
+    display = Display(state.is_main_process)
     work = [
         (images, output_dir / split, number)
         for split, images in (("train", source.train), ("test", source.test))
@@ -128,18 +131,20 @@ def _encode(source: Any, autoencoder: Any, output_dir: Path, flip: bool, batch_s
     for images, folder, number in work[state.process_index :: state.num_processes]:
         path = folder / f"{number:05d}"
         if not path.exists():
-            _write(_encoded(images, number, autoencoder, flip, batch_size, state.device), path)
-            Display(state.is_main_process).say(f"{path} written")
+            left = [(None, index) for index in range(number * SHARD, min((number + 1) * SHARD, len(images)))]
+            with Patient(lambda images=images, left=left: loader(images, [*left], batch_size), display.say) as batches:
+                _write(_encoded(images, left, batches, autoencoder, flip, state.device), path)
+            display.say(f"{path} written")
 
 
-def _encoded(images: Any, number: int, autoencoder: Any, flip: bool, batch_size: int, device: Any) -> Iterator[Any]:
-    """A shard's rows."""
+def _encoded(images: Any, left: list[Any], batches: Any, autoencoder: Any, flip: bool, device: Any) -> Iterator[Any]:
+    """A shard's rows; `left` shrinks as they are made."""
     import torch
 
-    from pretrain.data import loader, on_device
+    from pretrain.data import on_device
 
-    visits: Any = [(None, n) for n in range(number * SHARD, min((number + 1) * SHARD, len(images)))]
-    for plain, problems in loader(images, visits, batch_size):
+    for plain, problems in batches:
+        del left[: len(plain.index)]
         images.settle(problems)
         batch = on_device(plain, device)
         views = [batch.image, batch.image.flip(-1)] if flip else [batch.image]

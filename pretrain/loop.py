@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pretrain import card, charts, hub, parts, posthoc, processes, replay, run
-from pretrain.adapter import Adapter
+from pretrain import card, charts, hub, parts, posthoc, processes, replay, room, run
+from pretrain.adapter import Adapter, Batch
 from pretrain.average import Averages
 from pretrain.config import Config, flat
 from pretrain.cost import Visit, first_visit, peak
@@ -24,6 +25,7 @@ from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
 from pretrain.evaluate.online import OnlineProbe
+from pretrain.files import replacing
 from pretrain.fingerprint import check, fingerprints
 from pretrain.guard import Guard
 from pretrain.journal import Journal
@@ -95,6 +97,16 @@ def train(
     if config.compile:
         compiled(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
+    if config.micro_batch == "auto":
+
+        def step(batch: Batch) -> None:
+            with accelerator.no_sync(model):
+                accelerator.backward(adapter(model, batch, Draws(config.seed, index=batch.index)).loss.mean())
+
+        with processes.together(accelerator):
+            fit = room.most(step, training.model, micro_batch, source.shape, source.classes)
+        micro_batch = -processes.most(-fit)[0]
+        display.say(f"--micro-batch auto: {micro_batch} images at once")
     guard = Guard(infobatch, source.train, device, state.values if state else {})
     batches = Patient(lambda: loader(source.train, Visits(infobatch), micro_batch), display.say)
 
@@ -137,8 +149,8 @@ def train(
 
     def show(name: str, picture: Tensor, file: str | None = None) -> None:
         path = config.output_dir / "pictures" / f"{file or name}.png"
-        with display.trying(f"writing {path}"):
-            Image.fromarray(picture.squeeze(-1).numpy()).save(path)
+        with display.trying(f"writing {path}"), replacing(path) as part:
+            Image.fromarray(picture.squeeze(-1).numpy()).save(part, "PNG")
         trackers.show(name, picture.numpy(), training.step)
 
     def inspect(epoch: int) -> tuple[int, bool]:
@@ -176,7 +188,7 @@ def train(
         accelerator.wait_for_everyone()
 
     watch = processes.watch(accelerator, lambda: f"epoch {infobatch.epoch + 1}, step {training.step}")
-    with display, writer, watch, processes.Stop() as stop:
+    with display, writer, watch, batches, processes.Stop() as stop:
         if state is None:
             evaluate(0)
             save(must=True)  # a folder that can't hold a checkpoint is known of now, not hours later
@@ -284,9 +296,13 @@ def train(
             flops=visit.flops,
             peak=each and each * accelerator.num_processes,
         )
-        summary["open_model_with"] = export(averages.model)
-        card.write(config, summary)
-        (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        try:
+            summary["open_model_with"] = export(averages.model)
+            card.write(config, summary)
+            with replacing(config.output_dir / "summary.json") as part:
+                part.write_text(json.dumps(summary, indent=2) + "\n")
+        except (OSError, SafetensorError) as error:
+            raise Refused(f"the model can't be written: {error}; the training is done, --resume writes it") from None
         display.summary(in_words(summary))
     accelerator.wait_for_everyone()
     trackers.finish()

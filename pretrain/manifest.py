@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from pretrain.files import sync
 
 NAME = "manifest.json"
 
@@ -54,12 +55,3 @@ def verify(folder: Path) -> None:
         raise Damaged(f"it has no {NAME}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"it can't be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,42 +16,43 @@ PATIENCE = 300.0  # seconds for a batch; then the workers are taken to hang
 class Patient:
     """Hands out what a loader does. Where a worker is lost, the loader is made anew and goes on with the same batch.
 
-    Its sampler must begin where the losses end that came back, as InfoBatch does; nothing is then lost or seen twice.
+    Use it as a context: its workers end with it, which otherwise only SIGKILL would end (they leave SIGTERM to the
+    trainer), so that a program that fails would wait for them for ever.
 
     Args:
-        make: the loader.
+        make: the loader; its sampler must begin behind the last batch that was used, as InfoBatch does.
         tell: called with a sentence when one was lost.
     """
 
     def __init__(self, make: Callable[[], DataLoader[Any]], tell: Callable[[str], None]) -> None:
         self.make, self.tell = make, tell
         self.loader = make()
+        self._others = {*multiprocessing.active_children()}
+
+    def __enter__(self) -> "Patient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in {*multiprocessing.active_children()} - self._others:
+            worker.kill()
 
     def __iter__(self) -> Iterator[Any]:
         """One epoch, or what is left of it.
 
         Raises:
-            Refused: workers are lost twice for one batch.
+            Refused: workers can't be started, or are lost twice for one batch.
         """
         lost = 0
         while True:
-            others = {*multiprocessing.active_children()}
-            batches = iter(self.loader)
-            if self.loader.num_workers and threading.current_thread() is threading.main_thread():
-                # Torch would raise from its handler wherever the training is, not where a batch is waited for.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
-                while True:
-                    batch = self._next(batches)
-                    if batch is None:
-                        return
+                batches = self._started()
+                while (batch := self._asked(lambda batches=batches: next(batches, None))) is not None:
                     lost = 0
                     yield batch
+                return
             except _Lost as error:
                 lost += 1
-                for worker in {*multiprocessing.active_children()} - others:
-                    worker.kill()  # one that was stopped would never end
-                del batches
+                self.__exit__()  # one that was stopped would never end
                 self.loader = self.make()
                 if lost > 1:
                     raise Refused(
@@ -62,31 +62,44 @@ class Patient:
                     ) from None
                 self.tell(f"warning: a loader worker was lost ({error}); new ones go on with the same batch")
 
-    def _next(self, batches: Iterator[Any]) -> Any:
+    def _started(self) -> Iterator[Any]:
+        try:
+            return self._asked(lambda: iter(self.loader))
+        except OSError as error:  # no room for what they need to talk, or no more processes
+            raise Refused(
+                f"loader workers can't be started ({error}); give fewer --data.workers, or more room in /dev/shm",
+                local=True,
+            ) from None
+
+    def _asked(self, what: Callable[[], Any]) -> Any:
+        """What the loader answers.
+
+        In a thread, if it has workers: one that was stopped while it hands over a tensor is waited for without end,
+        whatever the loader's own timeout is. And outside of the main thread torch leaves SIGCHLD alone, from whose
+        handler it would raise wherever the training is, not where a batch is waited for.
+        """
         if not self.loader.num_workers:
-            return next(batches, None)
-        # In a thread: a worker that was stopped while it hands over a tensor is waited for without end, whatever
-        # the loader's own timeout is.
-        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            return what()
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def ask() -> None:
             try:
-                answer.put(next(batches, None))
+                answers.put(what())
             except BaseException as error:
-                answer.put(error)
+                answers.put(error)
 
         threading.Thread(target=ask, name="batch", daemon=True).start()
         try:
-            batch = answer.get(timeout=PATIENCE)
+            answer = answers.get(timeout=PATIENCE)
         except queue.Empty:
             raise _Lost(f"no batch in {PATIENCE:.0f} s") from None
-        if isinstance(batch, (ConnectionError, EOFError)):
-            raise _Lost(type(batch).__name__)
-        if isinstance(batch, RuntimeError) and str(batch).startswith("DataLoader worker"):
-            raise _Lost(str(batch).split("\n")[0].rstrip("."))
-        if isinstance(batch, BaseException):
-            raise batch
-        return batch
+        if isinstance(answer, (ConnectionError, EOFError)):
+            raise _Lost(type(answer).__name__)
+        if isinstance(answer, RuntimeError) and str(answer).startswith("DataLoader worker"):
+            raise _Lost(str(answer).split("\n")[0].rstrip("."))
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
 
 class _Lost(Exception):

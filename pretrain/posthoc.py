@@ -24,7 +24,7 @@ from pretrain.average import Averages, exponent
 from pretrain.command_line import command
 from pretrain.display import Display
 from pretrain.errors import Refused
-from pretrain.manifest import sync
+from pretrain.files import replacing
 
 
 class Snapshots:
@@ -56,13 +56,11 @@ class Snapshots:
             self.folder.mkdir(parents=True, exist_ok=True)
             for length, average in self.averages.powers.items():
                 file = self.folder / f"step-{step:08d}-length-{length}.safetensors"
-                part = file.with_suffix(".part")
                 # In epochs, which stay what they are if the run is given more of them. One entry: the order of several
                 # in the file would be another one each time.
                 about = json.dumps({"length": length, "epochs": self.averages.progress * self.epochs})
-                checkpoint.write(part, average.model.state_dict(), {"snapshot": about})
-                part.rename(file)
-            sync(self.folder)
+                with replacing(file) as part:
+                    checkpoint.write(part, average.model.state_dict(), {"snapshot": about})
         self.taken = due
 
 

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -52,6 +53,8 @@ def start(config: Config) -> Accelerator:
         raise Refused(" ".join(str(error).split())) from None
     _all_there(accelerator.num_processes)
     _end_with_the_launcher()
+    # Of a filter that sees one channel: its gradient says the same layout by other strides.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.tracker and not accelerator.log_with:
         raise Refused(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
     atexit.register(accelerator.state.destroy_process_group)
@@ -115,13 +118,13 @@ def _asked_for() -> int:
 
 
 def micro_batch(config: Config, world: int) -> int:
-    """Images that each process pushes through at once.
+    """Images that each process pushes through at once; where that is to be found out, the most it could be.
 
     Raises:
         Refused: the optimizer step's images are not that many times a whole number on each process.
     """
     share, rest = divmod(config.batch_size, world)
-    size = min(config.micro_batch or share, share)
+    size = min(config.micro_batch, share) if isinstance(config.micro_batch, int) else share
     if rest or not share:
         raise Refused(
             f"--batch-size {config.batch_size} can't be shared by {world} processes; give a multiple of {world}"
@@ -129,7 +132,7 @@ def micro_batch(config: Config, world: int) -> int:
     if share % size:
         raise Refused(
             f"--micro-batch {size} does not divide the {share} images of --batch-size that each process has; "
-            f"give a divisor of {share}"
+            f"give a divisor of {share}, or auto"
         )
     return size
 

@@ -14,7 +14,7 @@ import yaml
 from pretrain import checkpoint
 from pretrain.config import Config
 from pretrain.errors import Refused
-from pretrain.manifest import sync
+from pretrain.files import replacing
 
 LOCK = ".lock"
 FILES = {
@@ -137,10 +137,11 @@ def prepare(config: Config, resumed: checkpoint.Found | None) -> Lock:
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for path in resumed.skipped if resumed else ():
-            if not path.suffix:
-                path.rename(path.with_suffix(".damaged"))  # so that it isn't counted among those that are kept
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        write_text(folder / "config.yaml", _made_with() + text)  # first: it is what makes the folder a run's
+            if not path.suffix:  # so that it isn't counted among those that are kept
+                shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)  # the same step's of an earlier time
+                path.rename(path.with_suffix(".damaged"))
+        with replacing(folder / "config.yaml") as file:  # first: it is what makes the folder a run's
+            file.write_text(_made_with() + yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
         (folder / "pictures").mkdir(exist_ok=True)
     except OSError as error:
         raise Refused(f"--output-dir {folder}: can't be written to: {error}") from None
@@ -151,12 +152,3 @@ def _made_with() -> str:
     """A comment that says by which versions the run was made, or went on: numbers differ between them."""
     packages = ("infobatch-pretrain", "torch", "torchvision", "timm", "diffusers")
     return f"# {', '.join(f'{name} {version(name)}' for name in packages)}; Python {platform.python_version()}\n"
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file beside and rename it, so that at any moment it is the old one or the new one."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    sync(part)
-    part.rename(file)
-    sync(file.parent)

@@ -37,9 +37,10 @@ class Watch:
         port = share(own.port if own else None)
         assert isinstance(port, int)
         self.store = own or TCPStore(host, port, None, False, patience, wait_for_workers=False)
-        self.store.set(f"who {rank}", f"{os.getpid()} {socket.gethostname()}")
         self.store.set(f"beat {rank}", "0")
-        self.who = [("?", "?")] * world  # process id and host
+        self.store.set(f"who {rank}", f"{os.getpid()} {socket.gethostname()}")
+        # Process id and host of each; waits until all have said it.
+        self.who = [tuple(self.store.get(f"who {number}").decode().split()) for number in range(world)]
         self._seen: dict[int, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -75,11 +76,8 @@ class Watch:
             try:
                 self.store.set(f"beat {self.rank}", str(count))
                 for number in range(self.world):
-                    if self.store.check([f"beat {number}", f"who {number}"]):
-                        pid, host = self.store.get(f"who {number}").decode().split()
-                        self.who[number] = (pid, host)
-                        if (beat := self.store.get(f"beat {number}").decode()) != last[number]:
-                            last[number], self._seen[number] = beat, time.monotonic()
+                    if (beat := self.store.get(f"beat {number}").decode()) != last[number]:
+                        last[number], self._seen[number] = beat, time.monotonic()
             except Exception:  # the store is rank 0's
                 if self._over.wait(BEAT):  # which has ended, as this process does
                     return

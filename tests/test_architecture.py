@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/schedule.py": set(),
     "pretrain/average.py": set(),
     "pretrain/posthoc.py": {
-        f"pretrain.{name}" for name in ("average", "checkpoint", "command_line", "display", "errors", "manifest")
+        f"pretrain.{name}" for name in ("average", "checkpoint", "command_line", "display", "errors", "files")
     },
     "pretrain/journal.py": set(),
     "pretrain/trackers.py": set(),
@@ -43,8 +43,10 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/adapter.py": {"pretrain.rng"},
     "pretrain/objective.py": {"pretrain.rng"},
     "pretrain/adapters": {"pretrain.adapter", "pretrain.objective", "pretrain.rng"},
-    "pretrain/manifest.py": set(),
-    "pretrain/checkpoint.py": {"pretrain.errors", "pretrain.manifest"},
+    "pretrain/files.py": set(),
+    "pretrain/manifest.py": {"pretrain.files"},
+    "pretrain/room.py": {"pretrain.adapter", "pretrain.errors"},
+    "pretrain/checkpoint.py": {"pretrain.errors", "pretrain.files", "pretrain.manifest"},
     "pretrain/guard.py": {f"pretrain.{name}" for name in ("adapter", "data", "errors", "infobatch", "ledger")},
     "pretrain/replay.py": {
         f"pretrain.{name}" for name in ("checkpoint", "data", "display", "errors", "rng", "trained")
@@ -56,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         f"pretrain.{name}" for name in ("checkpoint", "display", "errors", "manifest", "parts")
     },
     "pretrain/writer.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
-    "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors", "pretrain.manifest"},
+    "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors", "pretrain.files"},
     "pretrain/data.py": {f"pretrain.{name}" for name in ("adapter", "config", "decode", "errors", "kept", "rng")},
     "pretrain/autoencoder.py": {"pretrain.errors"},
     "pretrain/cache.py": {"pretrain.config", "pretrain.data", "pretrain.errors", "pretrain.rng"},
@@ -70,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
             "data",
             "display",
             "errors",
+            "patient",
             "processes",
             "sources",
         )
@@ -122,7 +125,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pretrain/evaluate/__init__.py": {"pretrain.errors", "pretrain.evaluate.subject"},  # the latter for its type
     "pretrain/evaluate/__main__.py": {
-        f"pretrain.{name}" for name in ("command_line", "errors", "evaluate", "processes", "trained")
+        f"pretrain.{name}" for name in ("command_line", "errors", "evaluate", "files", "processes", "trained")
     }
     | {"pretrain.evaluate.subject"},
     "pretrain/evaluate": {

@@ -20,6 +20,7 @@ import tyro
 
 from pretrain.command_line import options
 from pretrain.errors import Refused, one_sentence
+from pretrain.files import replacing
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,8 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         records = json.loads(path.read_text()) if path.exists() else []
         if not isinstance(records, list):
             raise ValueError("it is no list")
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps([*records, record], indent=1) + "\n")
-        part.rename(path)
+        with replacing(path) as part:
+            part.write_text(json.dumps([*records, record], indent=1) + "\n")
     except (OSError, ValueError) as error:
         raise Refused(f"{path}: can't be added to: {error}; move it away") from None
 

@@ -1,11 +1,13 @@
 """Data that changes under a run, and workers that read it no more."""
 
+import errno
 import json
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,21 @@ def test_workers_that_die_again_end_the_run() -> None:
     assert len(told) == 1
 
 
+class NoRoom:
+    """A loader where /dev/shm is full: it has no room for the semaphores of its queues."""
+
+    num_workers = 1
+
+    def __iter__(self) -> Iterator[int]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_workers_that_can_not_be_started_end_the_run() -> None:
+    batches = Patient(NoRoom, lambda sentence: None)  # type: ignore[arg-type]
+    with pytest.raises(Refused, match=r"can't be started .*No space left on device.*more room in /dev/shm"):
+        next(iter(batches))
+
+
 def test_an_error_of_the_data_sets_own_is_passed_on() -> None:
     class Wrong(Dying):
         def __getitem__(self, index: int) -> int:
@@ -171,12 +188,16 @@ def test_an_error_of_the_data_sets_own_is_passed_on() -> None:
         next(iter(Patient(lambda: DataLoader(Wrong(), num_workers=0), lambda sentence: None)))  # type: ignore[arg-type]
 
 
-def test_a_run_with_a_lost_worker_is_the_same_run(pictures: Path, finished: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_run_with_a_lost_worker_is_the_same_run(
+    number: int, pictures: Path, finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """In the first epoch, and at its last step: the next epoch finds it dead."""
     step, calls, before = AdamW.step, [0], {*multiprocessing.active_children()}
 
     def stepped(self, *arguments, **more):
         calls[0] += 1
-        if calls[0] == 2:
+        if calls[0] == number:
             for worker in {*multiprocessing.active_children()} - before:
                 os.kill(worker.pid or 0, signal.SIGKILL)
         return step(self, *arguments, **more)

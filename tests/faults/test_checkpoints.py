@@ -242,6 +242,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: 
         content[-5] ^= 4
         (path / "optimizer.safetensors").write_bytes(content)
     (folder / "checkpoints" / "step-00000099.part").mkdir()
+    (path.with_suffix(".damaged") / "of an earlier time").mkdir(parents=True)
     steps = [path.name for path in sorted(folder.glob("checkpoints/step-????????"))]
     open_run(folder)  # as what generates, evaluates and exports does
     said = capsys.readouterr().err.splitlines()

@@ -1,0 +1,292 @@
+"""Real trainers under random faults, one after the other, and then what is left compared with what nobody disturbed.
+
+    python -m tests.faults.soak --minutes 30
+    python -m tests.faults.soak --kills 100 --processes 2 --seed 7
+
+Both programs are trained on a few small images, some of them broken, first once undisturbed. Then a run is started
+again and again: a fault befalls it at a random moment, or its folder when it is down, and it is resumed, with or
+without loader workers, until it is done. After each fault the newest checkpoint that is whole must be, bit for bit, the
+undisturbed run's of the same step; at the end all files must be. Nobody may leave with a traceback, hang, or leave a
+process or half a file behind.
+"""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from pretrain import checkpoint
+from pretrain.command_line import command
+from pretrain.errors import Refused
+from pretrain.verify_resume import differences
+from tests.conftest import PRUNED, draw_images, journal
+from tests.faults.trainers import PROGRAMS, Trainers, impatient
+
+PATIENCE = 120.0  # seconds that a launch may take to end after what befell it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Broken(Exception):
+    """A promise."""
+
+
+def settings(program: str, images: Path, folder: Path) -> list[object]:
+    """Everything that has a state: micro-batches, several averages, evaluations in between, pruning of both kinds."""
+    policy = PRUNED if program == "train_mae.py" else ("--infobatch",)
+    words = ["--data", images, "--output-dir", folder, "--on-bad-image", "skip", "--batch-size", 12, "--micro-batch", 6]
+    words += ["--epochs", 8, "--evaluate.every", 3, "--average.lengths", 0.1, "--average.snapshots", 5]
+    return [*words, *policy, "--checkpoint.every", 1]
+
+
+# What can befall a launch: each waits for its moment, does its harm, and says which exit statuses may follow.
+# Whoever is told to stop before it listens ends by the signal itself.
+Statuses = set[int]
+
+
+def kill(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
+    trainers.send(signal.SIGKILL, rank)
+    return {-signal.SIGKILL}
+
+
+def told_to_stop(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
+    number = chance.choice(SIGNALS)
+    trainers.send(number, rank)
+    return {75, 130, -number}
+
+
+def told_twice(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
+    """The second signal comes while the step, or the save, that the first one asks for is under way."""
+    allowed = told_to_stop(trainers, rank, chance)
+    time.sleep(chance.uniform(0, 0.1))
+    return allowed | told_to_stop(trainers, rank, chance)
+
+
+def worker_killed(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
+    for worker in trainers.workers(rank):
+        worker.kill()
+    return set()
+
+
+def disk_full(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
+    """No file may grow beyond some bytes, for a while: the manifest's still does, a network's no more."""
+    process = trainers.processes[rank]
+    everything = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    try:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (chance.choice([0, 500, 20_000]), everything[1]))
+        time.sleep(chance.uniform(0, 1))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, everything)
+    except ProcessLookupError:
+        pass  # it is done
+    return {2}
+
+
+FAULTS: dict[str, Callable[[Trainers, int, random.Random], Statuses]] = {
+    "killed": kill,
+    "told to stop": told_to_stop,
+    "told to stop twice": told_twice,
+    "worker killed": worker_killed,
+    "disk full": disk_full,
+}
+
+
+# What can befall the folder of a run that is down. The newest checkpoint is hit; there is one before it.
+
+
+def flipped(file: Path, chance: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+
+
+def cut(file: Path, chance: random.Random) -> None:
+    file.write_bytes(file.read_bytes()[: chance.randrange(file.stat().st_size)])
+
+
+def gone(file: Path, chance: random.Random) -> None:
+    file.unlink()
+
+
+def untouched(file: Path, chance: random.Random) -> None:
+    pass
+
+
+DAMAGES = {"bit flipped": flipped, "file cut": cut, "file gone": gone, "folder untouched": untouched}
+
+
+class Soak:
+    """Runs under faults.
+
+    Args:
+        work: an empty folder.
+        chance: what is random.
+        processes: of each launch.
+        first: called in each process before the program, to plant a fault of ours.
+    """
+
+    def __init__(
+        self, work: Path, chance: random.Random, processes: int, first: Callable[[], None] = impatient
+    ) -> None:
+        self.work, self.chance, self.processes, self.first = work, chance, processes, first
+        self.counts: Counter[str] = Counter()
+        self.workers: list[psutil.Process] = []  # of trainers that something befell
+        self.log = work / "output.txt"
+        self.images = draw_images(work / "images", 47)
+        victims = sorted(self.images.rglob("*.png"))[5:40:10]
+        for victim, content in zip(victims, (b"", b"no image", victims[2].read_bytes()[:60]), strict=False):
+            victim.write_bytes(content)
+        self.undisturbed, self.seconds = {}, {}
+        Trainers("train_mae.py", ["--help"], self.log).wait(PATIENCE)  # the server imports what there is to import
+        for program in PROGRAMS:
+            folder = self.undisturbed[program] = work / f"undisturbed {program}"
+            words = [*settings(program, self.images, folder), "--checkpoint.keep", 1000]
+            began = time.monotonic()
+            with self.launch(program, words, impatient) as trainers:
+                if any(trainers.wait(PATIENCE)):
+                    raise Broken("the undisturbed run failed")
+            self.seconds[program] = time.monotonic() - began
+
+    def launch(self, program: str, words: list[object], first: Callable[[], None]) -> Trainers:
+        return Trainers(program, words, self.log, processes=self.processes, first=first)
+
+    def run(self, faults: list[str], goes_on: Callable[[], bool]) -> None:
+        """One run from its beginning to its end; what befalls it when is drawn, as long as `goes_on`.
+
+        Raises:
+            Broken: a promise was.
+        """
+        chance, program = self.chance, self.chance.choice([*PROGRAMS])
+        befell: set[str] = set()
+        folder = self.work / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        words = settings(program, self.images, folder)
+        while True:
+            allowed: Statuses = {0}
+            rank, fault = chance.randrange(self.processes), chance.choice(faults) if goes_on() else ""
+            workers = 1 if fault == "worker killed" else chance.randrange(2)
+            with self.launch(program, [*words, "--data.workers", workers], self.first) as trainers:
+                if fault:
+                    trainers.wait(chance.uniform(0, 0.7) * self.seconds[program])
+                    if not trainers.over:
+                        self.workers += trainers.workers(rank)
+                        allowed |= FAULTS[fault](trainers, rank, chance)
+                        self.counts[fault] += 1
+                        befell.add(fault)
+                others = {76} if self.processes > 1 and fault else set()  # the ranks that nothing befell
+                statuses = trainers.wait(PATIENCE)
+                if not trainers.over:
+                    raise Broken(f"hangs: {statuses}")
+                if wrong := {status for status in statuses if status not in allowed | others}:
+                    said = self.log.read_text().splitlines()[-1]
+                    raise Broken(f"{fault}: exit statuses {statuses}, of which {wrong} should not be; {said}")
+            self.look(program, folder)
+            if not any(statuses):
+                break
+            words = ["--resume", "--output-dir", folder]
+            if not self.damage(folder):
+                words = [*settings(program, self.images, folder), "--overwrite"]
+        self.compare(program, folder, whole="disk full" not in befell)
+
+    def damage(self, folder: Path) -> bool:
+        """Do harm to the newest of several checkpoints; whether there is a checkpoint at all."""
+        steps = sorted((folder / "checkpoints").glob("step-????????"))
+        if len(steps) > 1:
+            name = self.chance.choice([*DAMAGES])
+            DAMAGES[name](self.chance.choice(sorted(steps[-1].iterdir())), self.chance)
+            self.counts[name] += 1
+        return bool(steps)
+
+    def look(self, program: str, folder: Path) -> None:
+        """At what is there now, done or not.
+
+        Raises:
+            Broken: it is not what the undisturbed run had.
+        """
+        if "Traceback" in self.log.read_text():
+            raise Broken("a traceback")
+        newest = checkpoint.newest_whole(folder / "checkpoints")
+        if newest is not None:
+            other = self.undisturbed[program] / "checkpoints" / newest.path.name
+            if newest.state.values["infobatch"]["epoch"] != checkpoint.load(other).values["infobatch"]["epoch"]:
+                return  # told to stop at an epoch's last step: its scores are still losses; the end will show
+            if found := differences(newest.path, other):
+                raise Broken(f"{newest.path.name}: {len(found)} differences, the first: {found[0]}")
+            self.counts["checkpoints compared"] += 1
+
+    def compare(self, program: str, folder: Path, *, whole: bool) -> None:
+        """A run that is done with the undisturbed one.
+
+        Args:
+            program: that trained it.
+            folder: its own.
+            whole: whether all pictures and averages must be there; a full disk costs those that it had no room for.
+
+        Raises:
+            Broken: they differ.
+        """
+        other = self.undisturbed[program]
+        if journal(folder) != journal(other):
+            raise Broken("the journal differs")
+        if (one := _timeless(folder)) != (two := _timeless(other)):
+            raise Broken(f"the summary differs: {one} {two}")
+        if psutil.wait_procs(self.workers, timeout=20)[1]:
+            raise Broken("workers that outlive their trainer")
+        self.workers = []
+        parts = [path.name for path in folder.rglob("*.part")]
+        if parts:
+            raise Broken(f"left behind: {parts}")
+        for kind in ("averages", "pictures", "model"):
+            mine, theirs = ({path.relative_to(run) for path in (run / kind).rglob("*")} for run in (folder, other))
+            if mine != theirs and (whole or kind == "model"):
+                raise Broken(f"files of {kind}: {mine ^ theirs}")
+            for path in sorted(path for path in mine & theirs if (folder / path).suffix in (".safetensors", ".png")):
+                if (folder / path).read_bytes() != (other / path).read_bytes():
+                    raise Broken(f"{path} differs")
+        self.counts["runs to the end"] += 1
+
+
+def _timeless(folder: Path) -> dict[str, object]:
+    summary = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in summary.items() if key in ("visited", "steps", "quality", "bad_images")}
+
+
+def main(minutes: float = 30.0, kills: int | None = None, processes: int = 1, seed: int | None = None) -> None:
+    """Real trainers under random faults; exit status 1 where a promise is broken.
+
+    Args:
+        minutes: after which no more runs are started.
+        kills: instead, nothing but SIGKILL, so often.
+        processes: of each launch.
+        seed: of what befalls whom when; where not given, one is drawn.
+    """
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    print(f"seed {seed}", flush=True)
+    work = Path(tempfile.mkdtemp(prefix="soak-"))
+    began = time.monotonic()
+    soak = Soak(work, random.Random(seed), processes)
+    if kills is None:
+        faults, goes_on = [*FAULTS], lambda: time.monotonic() - began < 60 * minutes
+    else:
+        faults, goes_on = ["killed"], lambda: soak.counts["killed"] < kills
+    try:
+        while goes_on():
+            soak.run(faults, goes_on)
+            counts = ", ".join(f"{count} {what}" for what, count in soak.counts.items())
+            print(f"{(time.monotonic() - began) / 60:.1f} min: {counts}", flush=True)
+    except (Broken, Refused) as error:
+        print(f"BROKEN: {error}; seed {seed}, all is in {work}", flush=True)
+        sys.exit(1)
+    shutil.rmtree(work)
+    print("every promise was kept")
+
+
+if __name__ == "__main__":
+    command(main, "python -m tests.faults.soak")

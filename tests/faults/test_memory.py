@@ -1,0 +1,85 @@
+"""Memory that runs out: one sentence, or the size of micro-batch that fits, and the run that it would have been."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PRUNED, journal
+from programs import common, refused, same, train
+
+from pretrain.adapters.ddpm import DDPM
+from pretrain.errors import one_sentence
+from pretrain.room import most
+
+
+@pytest.mark.parametrize("room", [1, 5])
+def test_as_many_as_fit_and_the_run_is_theirs(room: int, pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    call, seen = DDPM.__call__, []
+
+    def crowded(self, model, batch, draws):
+        losses = call(self, model, batch, draws)
+        if not torch.is_grad_enabled():
+            return losses
+        if len(batch.image) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 1")
+        seen.append(len(batch.image))
+        return losses
+
+    fits = max(size for size in (12, 6, 3, 1) if size <= room)  # 12, and half of what did not fit
+    train("train_diffusion.py", *common(pictures, tmp_path / "told"), *PRUNED, "--micro-batch", fits)
+    monkeypatch.setattr(DDPM, "__call__", crowded)
+    train("train_diffusion.py", *common(pictures, tmp_path / "auto"), *PRUNED, "--micro-batch", "auto")
+    assert f"--micro-batch auto: {fits} images at once" in capsys.readouterr().out
+    assert max(seen) == fits
+    assert same(tmp_path / "told", tmp_path / "auto") and journal(tmp_path / "told") == journal(tmp_path / "auto")
+
+
+def test_a_trial_leaves_no_trace_in_the_model() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tried = []
+
+    def step(batch) -> None:
+        tried.append(len(batch.image))
+        model(batch.image + torch.randn(batch.image.shape)).sum().backward()
+        if len(batch.image) > 10:
+            raise torch.OutOfMemoryError
+
+    assert most(step, model, 60, (1, 5, 5), 3) == 6 and tried == [60, 30, 15, 6]  # 6: what divides 60 and is half of 15
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(1 << 50),  # what torch says on a CPU
+        lambda: bytearray(1 << 60),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0")),
+    ],
+)
+def test_it_is_said_in_one_sentence(allocate, capsys) -> None:
+    with pytest.raises(SystemExit) as exit, one_sentence():
+        next(iter(allocate()))
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and said.count("\n") == 1 and "memory ran out" in said and "--micro-batch" in said
+
+
+def test_another_error_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="mine"), one_sentence():
+        raise RuntimeError("mine")
+
+
+def test_one_image_that_does_not_fit_is_refused(pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    call = DDPM.__call__
+
+    def full(self, model, batch, draws):
+        losses = call(self, model, batch, draws)
+        if losses.loss.device.type != "meta":
+            raise torch.OutOfMemoryError
+        return losses
+
+    monkeypatch.setattr(DDPM, "__call__", full)
+    words = [*common(pictures, tmp_path / "run"), "--micro-batch", "auto"]
+    assert "with a single image at once" in refused("train_diffusion.py", *words)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,154 @@
+"""Processes that are told to stop, killed or stopped: all of a launch leave together, and nobody waits for ever."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import PRUNED, ROOT, TINY, journal
+from programs import common, wait_for
+
+from pretrain import checkpoint
+from tests.faults.trainers import Trainers, impatient
+
+LONG = 3000  # epochs
+
+
+def settings(pictures: Path, folder: Path, epochs: int = LONG) -> list[object]:
+    return [*common(pictures, folder, epochs), *PRUNED, "--evaluate.every", LONG]
+
+
+def steps(folder: Path) -> int:
+    """That the newest checkpoint has."""
+    newest = checkpoint.newest(folder / "checkpoints")
+    return int(newest.name.removeprefix(checkpoint.PREFIX)) if newest else -1
+
+
+def under_way(folder: Path):
+    return lambda: steps(folder) >= 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_one_of_two_is_told_to_stop_and_both_save_and_leave(number: int, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Trainers("train_diffusion.py", settings(pictures, folder), tmp_path / "out.txt", processes=2) as trainers:
+        trainers.until(under_way(folder))
+        trainers.send(number, 1)
+        assert trainers.wait(60) == [75, 75]
+    said = (tmp_path / "out.txt").read_text()
+    stop = re.search(rf"stopped by {signal.Signals(number).name} in epoch (\d+) after step (\d+)", said)
+    assert stop and int(stop[2]) == steps(folder) and said.count("stopped by") == 1
+    assert checkpoint.newest_whole(folder / "checkpoints").skipped == {}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
+    number: int, status: int, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with Trainers("train_diffusion.py", settings(pictures, folder), tmp_path / "out.txt", first=slow_saves) as trainers:
+        trainers.until(under_way(folder))
+        reached = steps(folder)
+        trainers.send(number, 0)
+        trainers.until(lambda: (tmp_path / "saving").exists())
+        trainers.send(number, 0)
+        assert trainers.wait(60) == [status]
+    found = checkpoint.newest_whole(folder / "checkpoints")
+    assert found is not None and steps(folder) >= reached
+    assert all(path.suffix == checkpoint.PART for path in found.skipped)
+
+
+def slow_saves() -> None:
+    """Once told to stop, a save takes a minute."""
+    from pretrain import processes
+
+    save, note, told = checkpoint.seal, processes.Stop._note, []
+
+    def noted(self, number, frame) -> None:
+        told.append(number)
+        note(self, number, frame)
+
+    def slowly(folder: Path, **about) -> None:
+        if told:
+            (folder.parents[2] / "saving").touch()
+            time.sleep(60)
+        save(folder, **about)
+
+    checkpoint.seal, processes.Stop._note = slowly, noted
+
+
+def test_a_program_that_fails_does_not_wait_for_its_workers(pictures: Path, tmp_path: Path) -> None:
+    words = [*settings(pictures, tmp_path / "run"), "--data.workers", 2]
+    with Trainers("train_diffusion.py", words, tmp_path / "out.txt", first=failing) as trainers:
+        assert trainers.wait(60) == [1]
+    assert "KeyError: 'mine'" in (tmp_path / "out.txt").read_text()
+
+
+def failing() -> None:
+    from pretrain.adapters.ddpm import DDPM
+
+    call = DDPM.__call__
+
+    def fails(self, model, batch, draws):
+        if len(batch.image) > 4:  # in training
+            raise KeyError("mine")
+        return call(self, model, batch, draws)
+
+    DDPM.__call__ = fails
+
+
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
+def test_a_process_that_is_killed_or_stopped_is_named_and_the_others_leave(
+    number: int, rank: int, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = settings(pictures, folder)
+    with Trainers("train_diffusion.py", words, tmp_path / "out.txt", processes=2, first=impatient) as trainers:
+        trainers.until(under_way(folder))
+        trainers.send(number, rank)
+        gone, left = trainers.processes[rank], trainers.processes[1 - rank]
+        trainers.until(lambda: not left.is_alive())
+    said = (tmp_path / "out.txt").read_text()
+    assert left.exitcode == 76, said
+    line = re.search(
+        rf"error: \[rank {1 - rank}\] rank {rank} \(process {gone.pid} on .*\) (.*), epoch \d+, step \d+", said
+    )
+    assert line and ("gave no sign of life" in line[1] or "is gone" in line[1]), said
+    assert "Traceback" not in said and checkpoint.newest_whole(folder / "checkpoints") is not None
+
+
+def test_nobody_is_left_where_the_launcher_is_killed(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*TINY["train_diffusion.py"].split(), *map(str, settings(pictures, folder)), "--data.workers", "1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with (tmp_path / "out.txt").open("w") as out:
+        launcher = subprocess.Popen([*launch, ROOT / "train_diffusion.py", *words], stdout=out, stderr=out)
+    wait_for(under_way(folder), launcher)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(family) >= 2
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive
+    assert "stopped by SIGTERM" in (tmp_path / "out.txt").read_text()
+    assert checkpoint.newest_whole(folder / "checkpoints") is not None
+
+
+def test_what_the_journal_has_is_what_was_trained(pictures: Path, tmp_path: Path) -> None:
+    """Killed and resumed by two processes: every epoch once."""
+    folder = tmp_path / "run"
+    with Trainers("train_diffusion.py", settings(pictures, folder, 6), tmp_path / "out.txt", processes=2) as trainers:
+        trainers.until(under_way(folder))
+        for rank in range(2):
+            trainers.send(signal.SIGKILL, rank)
+    with Trainers("train_diffusion.py", ["--resume", "--output-dir", folder], tmp_path / "out.txt", processes=2) as two:
+        assert two.wait(100) == [0, 0]
+    assert [record["epoch"] for record in journal(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((folder / "summary.json").read_text())["steps"] == steps(folder)

@@ -1,0 +1,76 @@
+"""A few minutes' worth of the soak in seconds; and it notices what it is to notice."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain import checkpoint
+from tests.faults import soak
+from tests.faults.trainers import impatient
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> soak.Soak:
+    return soak.Soak(tmp_path_factory.mktemp("soak"), random.Random(5), processes=1)
+
+
+def soaked(undisturbed: soak.Soak, faults: list[str], count: int, first: Callable[[], None] = impatient) -> soak.Soak:
+    """Run until so many faults have befallen it."""
+    undisturbed.first = first
+    undisturbed.counts.clear()
+    undisturbed.log.write_text("")
+
+    def goes_on() -> bool:
+        return sum(undisturbed.counts[fault] for fault in faults) < count
+
+    while goes_on():
+        undisturbed.run(faults, goes_on)
+    return undisturbed
+
+
+def test_faults_of_all_kinds(undisturbed: soak.Soak) -> None:
+    counts = soaked(undisturbed, [*soak.FAULTS], 6).counts
+    assert counts["runs to the end"] >= 1 and counts["checkpoints compared"] >= 1
+
+
+def forgetful() -> None:
+    """A resumed run that has lost its averages' past, or anything else that no error tells of."""
+    from pretrain.average import Averages
+
+    impatient()
+    restored = checkpoint.fill
+
+    def fill(model, tensors, path) -> None:
+        restored(model, {name: value.clone() for name, value in tensors.items()}, path)
+        if not isinstance(model, Averages):
+            next(model.parameters()).data.view(-1)[0] += 1e-6
+
+    checkpoint.fill = fill
+
+
+def silent_stop() -> None:
+    """A signal is an end like any other."""
+    from pretrain import loop
+
+    impatient()
+    loop.STOPPED = 0
+
+
+@pytest.mark.parametrize(
+    ("first", "fault", "said"), [(forgetful, "killed", "differences"), (silent_stop, "told to stop", "differs|No such")]
+)
+def test_a_promise_that_is_broken_is_noticed(first, fault: str, said: str, undisturbed: soak.Soak) -> None:
+    with pytest.raises((soak.Broken, FileNotFoundError), match=said):
+        soaked(undisturbed, [fault], 30, first)
+
+
+def test_half_a_file_and_a_missing_one_are_noticed(undisturbed: soak.Soak, tmp_path: Path) -> None:
+    program = "train_mae.py"
+    shutil.copytree(undisturbed.undisturbed[program], tmp_path / "run")
+    undisturbed.compare(program, tmp_path / "run", whole=True)
+    (tmp_path / "run" / "pictures" / "x.png.part").touch()
+    with pytest.raises(soak.Broken, match="left behind"):
+        undisturbed.compare(program, tmp_path / "run", whole=True)

@@ -1,0 +1,157 @@
+"""Real trainers to do harm to. Each is forked from a server that has imported everything, so that it starts at once."""
+
+import io
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import diffusers.schedulers.scheduling_dpmsolver_multistep
+import matplotlib.pyplot
+import psutil
+
+import models.mae
+import models.unet
+import train_diffusion
+import train_mae
+from pretrain import export, loop, pictures, sources, training, watch
+from pretrain.command_line import parse
+from pretrain.errors import one_sentence
+from tests.conftest import TINY
+
+PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
+IMPORTED = (export, loop, pictures, sources, training, models.mae, models.unet, matplotlib.pyplot, diffusers.schedulers)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def impatient() -> None:
+    """Another process is taken to be gone after seconds."""
+    watch.BEAT, watch.PATIENCE = 0.5, 6.0
+
+
+def _trainer(
+    script: str, words: Sequence[str], log: Path, environment: dict[str, str], first: Callable[[], None] | None
+) -> None:
+    os.setpgid(0, 0)
+    terminal = os.dup(2)
+    file = log.open("a", buffering=1)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file
+    sys.argv = [script]
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers: a program's own
+    if first is not None:
+        first()
+    try:
+        with one_sentence():
+            program = PROGRAMS[script]
+            program.main(parse(words, **program.START, output_dir="runs/x", help=""))
+    except SystemExit:
+        raise
+    except KeyboardInterrupt:  # before the program has begun, or after its end
+        sys.exit(130)
+    except BaseException:
+        os.write(terminal, traceback.format_exc().encode())  # the disk under the log may be full
+        with suppress(OSError):
+            traceback.print_exc()
+        sys.exit(1)
+    finally:
+        sys.stdout = sys.stderr = io.StringIO()
+        with suppress(OSError):
+            file.close()
+
+
+class Trainers:
+    """One launch of a program, tiny. Use it as a context, at whose end none of its processes is left.
+
+    Args:
+        script: the program.
+        words: its settings.
+        log: file that all of them add what they say to.
+        processes: how many.
+        first: called in each before the program; a function of a module.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        words: Sequence[object],
+        log: Path,
+        *,
+        processes: int = 1,
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        self.log, said = log, [*TINY[script].split(), *map(str, words)]
+        environment: dict[str, str] = {}
+        port, self.processes = free_port(), []
+        for rank in range(processes):
+            if processes > 1:
+                environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = CONTEXT.Process(target=_trainer, args=(script, said, log, environment, first))
+            process.start()
+            self.processes.append(process)
+        self.began = time.monotonic()
+
+    def __enter__(self) -> "Trainers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    @property
+    def over(self) -> bool:
+        return not any(process.is_alive() for process in self.processes)
+
+    def send(self, number: int, rank: int) -> None:
+        if self.processes[rank].is_alive():
+            os.kill(self.processes[rank].pid, number)
+
+    def workers(self, rank: int = 0) -> list[psutil.Process]:
+        """Of its loader."""
+        try:
+            return psutil.Process(self.processes[rank].pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def wait(self, seconds: float) -> list[int | None]:
+        """Wait for the end of all, so long at most; their exit statuses, None where one runs on."""
+        end = time.monotonic() + seconds
+        running = [process.sentinel for process in self.processes]
+        while running and (left := end - time.monotonic()) > 0:
+            running = [each for each in running if each not in wait(running, left)]
+        for process in self.processes:
+            process.join(0)
+        return [process.exitcode for process in self.processes]
+
+    def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Wait until something holds.
+
+        Raises:
+            AssertionError: the trainers ended before it did, or it takes too long.
+        """
+        end = time.monotonic() + seconds
+        while not condition():
+            assert not self.over and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.02)
+
+    def stop(self, rank: int) -> None:
+        """SIGSTOP: it is there, and does nothing."""
+        self.send(signal.SIGSTOP, rank)
