@@ -133,7 +133,7 @@ def test_what_a_run_says_opens_its_average(finished: Path) -> None:
 @pytest.mark.slow
 def test_an_encoder_opens_where_this_project_is_not(pictures: Path, tmp_path: Path) -> None:
     """In timm, with and without a head, and in transformers."""
-    train("train_mae.py", *common(pictures, tmp_path / "run", 1))
+    train("train_mae.py", *common(pictures, tmp_path / "run", 1), "--model.decoder", "self")
     folder = tmp_path / "run" / "model"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     config = parse(
