@@ -190,7 +190,8 @@ class MaskedAutoencoder(nn.Module):
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
         """What the encoder's blocks see, [B, prefix + V, D]; hidden patches are not even embedded."""
         encoder, embed = self.encoder, self.encoder.patch_embed
-        kernel = rearrange(embed.proj.weight, "d c p q -> d (p q c)")
+        # Flat at first, so that the gradient has the parameter's strides, also of one channel: DDP warns otherwise.
+        kernel = rearrange(embed.proj.weight.flatten(1), "d (c p q) -> d (p q c)", p=self.patch[0], q=self.patch[1])
         tokens = embed.norm(linear(_at(self.patchify(image), visible), kernel, embed.proj.bias))
         prefix = [
             token.expand(len(image), -1, -1) for token in (encoder.cls_token, encoder.reg_token) if token is not None

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import os
 from typing import Any
 
 import psutil
@@ -43,6 +44,6 @@ class Kept:
 
 
 def keep(count: int, shape: tuple[int, int, int]) -> Kept | None:
-    """Room for so many images, where they take at most `MOST` and a quarter of the memory that is free."""
-    size = count * math.prod(shape)
-    return Kept(count, shape) if 0 < size <= min(MOST, psutil.virtual_memory().available // 4) else None
+    """Room for so many images, where they take at most `MOST` and, of the memory that is free, a process's quarter."""
+    free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return Kept(count, shape) if 0 < count * math.prod(shape) <= min(MOST, free // 4) else None

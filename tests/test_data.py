@@ -366,5 +366,8 @@ def test_what_can_not_be_kept_is_decoded_at_every_visit(tmp_path: Path, monkeypa
     assert torch.equal(images[1, 0].image, before)
     assert pickle.loads(pickle.dumps(images)).kept is None
     assert source(folder, size=8, crop=0.5).train.kept is None and source(folder, crop=0.5).train.kept
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2**60))  # who start together share what is free
+    assert source(folder).train.kept is None
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr("pretrain.kept.MOST", len(images) * 12 * 12 - 1)
     assert source(folder).train.kept is None and source(folder).test.kept

@@ -280,6 +280,23 @@ def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path)
 
 
 @pytest.mark.slow
+def test_processes_together_look_on_as_one_does(pictures: Path, tmp_path: Path, program) -> None:
+    """Each sees its share of the visits; a run of two goes on as one with the sums of both."""
+    words = ["--evaluate.metrics", "online-probe", "--checkpoint.every", 1, "--checkpoint.keep", 99]
+    train("train_mae.py", *common(pictures, tmp_path / "one", 2), *words)
+    program("train_mae.py", *common(pictures, tmp_path / "two", 2), *words, processes=2)
+    one = final(tmp_path / "one", "probe")["sums"]
+    torch.testing.assert_close(final(tmp_path / "two", "probe")["sums"], one, rtol=1e-3, atol=1e-3)
+    for step in sorted((tmp_path / "two" / "checkpoints").iterdir())[3:]:
+        shutil.rmtree(step)
+    train("train_mae.py", "--resume", "--output-dir", tmp_path / "two")
+    torch.testing.assert_close(final(tmp_path / "two", "probe")["sums"], one, rtol=1e-3, atol=1e-3)
+    assert [record.get("online_probe_accuracy") for record in journal(tmp_path / "one")] == [
+        record.get("online_probe_accuracy") for record in journal(tmp_path / "two")
+    ]
+
+
+@pytest.mark.slow
 def test_processes_together_find_what_one_finds(mae: Path, flow: Path, assets: Path) -> None:
     """Of images in three batches, and of ones in a single batch, of which one process has none."""
     for run, metrics in (

@@ -236,3 +236,15 @@ def test_every_encoder_parameter_has_timms_name() -> None:
 def test_what_does_not_fit_is_refused(config, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         config()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_mae_gradients_have_the_strides_of_their_parameters(channels: int) -> None:
+    """Otherwise DistributedDataParallel copies each of them once more, and warns."""
+    model = MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2, patch=4, width=16, depth=1, heads=2).build(
+        (channels, 8, 8), 0
+    )
+    model(torch.randn(2, channels, 8, 8), torch.tensor([[0], [3]]), torch.tensor([[1, 2], [0, 1]])).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert parameter.grad.stride() == parameter.stride(), name
