@@ -46,13 +46,14 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
         shown = [(centre, loss) for centre, loss in zip(centres, losses, strict=True) if loss is not None]
         axes.plot(*zip(*shown, strict=True), "o--" if dashed else "o-", ms=4 if last else 2.5, color=colour, label=name)
     values = [value for _, losses in every for value in losses if value is not None]
-    if min(values) > 0 and max(values) > 30 * min(values):
+    if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlim=(0, 1), xlabel="level (0: least noise or mask, 1: most)", ylabel="held-out loss")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if every:  # none is left of a run whose folder was removed
+        axes.legend(frameon=False)
     return _drawn(figure)
 
 

@@ -63,4 +63,5 @@ def test_the_loss_by_level_is_drawn(largest: float) -> None:
     rows = [{"epoch": n, "heldout_loss_by_level": [largest / (n + 1), 1.0, None, 0.1]} for n in range(3)]
     pictures = [charts.loss_by_level(rows[: n + 1]) for n in range(3)]
     assert all(picture.shape == (396, 660, 3) and picture.dtype == torch.uint8 for picture in pictures)
+    assert charts.loss_by_level([]).shape == (396, 660, 3)  # of a run whose folder was removed
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
