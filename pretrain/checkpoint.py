@@ -114,7 +114,7 @@ def save(folder: Path, step: int, state: State, keep: int, hours: float | None =
     path = folder / f"{PREFIX}{step:08d}"
     part = path.with_suffix(PART)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # its parent is the run's, and not made anew if somebody took it away
         for rest in (*_parts(folder), *folder.glob(f"{PREFIX}*{GONE}")):
             shutil.rmtree(rest, ignore_errors=True)
         _room(folder, state)

@@ -168,7 +168,7 @@ def main(
         steps=values["step"],
         seconds=values["seconds"],
         model=trained.model,
-        bad_images=values["bad_images"],
+        bad_images={*values["bad_images"], *values.get("bad_heldout_images", [])},
         evaluations=evaluations,
         flops=first_visit(trained.adapter, trained.model, trained.shape, trained.classes).flops,
     )

@@ -1,5 +1,6 @@
 """What a run leaves in its folder while it runs: a line of JSON per status."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -56,8 +57,11 @@ class Journal:
         if not self._records:
             return
         text = self._text()
-        with self.path.open("ab") as file:
+        with self.path.open("r+b" if self._length else "ab") as file:
+            if file.seek(0, os.SEEK_END) < self._length:
+                raise OSError(errno.ENODATA, "lines that it had are gone")
             file.truncate(self._length)  # half a line, where the disk was full
+            file.seek(self._length)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pretrain import card, charts, hub, parts, posthoc, processes, replay, room, run
+from pretrain import card, charts, hub, posthoc, processes, replay, room, run
 from pretrain.adapter import Adapter, Batch
 from pretrain.average import Averages
 from pretrain.config import Config, flat
-from pretrain.cost import Visit, first_visit, peak
+from pretrain.cost import peak
 from pretrain.data import Visits, loader, on_device
 from pretrain.display import Display, duration
 from pretrain.errors import Refused
@@ -35,7 +35,8 @@ from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
 from pretrain.summary import in_words, summarise
 from pretrain.trackers import Trackers
-from pretrain.training import Training, adamw, changes, compiled, recompute, scheduler
+from pretrain.training import Training, adamw, changes, compiled, recompute, scheduler, visit_of
+from pretrain.watch import Watch
 from pretrain.writer import Writer
 
 STOPPED = 75  # exit status of a run that was told to stop and can go on (EX_TEMPFAIL)
@@ -70,6 +71,22 @@ def train(
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     accelerator = processes.start(config)
+    with processes.watch(accelerator) as watch:
+        _train(config, adapter, model, source, accelerator, watch, evaluators, draw, export)
+
+
+def _train(
+    config: Config,
+    adapter: Adapter,
+    model: nn.Module,
+    source: Source,
+    accelerator: Any,
+    watch: Watch,
+    evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
+    draw: Callable[[nn.Module], Tensor] | None,
+    export: Callable[[nn.Module], str],
+) -> None:
+    """`train`, while the processes look after each other."""
     main, device, size = accelerator.is_main_process, accelerator.device, len(source.train)
     micro_batch = processes.micro_batch(config, accelerator.num_processes)
     with processes.together(accelerator):
@@ -79,7 +96,7 @@ def train(
     # The parts.
     display = Display(main)
     infobatch = scheduler(config, size, display.say)
-    visit = _first_visit(config, adapter, model, source)
+    visit = visit_of(config, adapter, model, source)
     if config.recompute:
         recompute(model)
     averages = Averages(model, config.average.halflife, config.average.lengths)
@@ -90,6 +107,7 @@ def train(
         check(resumed.path, state, marks, source)
         training.restore(state, config, resumed.path)
         source.train.bad |= {*state.values["bad_images"]}
+        source.test.bad |= {*state.values.get("bad_heldout_images", [])}
     averages.to(device)
     probe = next((each for each in evaluators if isinstance(each, OnlineProbe)), None)
     if probe is not None:
@@ -136,6 +154,7 @@ def train(
     def save(*, must: bool = False) -> None:
         source.train.bad |= processes.union(source.train.bad, accelerator)
         state = training.state(config, journal.position, sorted(source.train.bad))
+        state.values["bad_heldout_images"] = sorted(source.test.bad)
         state.tensors["data"] = marks
         state.values["images"] = {"shape": source.shape, "classes": source.classes, "autoencoder": source.made_by}
         state.values.update(guard.state())
@@ -187,8 +206,8 @@ def train(
             display.say(f"epoch {epoch}/{config.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         accelerator.wait_for_everyone()
 
-    watch = processes.watch(accelerator, lambda: f"epoch {infobatch.epoch + 1}, step {training.step}")
-    with display, writer, watch, batches, processes.Stop() as stop:
+    watch.where = lambda: f"epoch {infobatch.epoch + 1}, step {training.step}"
+    with display, writer, batches, processes.Stop() as stop:
         if state is None:
             evaluate(0)
             save(must=True)  # a folder that can't hold a checkpoint is known of now, not hours later
@@ -312,21 +331,3 @@ def train(
         except Refused as refusal:
             display.say(f"error: {refusal}")
     del lock
-
-
-def _first_visit(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> Visit:
-    """What a visit costs. Adapter and model meet here for the first time.
-
-    Parameters that the loss does not reach are frozen: several processes would wait for their gradients.
-    """
-    try:
-        visit = first_visit(adapter, model, source.shape, source.classes)
-    except ValueError as error:
-        raise Refused(f"--adapter {config.adapter.name}: {error}") from None
-    except (TypeError, AttributeError) as error:
-        if {config.adapter.name, config.model.name} - {*parts.names("adapter"), *parts.names("model")}:
-            raise  # the user's own code: the traceback says where
-        raise Refused(f"--adapter {config.adapter.name} has no use for --model {config.model.name}: {error}") from None
-    for parameter in visit.unreached:
-        parameter.requires_grad_(False)
-    return visit

@@ -53,7 +53,7 @@ class Snapshots:
         """Write the averages as they are after a step, if it is time; before that step's checkpoint."""
         due = self._due()
         if due > self.taken and self.writes and self.averages.powers:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             for length, average in self.averages.powers.items():
                 file = self.folder / f"step-{step:08d}-length-{length}.safetensors"
                 # In epochs, which stay what they are if the run is given more of them. One entry: the order of several

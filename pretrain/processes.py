@@ -5,9 +5,10 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,17 +80,10 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def watch(accelerator: Accelerator, where: Callable[[], str]) -> AbstractContextManager[object]:
-    """Whether the other processes live, while it is entered; see `Watch`.
-
-    Args:
-        accelerator: of this process.
-        where: says where the training is.
-    """
-    if accelerator.num_processes == 1:
-        return nullcontext()
+def watch(accelerator: Accelerator) -> Watch:
+    """Whether the other processes live, while it is entered."""
     rank, world = accelerator.process_index, accelerator.num_processes
-    return Watch(rank, world, lambda port: broadcast_object_list([port])[0], where)
+    return Watch(rank, world, lambda port: broadcast_object_list([port])[0])
 
 
 def _all_there(started: int) -> None:
@@ -167,12 +161,16 @@ def union(items: set[T], accelerator: Accelerator) -> set[T]:
 
 
 class Stop:
-    """While it is entered, notes the signals that tell a run to stop; a second one acts as if nobody listened."""
+    """While it is entered, notes the signals that tell a run to stop; a second one acts as if nobody listened.
 
+    Within a second it counts as the first again: of one Ctrl-C a launcher makes two, its own and the terminal's.
+    """
+
+    ECHO = 1.0  # seconds
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a launcher or a cluster; Slurm's --signal
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self.since = 0, 0.0
 
     def __enter__(self) -> "Stop":
         self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in self.SIGNALS}
@@ -183,5 +181,8 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
-        self.signal = number
-        signal.signal(number, self.before[number])
+        if not self.signal:
+            self.signal, self.since = number, time.monotonic()
+        elif time.monotonic() - self.since > self.ECHO:
+            signal.signal(number, self.before[number])
+            signal.raise_signal(number)

@@ -10,12 +10,14 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from pretrain import checkpoint, parts
-from pretrain.adapter import Prepares
+from pretrain.adapter import Adapter, Prepares
 from pretrain.average import Averages
 from pretrain.config import Config, Optim, Pruning, flat
+from pretrain.cost import Visit, first_visit
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
 from pretrain.rng import key
+from pretrain.sources import Source
 
 BACKEND = "inductor"  # of torch.compile
 
@@ -33,6 +35,24 @@ def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Modul
         raise Refused(str(error)) from None
     adapter = config.part("adapter")
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
+
+
+def visit_of(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> Visit:
+    """What a visit costs. Adapter and model meet here for the first time.
+
+    Parameters that the loss does not reach are frozen: several processes would wait for their gradients.
+    """
+    try:
+        visit = first_visit(adapter, model, source.shape, source.classes)
+    except ValueError as error:
+        raise Refused(f"--adapter {config.adapter.name}: {error}") from None
+    except (TypeError, AttributeError) as error:
+        if {config.adapter.name, config.model.name} - {*parts.names("adapter"), *parts.names("model")}:
+            raise  # the user's own code: the traceback says where
+        raise Refused(f"--adapter {config.adapter.name} has no use for --model {config.model.name}: {error}") from None
+    for parameter in visit.unreached:
+        parameter.requires_grad_(False)
+    return visit
 
 
 def recompute(model: nn.Module) -> None:

@@ -26,11 +26,16 @@ class Watch:
     Args:
         rank, world: this process and how many there are.
         share: hands an object of rank 0 to all of them.
+
+    Attributes:
         where: says where the training is, for the sentence.
     """
 
-    def __init__(self, rank: int, world: int, share: Callable[[object], object], where: Callable[[], str]) -> None:
-        self.rank, self.world, self.where = rank, world, where
+    def __init__(self, rank: int, world: int, share: Callable[[object], object]) -> None:
+        self.rank, self.world = rank, world
+        self.where: Callable[[], str] = lambda: "before the first step"
+        if world == 1:
+            return
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         patience = timedelta(seconds=PATIENCE)
         own = TCPStore(host, 0, None, True, patience, wait_for_workers=False) if rank == 0 else None
@@ -46,10 +51,13 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> "Watch":
-        self._thread.start()
+        if self.world > 1:
+            self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.world == 1:
+            return
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS):
             time.sleep(BEAT)  # whoever was killed is no more then
             here = socket.gethostname()

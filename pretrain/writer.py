@@ -90,6 +90,8 @@ class Writer:
             return
         if self.last is None:
             raise Refused(f"{failure}; there is no earlier checkpoint, so the run stops; make room and start it again")
+        if must and not self.last.is_dir():
+            raise Refused(f"{failure}; {self.last.name} and what was before it were taken away, so the run is lost")
         if must:
             raise Refused(f"{failure}; make room, then --resume goes on from {self.last.name}")
         self.tell(f"warning: {failure}; the training goes on, the last checkpoint is {self.last.name}")

@@ -83,7 +83,18 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/processes.py": {"pretrain.config", "pretrain.errors", "pretrain.ranks", "pretrain.watch"},
     "pretrain/training.py": {
         f"pretrain.{name}"
-        for name in ("adapter", "checkpoint", "average", "config", "errors", "infobatch", "parts", "rng")
+        for name in (
+            "adapter",
+            "average",
+            "checkpoint",
+            "config",
+            "cost",
+            "errors",
+            "infobatch",
+            "parts",
+            "rng",
+            "sources",
+        )
     },
     "pretrain/trained.py": {
         f"pretrain.{name}"

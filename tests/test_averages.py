@@ -175,6 +175,7 @@ def written(folder: Path, count: int, tracked) -> tuple[Averages, Path]:
     points, values = walk(1000)
     network, other = Network(), Network()
     averages, beside = Averages(network, 0.05, LENGTHS), Averages(other, 0.05, tracked)
+    folder.mkdir()
     snapshots = Snapshots(folder / "averages", averages, count, 7, 0, writes=True)
     for step, (point, value) in enumerate(zip(points, values, strict=True)):
         network.go(value)

@@ -12,6 +12,7 @@ process or half a file behind.
 
 import json
 import random
+import re
 import resource
 import shutil
 import signal
@@ -66,7 +67,7 @@ def told_to_stop(trainers: Trainers, rank: int, chance: random.Random) -> Status
 def told_twice(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
     """The second signal comes while the step, or the save, that the first one asks for is under way."""
     allowed = told_to_stop(trainers, rank, chance)
-    time.sleep(chance.uniform(0, 0.1))
+    time.sleep(chance.uniform(0, 2))
     return allowed | told_to_stop(trainers, rank, chance)
 
 
@@ -137,6 +138,7 @@ class Soak:
     ) -> None:
         self.work, self.chance, self.processes, self.first = work, chance, processes, first
         self.counts: Counter[str] = Counter()
+        self.read = 0  # characters of the log
         self.workers: list[psutil.Process] = []  # of trainers that something befell
         self.log = work / "output.txt"
         self.images = draw_images(work / "images", 47)
@@ -181,6 +183,10 @@ class Soak:
                         self.counts[fault] += 1
                         befell.add(fault)
                 others = {76} if self.processes > 1 and fault else set()  # the ranks that nothing befell
+                if fault and self.processes > 1 and not trainers.have_met:
+                    trainers.wait(20)
+                    allowed |= {-signal.SIGKILL}  # of those who wait for one that is lost: a launcher does it
+                    trainers.kill()
                 statuses = trainers.wait(PATIENCE)
                 if not trainers.over:
                     raise Broken(f"hangs: {statuses}")
@@ -210,8 +216,10 @@ class Soak:
         Raises:
             Broken: it is not what the undisturbed run had.
         """
-        if "Traceback" in self.log.read_text():
-            raise Broken("a traceback")
+        said = self.log.read_text()
+        if re.search(r"Traceback(?:.|\n)*File .*/(pretrain|models)/", said[self.read :]):
+            raise Broken("a traceback")  # not one of a worker's, whose trainer was killed while they talked
+        self.read = len(said)
         newest = checkpoint.newest_whole(folder / "checkpoints")
         if newest is not None:
             other = self.undisturbed[program] / "checkpoints" / newest.path.name

@@ -14,6 +14,7 @@ from conftest import PRUNED, ROOT, TINY, journal
 from programs import common, wait_for
 
 from pretrain import checkpoint
+from pretrain.processes import Stop
 from tests.faults.trainers import Trainers, impatient
 
 LONG = 3000  # epochs
@@ -56,6 +57,9 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
         reached = steps(folder)
         trainers.send(number, 0)
         trainers.until(lambda: (tmp_path / "saving").exists())
+        trainers.send(number, 0)  # the terminal's beside the launcher's
+        time.sleep(Stop.ECHO)
+        assert not trainers.over
         trainers.send(number, 0)
         assert trainers.wait(60) == [status]
     found = checkpoint.newest_whole(folder / "checkpoints")

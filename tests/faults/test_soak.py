@@ -22,6 +22,7 @@ def soaked(undisturbed: soak.Soak, faults: list[str], count: int, first: Callabl
     undisturbed.first = first
     undisturbed.counts.clear()
     undisturbed.log.write_text("")
+    undisturbed.read = 0
 
     def goes_on() -> bool:
         return sum(undisturbed.counts[fault] for fault in faults) < count

@@ -106,15 +106,24 @@ class Trainers:
             process = CONTEXT.Process(target=_trainer, args=(script, said, log, environment, first))
             process.start()
             self.processes.append(process)
-        self.began = time.monotonic()
+        self._before = log.stat().st_size if log.exists() else 0
 
     def __enter__(self) -> "Trainers":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """All of them."""
         for process in self.processes:
             process.kill()
             process.join()
+
+    @property
+    def have_met(self) -> bool:
+        """Whether they have found each other, and look after each other."""
+        return b" x cpu" in self.log.read_bytes()[self._before :]
 
     @property
     def over(self) -> bool:

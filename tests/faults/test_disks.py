@@ -1,0 +1,100 @@
+"""Disks that fill up, turn read-only or are taken away under a run: real ones, mounted for the test."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PRUNED, journal
+from programs import common, refused, same, train
+
+
+def mount(*words: object) -> bool:
+    return subprocess.run(["mount", *map(str, words)], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory with room for a few checkpoints."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=12m", "tmpfs", folder):
+        pytest.skip("mounting takes rights that are not there")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def at_steps(monkeypatch: pytest.MonkeyPatch, **harm: Callable[[], object]) -> None:
+    """Call something before an optimizer step: `at_3=...`."""
+    step, calls = torch.optim.AdamW.step, [0]
+
+    def stepped(self, *arguments, **more):
+        calls[0] += 1
+        harm.get(f"at_{calls[0]}", lambda: None)()
+        return step(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+
+
+def settings(pictures: Path, folder: Path) -> list[object]:
+    return [*common(pictures, folder), *PRUNED, "--micro-batch", 6, "--checkpoint.every", 1]
+
+
+def fill(disk: Path) -> None:
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def test_a_full_disk_costs_what_it_had_no_room_for(
+    pictures: Path, finished: Path, disk: Path, monkeypatch, capsys
+) -> None:
+    at_steps(monkeypatch, at_3=lambda: fill(disk), at_9=lambda: (disk / "ballast").unlink())
+    train("train_diffusion.py", *settings(pictures, disk / "run"))
+    assert "the training goes on, the last checkpoint is step-0000000" in capsys.readouterr().out
+    assert same(finished, disk / "run") and journal(finished) == journal(disk / "run")
+
+
+def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(
+    pictures: Path, finished: Path, disk: Path, monkeypatch
+) -> None:
+    at_steps(monkeypatch, at_5=lambda: fill(disk))
+    said = refused("train_diffusion.py", *settings(pictures, disk / "run"))
+    assert "make room, then --resume goes on from step-0000000" in said
+    (disk / "ballast").unlink()
+    train("train_diffusion.py", "--resume", "--output-dir", disk / "run")
+    assert same(finished, disk / "run") and journal(finished) == journal(disk / "run")
+
+
+def test_a_disk_that_is_read_only(pictures: Path, disk: Path) -> None:
+    """Refused before anything else; what is there is left as it was."""
+    train("train_diffusion.py", *settings(pictures, disk / "run"), "--epochs", 1)
+    files = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
+    assert mount("-o", "remount,ro", disk)
+    assert "can't be written to" in refused("train_diffusion.py", "--resume", "--output-dir", disk / "run")
+    assert "can't be written to" in refused("train_diffusion.py", *settings(pictures, disk / "other"))
+    assert files == {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_is_away_for_a_while(pictures: Path, finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    here, there = tmp_path / "run", tmp_path / "elsewhere"
+    at_steps(monkeypatch, at_3=lambda: here.rename(there), at_9=lambda: there.rename(here))
+    train("train_diffusion.py", *settings(pictures, here))
+    assert "No such file or directory; the training goes on" in capsys.readouterr().out
+    assert same(finished, here) and journal(finished) == journal(here)
+
+
+def test_a_folder_that_is_removed(pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    at_steps(monkeypatch, at_5=lambda: (tmp_path / "run").rename(tmp_path / "bin"))
+    said = refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
+    assert "were taken away, so the run is lost" in said and not (tmp_path / "run").exists()
+
+
+def test_a_journal_that_is_cut_is_not_filled_up(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    at_steps(monkeypatch, at_5=lambda: (tmp_path / "run" / "journal.jsonl").write_text(""))
+    assert "lines that it had are gone" in refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
+    assert (tmp_path / "run" / "journal.jsonl").read_text() == ""
