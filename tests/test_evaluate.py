@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_path: Path) -> None:
+def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_path: Path, monkeypatch) -> None:
     class Mean(torch.nn.Module):
         def forward(self, image):
             return torch.nn.functional.adaptive_avg_pool2d(image.float(), 2).flatten(1)
@@ -128,6 +129,15 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
     (tmp_path / "bad.pt").write_bytes(b"no")
     assert "the feature network can't be read" in refused(flow, "-m", "fid", "--features", tmp_path / "bad.pt")
     assert "there is no file nowhere" in refused(flow, "-m", "fid", "--features", "inception=nowhere")
+
+    def offline(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", offline)
+    assert (
+        "can't be fetched (Name or service not known); bring them from elsewhere and name the file: inception=FILE"
+        in (refused(flow, "-m", "fid", "--features", "inception"))
+    )
     assert "a feature network is small, inception" in refused(flow, "-m", "fid", "--features", "incption")
 
 

@@ -5,6 +5,7 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from safetensors.torch import load_file
@@ -119,7 +120,12 @@ def _of_torch_fidelity(name: str) -> Features:
     if weights and not Path(weights).is_file():
         raise Refused(f"there is no file {weights}")
     layer = KNOWN[full].get_default_feature_layer_for_metric("fid")
-    extractor = create_feature_extractor(
-        full, [layer], feature_extractor_weights_path=weights or None, cuda=False, verbose=False
-    )
+    try:
+        extractor = create_feature_extractor(
+            full, [layer], feature_extractor_weights_path=weights or None, cuda=False, verbose=False
+        )
+    except URLError as error:
+        raise Refused(
+            f"its weights can't be fetched ({error.reason}); bring them from elsewhere and name the file: {short}=FILE"
+        ) from None
     return Features(extractor, 3, full.encode())
