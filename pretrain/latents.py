@@ -54,6 +54,7 @@ def main(
     autoencoder, source = open_autoencoder(vae), open_data(data, 0)
     if source.autoencoder is not None:
         raise Refused(f"--data {data.source}: these are latents already; name the images")
+    source.train.kept = source.test.kept = None  # each image is read once
     shape = autoencoder.latent_shape(source.shape)
     manifest = {
         "version": VERSION,

@@ -154,7 +154,10 @@ ALLOWED: dict[str, set[str]] = {
             "sources",
         )
     }
-    | {f"pretrain.evaluate.{name}" for name in ("classifiers", "features", "generated", "knn", "subject")},
+    | {
+        f"pretrain.evaluate.{name}"
+        for name in ("augmentation", "classifiers", "features", "generated", "knn", "subject")
+    },
     "pretrain/look.py": {
         *(f"pretrain.{name}" for name in ("adapter", "data", "display", "errors", "pictures", "trained")),
         "pretrain.evaluate.subject",

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from conftest import ROOT, journal
 from fidelity import by_hand
 from programs import common, final, train
 from timm.optim import create_optimizer_v2
+from torchvision.transforms.v2.functional import to_pil_image
 
 from models.mae import MAEConfig
 from pretrain import generate
 from pretrain.adapter import Batch
 from pretrain.errors import Refused
-from pretrain.evaluate import classifiers, evaluators, linear, online, supervised
+from pretrain.evaluate import augmentation, classifiers, evaluators, linear, online, supervised
 from pretrain.evaluate.__main__ import main
 from pretrain.evaluate.subject import Subject
 from pretrain.rng import Draws, generator
@@ -246,6 +248,27 @@ def test_dropped_paths_belong_to_samples_and_leave_the_mean() -> None:
     path.draws = Draws(1, 2, index=index[1::2])  # of another process
     assert torch.equal(path(branch[1::2]), dropped[1::2])
     assert torch.equal(path.eval()(branch), branch)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: int) -> None:
+    torch.manual_seed(3)
+    image = torch.randint(256, (channels, 10, 14), dtype=torch.uint8)
+    before, change = image.clone(), augmentation.Augmentation(channels)
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    made = [change(image, 0, epoch, index) for epoch in range(4) for index in range(15)]
+    assert torch.equal(image, before) and all(each.shape == image.shape for each in made)
+    assert all(each.dtype == torch.float32 and each.abs().max() < 6 for each in made)
+    assert all(torch.equal(change(image, 0, n // 15, n % 15), made[n]) for n in reversed(range(60)))
+    assert len({tuple(each.flatten().tolist()) for each in made}) > (30 if channels < 4 else 5)
+    if change.change is not None:
+        picture = to_pil_image(image)
+        with augmentation.seeded(0):
+            for operation in change.change.ops:  # each at its utmost
+                operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
+                assert (found := operation(picture)).mode == picture.mode and found.size == picture.size
+    assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
 
 
 def test_probes_need_labels(mae: Path) -> None:

@@ -1,11 +1,8 @@
 """What an encoder is worth to somebody who trains on with labels: fine-tuned, or frozen below an attentive head."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
@@ -17,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.adapter import Batch, bare
 from pretrain.data import collate, on_device
 from pretrain.errors import Refused
+from pretrain.evaluate.augmentation import Augmentation, seeded
 from pretrain.evaluate.classifiers import Attentive, DropPath, tunable, tuning
 from pretrain.evaluate.subject import Subject, labelled, over, over_seeds
 from pretrain.ranks import place
@@ -47,7 +45,8 @@ class Supervised:
     """Accuracy on held-out images of a classifier that was trained on the labelled ones, augmented as in pretraining.
 
     Fine-tuning is AdamW with a learning rate that decays from layer to layer downwards, drop path, mixup, cutmix and
-    label smoothing (He et al. 2022, table 9, without its random augmentation and erasing), on the mean of the patches.
+    label smoothing, where pretraining crops its images also random augmentation and erasing (He et al. 2022, table 9),
+    on the mean of the patches.
 
     Attributes:
         subject: what is evaluated.
@@ -103,6 +102,8 @@ class Supervised:
         schedule = CosineLRScheduler(optimizer, steps, lr_min=1e-6, warmup_t=steps // 20, t_in_epochs=False)
         classes = self.subject.source.classes
         mix = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=classes) if tuned else None
+        cropped = self.subject.source.train.data.crop < 1
+        augment = Augmentation(self.subject.source.shape[0]) if tuned and cropped else None
         reached = DistributedDataParallel(network) if world > 1 else network
         network.train()
         for epoch in range(epochs):
@@ -111,10 +112,14 @@ class Supervised:
                 step = epoch * per_epoch + n
                 # Image i is mixed with the i-th from the end, so a process has both.
                 share = torch.arange(len(chosen) // 2)[rank::world]
-                batch = self._read(chosen[torch.cat([share, (len(chosen) - 1 - share).flip(0)])], epoch, device)
+                batch = self._read(chosen[torch.cat([share, (len(chosen) - 1 - share).flip(0)])], epoch)
+                if augment is not None:
+                    visits = zip(batch.image, batch.index.tolist(), strict=True)
+                    batch = batch._replace(image=torch.stack([augment(image, seed, epoch, n) for image, n in visits]))
+                batch = on_device(batch, device)
                 image, label = batch.image, batch.label.clamp(min=0)
                 if mix is not None:
-                    with _numpy_seeded(key(seed, step)):
+                    with seeded(seed, step):
                         image, target = mix(image, label)
                 else:
                     target = one_hot(label, classes).float()
@@ -128,20 +133,9 @@ class Supervised:
                 optimizer.zero_grad()
         network.eval()
 
-    def _read(self, index: Tensor, epoch: int, device: torch.device) -> Batch:
-        """The images, augmented; an unreadable one keeps its place and does not count."""
+    def _read(self, index: Tensor, epoch: int) -> Batch:
+        """The images as pretraining augments them, uint8; an unreadable one keeps its place and does not count."""
         train = self.subject.source.train
         batch, problems = collate([train[epoch, int(number)] for number in index])
         train.settle(problems)
-        return on_device(batch, device)
-
-
-@contextmanager
-def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Timm's Mixup draws from numpy's global generator, which is put back as it was."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
+        return batch
