@@ -22,7 +22,7 @@ from typing import Any
 import tyro
 import yaml
 
-from pretrain import parts
+from pretrain import parts, trust
 from pretrain.config import AdapterSection, Config, ModelSection, flat
 from pretrain.errors import Refused, one_sentence
 
@@ -193,6 +193,14 @@ def _take(arguments: list[str], *flags: str) -> str | None:
     return None
 
 
+def _may_run(written: str, named: str | None, flag: str, recipe: Path) -> None:
+    """Code of the user's own: what the command line names is, what a file of settings names must have been before."""
+    if named and named.endswith(".py"):
+        trust.note(named)
+    elif not named and written.endswith(".py"):
+        trust.check(written, flag, str(recipe))
+
+
 def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, output_dir: str, help: str) -> Config:
     """The config of a run from its command line.
 
@@ -232,6 +240,7 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     settings = {"output_dir": output_dir} | _read_yaml(recipe) | moved
 
     policy = _take(arguments, "--pruning.policy")
+    _may_run(str(settings.get("pruning.policy", "")), policy, "--pruning.policy", recipe)
     if policy is not None and policy != settings.get("pruning.policy"):  # the file's settings are of the other one
         of_it = ("pruning.", "optim.compensation")
         settings = {key: value for key, value in settings.items() if not key.startswith(of_it)}
@@ -241,7 +250,9 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     sections = {}
     for kind, default, head in (("adapter", adapter, AdapterSection), ("model", model, ModelSection)):
         written = str(settings.setdefault(f"{kind}.name", default))
-        name = _take(arguments, f"--{kind}", f"--{kind}.name") or written
+        named = _take(arguments, f"--{kind}", f"--{kind}.name")
+        _may_run(written, named, f"--{kind}", recipe)
+        name = named or written
         if name != written:  # the file's other settings are of the other part
             settings = {key: value for key, value in settings.items() if not key.startswith(f"{kind}.")}
             settings[f"{kind}.name"] = name

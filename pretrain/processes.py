@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +53,6 @@ def start(config: Config) -> Accelerator:
         raise Refused(" ".join(str(error).split())) from None
     _all_there(accelerator.num_processes)
     _end_with_the_launcher()
-    # Of a filter that sees one channel: its gradient says the same layout by other strides.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.tracker and not accelerator.log_with:
         raise Refused(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
     atexit.register(accelerator.state.destroy_process_group)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: sums of floats depend on how many threads share them
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="config-")  # a test must not speak for who runs it
 
 ROOT = Path(__file__).parents[1]
 PRUNED = ("--pruning.policy", "infobatch")  # images alone, and all of them at the end, as the paper has it

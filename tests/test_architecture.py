@@ -36,8 +36,9 @@ ALLOWED: dict[str, set[str]] = {
         f"pretrain.{name}" for name in ("ranks", "budget", "indexed", "ledger", "memory", "plan", "policies")
     },
     "pretrain/parts.py": {"pretrain.errors"},
+    "pretrain/trust.py": {"pretrain.errors"},
     "pretrain/config.py": {"pretrain.parts"},
-    "pretrain/command_line.py": {"pretrain.parts", "pretrain.config", "pretrain.errors"},
+    "pretrain/command_line.py": {f"pretrain.{name}" for name in ("config", "errors", "parts", "trust")},
     "pretrain/decode.py": set(),
     "pretrain/kept.py": set(),
     "pretrain/adapter.py": {"pretrain.rng"},

@@ -1,0 +1,40 @@
+"""Where and when a run is started makes no difference to it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import PRUNED, ROOT, TINY, journal
+from programs import common, same, train
+
+
+def test_another_folder_hash_seed_locale_and_time_zone(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, Path("run"))), *PRUNED]
+    here = tmp_path / "größer, 大 и больше"
+    here.mkdir()
+    around = {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Pacific/Chatham", "HOME": str(here), "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_diffusion.py"), *words, "--micro-batch", "6"],
+        cwd=here,
+        env={**os.environ, **around},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    assert same(finished, here / "run") and journal(finished) == journal(here / "run")
+
+
+def test_a_clock_that_jumps(pictures: Path, finished: Path, tmp_path: Path, monkeypatch) -> None:
+    """Back by a year, at every look."""
+    now = [time.time()]
+
+    def jumping() -> float:
+        now[0] -= 3.15e7
+        return now[0]
+
+    monkeypatch.setattr(time, "time", jumping)
+    train("train_diffusion.py", *common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6)
+    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")

@@ -1,0 +1,59 @@
+"""Code that a stranger's folder or recipe brings along is not run."""
+
+from pathlib import Path
+
+import pytest
+from programs import common, refused, train
+
+from pretrain.errors import Refused
+from pretrain.trained import open_run
+
+HARM = """
+from dataclasses import dataclass
+from pathlib import Path
+from pretrain.adapters.ddpm import DDPM
+Path({proof!r}).touch()
+
+@dataclass(frozen=True)
+class Mine(DDPM):
+    def __call__(self, model, batch, draws):
+        return super().__call__(model, batch, draws)
+"""
+
+
+@pytest.fixture
+def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter.py").write_text(HARM.format(proof=str(tmp_path / "proof")))
+    return tmp_path / "theirs" / "adapter.py"
+
+
+def test_a_run_from_elsewhere(harmful: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "theirs" / "run"
+    train("train_diffusion.py", *common(pictures, run, 1))
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace("name: ddpm", f"name: {harmful}", 1))
+    with pytest.raises(Refused, match=f"names {harmful}, which is code that would be run; read it"):
+        open_run(run)
+    assert "PRETRAIN_TRUST=" in refused("train_diffusion.py", "--resume", "--output-dir", run)
+    assert not (tmp_path / "proof").exists() and not (tmp_path / "home" / "infobatch-pretrain").exists()
+    monkeypatch.setenv("PRETRAIN_TRUST", str(harmful))
+    open_run(run)
+    assert (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("setting", ["adapter: {name: NAME}", "model: {name: NAME}", "pruning: {policy: NAME}"])
+def test_a_recipe_from_elsewhere(setting: str, harmful: Path, pictures: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "theirs" / "recipe.yaml"
+    recipe.write_text(setting.replace("NAME", str(harmful)))
+    said = refused("train_diffusion.py", "--config", recipe, *common(pictures, tmp_path / "run"))
+    assert said.startswith(f"{recipe} names {harmful}, which is code")
+    assert not (tmp_path / "proof").exists() and not (tmp_path / "run").exists()
+
+
+def test_what_was_named_once_runs_by_settings_too(harmful: Path, pictures: Path, tmp_path: Path) -> None:
+    train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), "--adapter", harmful)
+    train("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--epochs", 2)
+    open_run(tmp_path / "run")
+    assert (tmp_path / "home" / "infobatch-pretrain" / "named.txt").read_text() == f"{harmful}\n"
