@@ -5,7 +5,8 @@ Neither format notices a flipped bit; the manifest beside them does, and a check
 
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,6 +193,49 @@ def load(path: Path) -> State:
         return State({file.stem: load_file(file) for file in path.glob("*.safetensors")}, values)
     except (Damaged, OSError, ValueError, RecursionError, SafetensorError) as error:
         raise Refused(f"{path}: {' '.join(str(error).split())}") from None
+
+
+VALUES: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "seconds": float,
+    "progress": float,
+    "optimizer": list,
+    "infobatch": dict,
+    "journal": int,
+    "bad_images": list,
+    "images": dict,
+    "set_aside": list,
+    "streak": int,
+    "config": dict,
+}  # that a run's state has
+
+
+@contextmanager
+def restoring(found: Found | None) -> Iterator[None]:
+    """For going by a checkpoint, if there is one; what was not written by a run is refused, whatever it leads to.
+
+    Raises:
+        Refused: a value is missing or of another type, or something in here fails.
+    """
+    if found is None:
+        yield
+        return
+    values = found.state.values
+    try:
+        for name, kind in VALUES.items():
+            if not isinstance(values[name], kind) or (kind is int and values[name] < 0):
+                raise TypeError(f"{name} is {values[name]!r}")
+        if not all(isinstance(name, str) for name in values["bad_images"]):
+            raise TypeError("bad_images are not names")
+        yield
+    except Refused:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise Refused(
+            f"{found.path}: not the state of a run ({type(error).__name__}: {said[:200]}); go on from another "
+            "checkpoint, --resume PATH, or start anew"
+        ) from None
 
 
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

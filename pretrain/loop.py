@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pretrain import card, charts, hub, posthoc, processes, replay, room, run
+from pretrain import card, charts, checkpoint, hub, posthoc, processes, replay, room, run
 from pretrain.adapter import Adapter, Batch
 from pretrain.average import Averages
 from pretrain.config import Config, flat
@@ -103,15 +103,17 @@ def _train(
     optimizer = adamw(model, config.optim)
     training = Training(model, averages, optimizer, infobatch, accelerator.scaler)
     marks = fingerprints(source)
-    if state is not None and resumed is not None:
-        check(resumed.path, state, marks, source)
-        training.restore(state, config, resumed.path)
-        source.train.bad |= {*state.values["bad_images"]}
-        source.test.bad |= {*state.values.get("bad_heldout_images", [])}
-    averages.to(device)
     probe = next((each for each in evaluators if isinstance(each, OnlineProbe)), None)
-    if probe is not None:
-        probe.attach(training.model, infobatch.progress, device, state.tensors.get("probe") if state else None)
+    with checkpoint.restoring(resumed):
+        if state is not None and resumed is not None:
+            check(resumed.path, state, marks, source)
+            training.restore(state, config, resumed.path)
+            source.train.bad |= {*state.values["bad_images"]}
+            source.test.bad |= {*state.values.get("bad_heldout_images", [])}
+        guard = Guard(infobatch, source.train, device, state.values if state else {})
+        if probe is not None:
+            probe.attach(training.model, infobatch.progress, device, state.tensors.get("probe") if state else None)
+    averages.to(device)
     if config.compile:
         compiled(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -125,7 +127,6 @@ def _train(
             fit = room.most(step, training.model, micro_batch, source.shape, source.classes)
         micro_batch = -processes.most(-fit)[0]
         display.say(f"--micro-batch auto: {micro_batch} images at once")
-    guard = Guard(infobatch, source.train, device, state.values if state else {})
     batches = Patient(lambda: loader(source.train, Visits(infobatch), micro_batch), display.say)
 
     # The folder; nobody writes before everybody has looked.

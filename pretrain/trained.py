@@ -97,12 +97,13 @@ def open_run(folder: Path, length: float | None = None) -> Trained:
     path, state, skipped = found
     for newer, why in skipped.items():
         warn(f"{newer.name} is not used: {why}; going by {path.name}")
-    channels, height, width = state.values["images"]["shape"]
-    shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
-    model = build(config, shape, classes).eval()
-    try:
-        average = state.tensors["average"] if length is None else reconstruct(folder, length)[0]
-    except ValueError as error:
-        raise error if isinstance(error, Refused) else Refused(f"--length: {error}") from None
-    checkpoint.fill(model, average, path)
+    with checkpoint.restoring(found):
+        channels, height, width = state.values["images"]["shape"]
+        shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
+        model = build(config, shape, classes).eval()
+        try:
+            average = state.tensors["average"] if length is None else reconstruct(folder, length)[0]
+        except ValueError as error:
+            raise error if isinstance(error, Refused) else Refused(f"--length: {error}") from None
+        checkpoint.fill(model, average, path)
     return Trained(folder, config, config.part("adapter"), model, shape, classes, state)

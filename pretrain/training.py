@@ -176,12 +176,20 @@ class Training:
         for name, average in averages.items():
             checkpoint.fill(average.model, tensors[name], path)
         self.optimizer.load_state_dict(checkpoint.unpack_optimizer(tensors["optimizer"], values["optimizer"]))
+        for parameter, moments in self.optimizer.state.items():
+            if wrong := [name for name, value in moments.items() if value.shape not in (parameter.shape, ())]:
+                raise ValueError(f"the optimizer's {wrong[0]} is not of its parameter's shape")
+        if tensors["visits"]["visits"].shape != self.visits.shape:
+            raise ValueError("visits are not one number for each image")
+        for name, value in values["infobatch"].items():
+            if not isinstance(value, int) or (value < 0 and name != "plan"):
+                raise TypeError(f"{name} is {value!r}")
         try:
             self.infobatch.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
         except ValueError as error:
             raise Refused(f"--resume {path}: {error}") from None
         self.step, self.seconds = values["step"], values["seconds"]
-        self.visits = tensors["visits"]["visits"]
+        self.visits = tensors["visits"]["visits"].to(torch.int32)
         # A run that is given more epochs has its clock set back; what a power average weighs does not notice.
         self.averages.progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
         if self.scaler is not None and values["scaler"]:

@@ -1,7 +1,9 @@
 """Files that were damaged, or made to do harm: read as what they say, or refused in a sentence; never anything else."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +11,15 @@ import yaml
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs import PROGRAMS
+from programs import PROGRAMS, train
+from safetensors.torch import load_file, save_file
 
 from pretrain import checkpoint
 from pretrain.command_line import parse
 from pretrain.config import Config
 from pretrain.errors import Refused
 from pretrain.manifest import seal
+from pretrain.trained import open_run
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -144,3 +148,66 @@ def test_a_damaged_checkpoint_with_a_manifest_that_fits(whole: Path, tmp_path: P
 @given(data=st.data())
 def test_many_damaged_checkpoints(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     sealed_again(data, whole, tmp_path)
+
+
+def spoilt(data: st.DataObject, tree: Any) -> Any:
+    """The same with one value, somewhere, gone or another one."""
+    if not isinstance(tree, (dict, list)) or not tree or data.draw(st.integers(0, 4)) == 0:
+        return data.draw(values)
+    place = data.draw(st.sampled_from(sorted(tree) if isinstance(tree, dict) else range(len(tree))))
+    inner = tree.copy()
+    if data.draw(st.integers(0, 4)) == 0:
+        del inner[place]
+    else:
+        inner[place] = spoilt(data, tree[place])
+    return inner
+
+
+tensors = st.one_of(
+    st.just(torch.zeros(0)),
+    st.just(torch.full((3,), torch.nan)),
+    st.just(torch.arange(4)),
+    st.builds(torch.zeros, st.lists(st.integers(0, 5), max_size=3)),
+)
+
+
+def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
+    """A run's last state but two with a value or a tensor of somebody else's in it, and a manifest that fits."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    path = folder / "run" / "checkpoints" / sorted((finished / "checkpoints").iterdir())[-3].name
+    shutil.copytree(finished / "checkpoints" / path.name, path)
+    for name in ("config.yaml", "journal.jsonl"):
+        shutil.copy(finished / name, folder / "run" / name)
+    if data.draw(st.booleans()):
+        state = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(json.dumps(spoilt(data, state)))
+    else:
+        file = data.draw(st.sampled_from(sorted(path.glob("*.safetensors"))))
+        inside = load_file(file)
+        inside[data.draw(st.sampled_from(sorted(inside)))] = data.draw(tensors)
+        save_file(inside, file)
+    (path / "manifest.json").unlink()
+    seal(path, step=1, seconds=0.5)
+    for go_on in (
+        lambda: open_run(folder / "run"),
+        lambda: train("train_diffusion.py", "--resume", "--output-dir", folder / "run"),
+    ):
+        try:
+            go_on()
+        except Refused as refusal:
+            assert "\n" not in str(refusal)
+    assert [each.name for each in folder.iterdir()] == ["run"]
+
+
+@settings(FEW, max_examples=12)
+@given(data=st.data())
+def test_a_state_that_no_run_wrote(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
+    made_up_state(data, finished, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(FEW, max_examples=600)
+@given(data=st.data())
+def test_many_states_that_no_run_wrote(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
+    made_up_state(data, finished, tmp_path)
