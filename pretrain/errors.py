@@ -15,7 +15,8 @@ class Refused(ValueError):
     """
 
     def __init__(self, sentence: str, *, local: bool = False) -> None:
-        super().__init__(sentence)
+        # What was given may hold line breaks and what steers a terminal.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
         self.local = local
 
 

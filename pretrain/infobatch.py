@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sized
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -339,6 +338,3 @@ class InfoBatch(Sampler[int]):
                     "the state lies inside an epoch whose plan would be another one now; go on with the same seed, "
                     "policy, its settings, budget, anneal and epochs, or from a state at the start of an epoch"
                 )
-            ahead = torch.from_numpy(self.plan.at(np.arange(self.seen, self.length)))
-            if (state["loss"][ahead] != UNSEEN).any():
-                raise ValueError("the state has losses of samples that are yet to be visited")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from pretrain.config import Config, Optim, Pruning, flat
 from pretrain.cost import Visit, first_visit
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
+from pretrain.ledger import UNSEEN
 from pretrain.rng import key
 from pretrain.sources import Source
 
@@ -184,8 +186,12 @@ class Training:
         for name, value in values["infobatch"].items():
             if not isinstance(value, int) or (value < 0 and name != "plan"):
                 raise TypeError(f"{name} is {value!r}")
+        memory = self.infobatch
         try:
-            self.infobatch.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
+            memory.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
+            ahead = memory.plan.at(np.arange(memory.seen, memory.length)) if memory.seen else []
+            if (memory.ledger.loss[ahead] != UNSEEN).any():
+                raise ValueError("it has losses of samples that are yet to be visited")
         except ValueError as error:
             raise Refused(f"--resume {path}: {error}") from None
         self.step, self.seconds = values["step"], values["seconds"]

@@ -92,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
             "cost",
             "errors",
             "infobatch",
+            "ledger",
             "parts",
             "rng",
             "sources",

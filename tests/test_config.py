@@ -26,6 +26,12 @@ def config(*arguments: str, recipe: Path = RECIPE) -> Config:
     return parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="runs/x", help="Help.")
 
 
+def test_what_is_refused_is_one_line_whatever_was_given() -> None:
+    with pytest.raises(Refused) as refusal:
+        config("--adapter", "a\nb\x1b[31m\udc80")
+    assert str(refusal.value).startswith(r"--adapter a\nb\x1b[31m\udc80: There are")
+
+
 def test_the_later_the_stronger(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
