@@ -31,13 +31,19 @@ def start(config: Config) -> Accelerator:
 
     Raises:
         Refused: the launcher started another number of processes than it was asked for, the batch can't be divided
-            among them, or precision or tracker are not to be had here.
+            among them, the model is to be sharded, or precision or tracker are not to be had here.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", config.precision):
         raise Refused(
             f"accelerate was told to compute in {launched}, this run in {config.precision}; say --precision {launched}"
         )
+    for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true":
+            raise Refused(
+                f"accelerate was told to use {way}, which shards the model; here it has to fit each device: start it "
+                "without, and save memory by --recompute and --micro-batch auto"
+            )
     folder = ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=str(config.output_dir / "trackers"))
     try:
         accelerator = Accelerator(

@@ -16,6 +16,13 @@ from pretrain.command_line import parse
 from pretrain.errors import Refused
 
 
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
+def test_a_model_is_not_sharded(way: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+    said = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
+    assert f"told to use {way}, which shards the model" in said and not (tmp_path / "run").exists()
+
+
 def test_a_refusal_is_a_line_and_status_2(tmp_path: Path, program) -> None:
     for arguments in (("--data", "./not/there"), ("--optim.lrr", "3"), ("--adapter", "nope")):
         done = program("train_diffusion.py", *arguments, "--output-dir", tmp_path / "run", check=False)
