@@ -94,6 +94,17 @@ def test_something_smuggled_in_is_not_loaded(three: Path) -> None:
         extra.unlink()
 
 
+@pytest.mark.parametrize("name", ["../step-00000002/model.safetensors", "/etc/passwd", "a\x00b", ""])
+def test_a_manifest_names_nothing_elsewhere(name: str, three: Path, tmp_path: Path) -> None:
+    shutil.copytree(three, tmp_path / "checkpoints")
+    newest = tmp_path / "checkpoints" / "step-00000003"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"][name] = manifest["files"]["model.safetensors"]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    found = checkpoint.newest_whole(newest.parent)
+    assert found is not None and found.path.name == "step-00000002" and "is missing" in found.skipped[newest]
+
+
 def test_never_silently_from_the_start(three: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     assert checkpoint.newest_whole(folder) is None

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from programs import common, refused, train
 
+from pretrain import checkpoint, export
 from pretrain.errors import Refused
 from pretrain.trained import open_run
 
@@ -41,6 +42,18 @@ def test_a_run_from_elsewhere(harmful: Path, pictures: Path, tmp_path: Path, mon
     monkeypatch.setenv("PRETRAIN_TRUST", str(harmful))
     open_run(run)
     assert (tmp_path / "proof").exists()
+
+
+def test_a_run_from_elsewhere_writes_to_its_own_folder(pictures: Path, tmp_path: Path) -> None:
+    """Whatever folder its settings name: they may be of where it was made."""
+    run = tmp_path / "run"
+    train("train_diffusion.py", *common(pictures, run, 1))
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace(str(run), str(tmp_path / "important")))
+    export.main(run)
+    train("train_diffusion.py", "--resume", "--output-dir", run, "--epochs", 2)
+    train("train_diffusion.py", "--resume", checkpoint.newest(run / "checkpoints"), "--epochs", 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
 @pytest.mark.parametrize("setting", ["adapter: {name: NAME}", "model: {name: NAME}", "pruning: {policy: NAME}"])
