@@ -3,7 +3,6 @@
 import io
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import time
@@ -97,6 +96,7 @@ class Trainers:
         first: Callable[[], None] | None = None,
     ) -> None:
         self.log, said = log, [*TINY[script].split(), *map(str, words)]
+        self._before = log.stat().st_size if log.exists() else 0
         environment: dict[str, str] = {}
         port, self.processes = free_port(), []
         for rank in range(processes):
@@ -106,7 +106,6 @@ class Trainers:
             process = CONTEXT.Process(target=_trainer, args=(script, said, log, environment, first))
             process.start()
             self.processes.append(process)
-        self._before = log.stat().st_size if log.exists() else 0
 
     def __enter__(self) -> "Trainers":
         return self
@@ -145,7 +144,8 @@ class Trainers:
         end = time.monotonic() + seconds
         running = [process.sentinel for process in self.processes]
         while running and (left := end - time.monotonic()) > 0:
-            running = [each for each in running if each not in wait(running, left)]
+            ended = wait(running, left)
+            running = [each for each in running if each not in ended]
         for process in self.processes:
             process.join(0)
         return [process.exitcode for process in self.processes]
@@ -160,7 +160,3 @@ class Trainers:
         while not condition():
             assert not self.over and time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
-
-    def stop(self, rank: int) -> None:
-        """SIGSTOP: it is there, and does nothing."""
-        self.send(signal.SIGSTOP, rank)
