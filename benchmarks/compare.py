@@ -172,8 +172,6 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     generative = isinstance(config.part("adapter"), Generative)
     if not (config.output_dir / "summary.json").is_file():
         (train_diffusion if generative else train_mae).main(config)
-    if int(os.environ.get("RANK", 0)):
-        return
     run = open_run(config.output_dir)
     summary = json.loads((config.output_dir / "summary.json").read_text())
     found = dict(summary["quality"])
@@ -183,6 +181,8 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     elif comparison.images:
         weights = comparison.features or comparison.output_dir / "features.safetensors"
         found["frechet_distance"] = quality.frechet_distance(run, str(weights), comparison.images, comparison.steps)
+    if int(os.environ.get("RANK", 0)):  # it was needed until here: images are made by all processes together
+        return
     record: dict[str, Any] = {
         "arm": arm.name,
         "family": arm.family,

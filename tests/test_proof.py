@@ -245,7 +245,6 @@ def test_what_can_not_be_compared_is_refused_before_anything_runs(
     assert not list((tmp_path / "out").glob("runs/*"))
 
 
-@pytest.mark.slow
 def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for folder, launcher in (("one", [sys.executable]), ("two", torchrun)):
