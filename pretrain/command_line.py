@@ -119,8 +119,8 @@ def _sentence(box: str) -> str:
     sentence = re.sub(r": invalid literal for int\(\) with base 10: (.*)", r" must be a whole number, got \1", sentence)
     for kind, said in (("FLOAT", "a number"), ("INT", "a whole number")):
         sentence = re.sub(
-            rf": no type matching .*\b{kind} could be instantiated from \['(.*)'\]",
-            rf" must be {said}, got '\1'",
+            rf": no type matching .*\b{kind}(?:\|{{(\w+)}})? could be instantiated from \['(.*)'\]",
+            lambda found, said=said: f" must be {said}{f' or {found[1]}' if found[1] else ''}, got '{found[2]}'",
             sentence,
         )
     return sentence or box.strip()

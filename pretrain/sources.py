@@ -169,6 +169,11 @@ def _splits(source: str) -> dict[str, Any]:
         raise
     except Exception as error:  # whatever arrow or the hub has to say
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if not path.exists():
+            raise Refused(
+                f"--data {source}: there is no such file or folder here, and as the name of a Hugging Face data set it "
+                f"can't be had: {said}"
+            ) from None
         raise Refused(f"--data {source}: reading it failed with {said}") from None
 
 

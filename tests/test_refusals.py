@@ -128,6 +128,7 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
     ("arguments", "said"),
     [
         ("--model.channels 8 16 16 16", "8 divides, got 12x12"),
+        ("--micro-batch many", "--micro-batch must be a whole number or auto, got 'many'"),
         ("--batch-size 10 --micro-batch 4", "--micro-batch 4 does not divide the 10 images"),
         ("--precision fp16", "fp16"),
         ("--tracker nonsense", "nonsense"),

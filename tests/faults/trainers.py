@@ -64,8 +64,8 @@ def _trainer(
         raise
     except KeyboardInterrupt:  # before the program has begun, or after its end
         sys.exit(130)
-    except BaseException:
-        os.write(terminal, traceback.format_exc().encode())  # the disk under the log may be full
+    except BaseException:  # said here, where it is read also if the disk under the log is full; the status tells of it
+        os.write(terminal, traceback.format_exc().encode())
         with suppress(OSError):
             traceback.print_exc()
         sys.exit(1)
