@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.adapter import Batch
 from pretrain.config import Data
 from pretrain.data import Images, Item
 from pretrain.errors import Refused
@@ -44,6 +45,7 @@ class Latents(Images):
     def __init__(self, moments: tuple[int, int], *others: Any) -> None:
         super().__init__(*others)
         self.moments = moments
+        self.keepable, self.kept = False, None  # every visit draws another one
 
     def __getitem__(self, visit: tuple[int | None, int]) -> Item:
         """The sample `index`, drawn and mirrored for `epoch`; None: a draw that is always the same, not mirrored."""
@@ -54,6 +56,10 @@ class Latents(Images):
         chance = generator(0, number) if epoch is None else generator(self.seed, epoch, number)
         mirrored = self.data.flip and epoch is not None and torch.rand((), generator=chance) < 0.5
         return Item(drawn(stored[int(mirrored)].float(), chance), row["label"], index, "")
+
+    def augmented(self, batch: Batch, epoch: int) -> Batch:
+        """Latents are mirrored as they are read, of the views that there are."""
+        return batch
 
     def name_of(self, index: int) -> str:
         """The path of the image that was encoded, or its row."""

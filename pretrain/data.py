@@ -1,4 +1,4 @@
-"""Images by index: read, augmented, batched.
+"""Images by index: read, batched, augmented.
 
 Every sample has a number that never moves, and what is done to it is a function of (seed, epoch, number).
 An image that can't be read keeps its number too: its slot is marked as one that does not count.
@@ -12,15 +12,16 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from pretrain.adapter import Batch
+from pretrain.augment import CROPS, FLIPS, boxes, flipped, resized_crops
 from pretrain.config import Data
 from pretrain.decode import decode
 from pretrain.errors import Refused
 from pretrain.kept import keep
-from pretrain.rng import key
+from pretrain.rng import Draws
 
 
 class Item(NamedTuple):
@@ -55,48 +56,68 @@ class Images(Dataset[Item]):
     ) -> None:
         self.table, self.rows, self.shape, self.data, self.seed, self.name = table, rows, shape, data, seed, name
         self.bad: set[str] = set()  # names of the images that were skipped
-        steps: list[v2.Transform] = []
-        if data.crop < 1:
-            steps.append(
-                v2.RandomResizedCrop(shape[1:], scale=(data.crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
-            )
-        if data.flip:
-            steps.append(v2.RandomHorizontalFlip())
-        self.augment = v2.Compose(steps) if steps else None
-        # Where crops are cut from images of any size, what one has decoded is not what the other wants.
-        self.kept = keep(len(rows), shape) if data.crop == 1 or data.size is None else None
+        self.cut = data.crop < 1 and data.size is not None  # crops are cut as images are read, which have any size
+        self.keepable = not self.cut  # what a crop wants of such an image is not what an evaluation wants
+        self.kept = keep(len(rows), shape, torch.device("cpu")) if self.keepable else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, visit: tuple[int | None, int]) -> Item:
-        """The sample `index`, augmented for `epoch` (None: as it is); a negative index stays one."""
+        """The sample `index`, read for `epoch` (None: as it is); a negative index stays one."""
         epoch, index = visit
         number = ~index if index < 0 else index
-        found = self.kept.get(number) if self.kept else None
         try:
-            image, label = found or self._decoded(number, epoch is not None and self.data.crop < 1)
+            image, label = self._decoded(number, epoch)
         except Exception as error:  # image decoders raise whatever they like
             problem = f"{self.name_of(number)} can't be used: {' '.join(str(error).split())}"
             return Item(torch.zeros(self.shape, dtype=torch.uint8), -1, ~number, problem)
-        if self.augment is not None and epoch is not None:
-            with torch.random.fork_rng(devices=[]):
-                # The CPU's generator alone: torch.manual_seed would reach for the accelerators' too.
-                torch.random.default_generator.manual_seed(key(self.seed, epoch, number))
-                image = self.augment(image)
         return Item(image, label, index, "")
 
-    def _decoded(self, number: int, whole: bool) -> tuple[Tensor, int]:
-        """The image, uint8 [C, H, W], and its label; `whole`: to cut a random crop from, of which no size is asked."""
+    def __getitems__(self, visits: Sequence[tuple[int | None, int]]) -> tuple[Batch, list[str]]:
+        """The samples as a batch, and what is wrong with those that can't be read; what is kept is not read again."""
+        kept = self.kept
+        if kept is None or (get_worker_info() and not kept.whole):  # what a worker keeps is no use to the others
+            return collate([self[visit] for visit in visits])
+        index = torch.tensor([index for _, index in visits])
+        number = torch.where(index < 0, ~index, index)
+        problems = []
+        for position in (~kept.there[number]).nonzero().flatten().tolist():
+            item = self[visits[position]]
+            if item.problem:
+                problems.append(item.problem)
+                index[position] = item.index
+            else:
+                kept.put(number[position], item.image, torch.tensor(item.label))
+        return Batch(*kept.take(number), index, torch.zeros(len(index))), problems
+
+    def augmented(self, batch: Batch, epoch: int) -> Batch:
+        """A batch as `on_device` makes it, cropped and flipped for `epoch`; every sample by its own draws."""
+        image = batch.image
+        if self.data.crop < 1 and not self.cut:
+            rng = Draws(self.seed, epoch, CROPS, index=batch.index)
+            image = resized_crops(image, boxes(rng, *self.shape[1:], self.data.crop))
+        if self.data.flip:
+            image = flipped(image, Draws(self.seed, epoch, FLIPS, index=batch.index))
+        return batch._replace(image=image)
+
+    def _decoded(self, number: int, epoch: int | None) -> tuple[Tensor, int]:
+        """The image, uint8 [C, H, W], and its label."""
         row = self.table[int(self.rows[number])]
-        image = decode(row["image"], self.shape[0], None if whole else self.data.size)
-        if image.shape != self.shape and not (whole and self.data.size):
+        if epoch is None or not self.cut:
+            image = decode(row["image"], self.shape[0], self.data.size)
+        else:
+            image = decode(row["image"], self.shape[0], None)
+            rng = Draws(self.seed, epoch, CROPS, index=torch.tensor([number]))
+            box = boxes(rng, image.shape[1], image.shape[2], self.data.crop)[0].tolist()
+            image = functional.resized_crop(
+                image, *box, size=[*self.shape[1:]], interpolation=InterpolationMode.BICUBIC
+            )
+        if image.shape != self.shape:
             raise ValueError(
                 f"it is {image.shape[2]}x{image.shape[1]} where most images are {self.shape[2]}x{self.shape[1]}"
                 "; give --data.size N to bring all to one size"
             )
-        if self.kept:
-            self.kept.put(number, image, row["label"])
         return image, row["label"]
 
     def name_of(self, index: int) -> str:
@@ -123,7 +144,7 @@ class Images(Dataset[Item]):
         Of `world` processes, the one of this rank gets every world-th batch.
         """
         for start in range(rank * size, len(index), world * size):
-            batch, problems = collate([self[None, int(number)] for number in index[start : start + size]])
+            batch, problems = self.__getitems__([(None, int(number)) for number in index[start : start + size]])
             self.settle(problems)
             good = batch.index >= 0
             if good.any():
@@ -160,17 +181,24 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 def loader(images: Images, sampler: Iterable[Any], batch_size: int) -> DataLoader[Any]:
     """A loader of (Batch, problems); it draws nothing from the global generator."""
+    there = images.kept is not None and images.kept.whole
+    workers = 0 if there else images.data.workers
     return DataLoader(
         images,
         batch_size,
         sampler=sampler,
-        num_workers=images.data.workers,
-        collate_fn=collate,
-        persistent_workers=images.data.workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available() and not there,
         worker_init_fn=_leave_signals_to_the_trainer,
         generator=torch.Generator(),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """What `Images.__getitems__` gives is a batch already."""
+    return batch
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -1,49 +1,64 @@
-"""Images of a small data set, decoded once."""
+"""Images of a small data set, decoded once and kept where they are trained on."""
 
 import math
-import mmap
 import os
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-MOST = 4 * 1024**3  # bytes of images in a process; of larger data sets every visit decodes
+MOST = 4 * 1024**3  # bytes of images in the memory of a process
 
 
 class Kept:
-    """Decoded images and their labels by number, filled as they are visited.
-
-    Processes that are forked afterwards, such as a loader's workers, share the memory: what one has decoded, none
-    decodes again. A copy that is pickled, for workers that are spawned, is None: theirs would be one each.
+    """Decoded images and their labels by number. A copy that is pickled, for workers that are spawned, is None.
 
     Args:
         count: N, images.
         shape: (C, H, W) of each.
+        device: whose memory they are in; the CPU's takes room only as it is written to.
+
+    Attributes:
+        there: bool [N], on the CPU; which of them were put.
+        whole: whether those that are missing can't be read, so that no worker is needed.
     """
 
-    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
-        # Anonymous memory: /dev/shm may be small. It takes room only as it is written to.
-        size = math.prod(shape)
-        self.image = torch.frombuffer(mmap.mmap(-1, count * size), dtype=torch.uint8).view(count, *shape)
-        self.label = torch.frombuffer(mmap.mmap(-1, count * 8), dtype=torch.int64)
-        self.there = mmap.mmap(-1, count)
+    def __init__(self, count: int, shape: tuple[int, int, int], device: torch.device) -> None:
+        if device.type == "cpu":
+            self.image = torch.from_numpy(np.zeros((count, *shape), np.uint8))
+        else:
+            self.image = torch.zeros(count, *shape, dtype=torch.uint8, device=device)
+        self.label = torch.full((count,), -1, device=device)
+        self.there = torch.zeros(count, dtype=torch.bool)
+        self.whole = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def get(self, number: int) -> tuple[Tensor, int] | None:
-        """The image, uint8 [C, H, W], not to be changed, and its label; None where it was not yet decoded."""
-        return (self.image[number], int(self.label[number])) if self.there[number] else None
+    def put(self, number: Tensor, image: Tensor, label: Tensor) -> None:
+        """Keep images, uint8 [B, C, H, W], and labels, int64 [B], as `number`, int64 [B] on the CPU."""
+        at = number.to(self.image.device)
+        self.image[at], self.label[at] = image.to(at.device), label.to(at.device)
+        self.there[number] = True
 
-    def put(self, number: int, image: Tensor, label: int) -> None:
-        """Keep an image; who is killed meanwhile leaves it as not yet decoded."""
-        self.image[number], self.label[number] = image, label
-        self.there[number] = 1
+    def take(self, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels, where they are kept; a missing one is black, of label -1. Waits for no device."""
+        at = number.to(self.image.device, non_blocking=True)
+        return self.image[at], self.label[at]
 
 
-def keep(count: int, shape: tuple[int, int, int]) -> Kept | None:
-    """Room for so many images, where they take at most `MOST` and, of the memory that is free, a process's quarter."""
-    free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Kept(count, shape) if 0 < count * math.prod(shape) <= min(MOST, free // 4) else None
+def keep(count: int, shape: tuple[int, int, int], device: torch.device) -> Kept | None:
+    """Room for so many images where they take at most a quarter of the free memory, shared by the processes of a launch
+    that use it, and of a CPU's at most `MOST`.
+    """
+    size = count * math.prod(shape)
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] // 4
+    elif device.type == "cpu":
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        room = min(MOST, free // 4)
+    else:
+        room = 0
+    return Kept(count, shape, device) if 0 < size <= room else None

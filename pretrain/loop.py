@@ -30,6 +30,7 @@ from pretrain.fingerprint import check, fingerprints
 from pretrain.guard import Guard
 from pretrain.journal import Journal
 from pretrain.patient import Patient
+from pretrain.preload import preload
 from pretrain.rng import Draws, key
 from pretrain.schedule import warmup_cosine
 from pretrain.sources import Source
@@ -127,6 +128,8 @@ def _train(
             fit = room.most(step, training.model, micro_batch, source.shape, source.classes)
         micro_batch = -processes.most(-fit)[0]
         display.say(f"--micro-batch auto: {micro_batch} images at once")
+    with processes.together(accelerator):
+        preload(source.train, device, display.say)
     batches = Patient(lambda: loader(source.train, Visits(infobatch), micro_batch), display.say)
 
     # The folder; nobody writes before everybody has looked.
@@ -231,7 +234,7 @@ def _train(
                 count = infobatch.counted(batch.index)
                 due -= count
                 batch = guard.admit(batch._replace(level=infobatch.level(batch.index)), problems)
-                batch = on_device(batch, device)
+                batch = source.train.augmented(on_device(batch, device), epoch)
                 with accelerator.no_sync(model) if due else nullcontext():
                     losses = adapter(model, batch, Draws(config.seed, epoch, index=batch.index))
                     loss = infobatch(losses.loss, batch.index, losses.score)

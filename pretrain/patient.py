@@ -32,7 +32,12 @@ class Patient:
     def __enter__(self) -> "Patient":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            del self.loader  # its workers end by themselves
+        self._kill()
+
+    def _kill(self) -> None:
         for worker in {*multiprocessing.active_children()} - self._others:
             worker.kill()
 
@@ -52,7 +57,7 @@ class Patient:
                 return
             except _Lost as error:
                 lost += 1
-                self.__exit__()  # one that was stopped would never end
+                self._kill()  # one that was stopped would never end
                 self.loader = self.make()
                 if lost > 1:
                     raise Refused(

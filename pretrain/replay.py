@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pretrain import checkpoint
-from pretrain.data import collate, on_device
+from pretrain.data import on_device
 from pretrain.display import Display
 from pretrain.errors import Refused, one_sentence
 from pretrain.rng import Draws
@@ -89,9 +89,10 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
         if not [*module.children()]:
             module.register_forward_hook(watch(name))
     losses: list[float] = []
+    images = trained.source.train
     for part in torch.arange(len(index)).split(micro_batch):
-        items = [trained.source.train[about["epoch"], number] for number in index[part].tolist()]
-        batch = on_device(collate(items)[0]._replace(level=level[part]), torch.device("cpu"))
+        plain, _ = images.__getitems__([(about["epoch"], number) for number in index[part].tolist()])
+        batch = images.augmented(on_device(plain._replace(level=level[part]), torch.device("cpu")), about["epoch"])
         loss = trained.adapter(model, batch, Draws(trained.config.seed, about["epoch"], index=batch.index)).loss
         loss.sum().backward()
         losses += loss.tolist()

@@ -41,6 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain/command_line.py": {f"pretrain.{name}" for name in ("config", "errors", "parts", "trust")},
     "pretrain/decode.py": set(),
     "pretrain/kept.py": set(),
+    "pretrain/augment.py": {"pretrain.rng"},
+    "pretrain/preload.py": {"pretrain.data", "pretrain.kept", "pretrain.patient"},
     "pretrain/adapter.py": {"pretrain.rng"},
     "pretrain/objective.py": {"pretrain.rng"},
     "pretrain/adapters": {"pretrain.adapter", "pretrain.objective", "pretrain.rng"},
@@ -60,9 +62,11 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pretrain/writer.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
     "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors", "pretrain.files"},
-    "pretrain/data.py": {f"pretrain.{name}" for name in ("adapter", "config", "decode", "errors", "kept", "rng")},
+    "pretrain/data.py": {
+        f"pretrain.{name}" for name in ("adapter", "augment", "config", "decode", "errors", "kept", "rng")
+    },
     "pretrain/autoencoder.py": {"pretrain.errors"},
-    "pretrain/cache.py": {"pretrain.config", "pretrain.data", "pretrain.errors", "pretrain.rng"},
+    "pretrain/cache.py": {"pretrain.adapter", "pretrain.config", "pretrain.data", "pretrain.errors", "pretrain.rng"},
     "pretrain/latents.py": {
         f"pretrain.{name}"
         for name in (
@@ -74,6 +78,7 @@ ALLOWED: dict[str, set[str]] = {
             "display",
             "errors",
             "patient",
+            "preload",
             "processes",
             "sources",
         )

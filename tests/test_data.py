@@ -16,6 +16,8 @@ from pretrain.data import Images, Visits, collate, loader, on_device
 from pretrain.decode import decode
 from pretrain.errors import Refused
 from pretrain.infobatch import InfoBatch
+from pretrain.kept import Kept, keep
+from pretrain.preload import preload
 from pretrain.sources import open_data
 
 
@@ -275,17 +277,27 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
 # -- visits ----------------------------------------------------------------------------------------
 
 
-def test_augmentation_is_a_function_of_epoch_and_index(pictures: Path) -> None:
-    images = source(pictures, crop=0.3, flip=True).train
-    state = torch.get_rng_state()
-    first = [images[2, i].image for i in range(20)]
+def visited(images: Images, epoch: int, index: list[int]) -> torch.Tensor:
+    """What the network sees of these visits, float32 [B, C, H, W]."""
+    plain, problems = images.__getitems__([(epoch, number) for number in index])
+    assert not problems
+    return images.augmented(on_device(plain, torch.device("cpu")), epoch).image
+
+
+@pytest.mark.parametrize("size", [None, 12], ids=["cropped on the device", "cropped as they are read"])
+def test_augmentation_is_a_function_of_epoch_and_index(pictures: Path, size: int | None) -> None:
+    images = source(pictures, crop=0.3, flip=True, size=size).train
+    state, order = torch.get_rng_state(), [*range(20)]
+    first = visited(images, 2, order)
     torch.manual_seed(5)
-    assert all(torch.equal(images[2, i].image, first[i]) for i in reversed(range(20)))
-    assert any(not torch.equal(images[3, i].image, first[i]) for i in range(20))
-    untouched = source(pictures).train
-    assert all(torch.equal(images[None, i].image, untouched[7, i].image) for i in range(20))
+    assert torch.equal(visited(images, 2, order[::-1]), first.flip(0))
+    assert all(torch.equal(visited(images, 2, [i])[0], first[i]) for i in order)
+    assert (visited(images, 3, order) != first).flatten(1).any(dim=1).float().mean() > 0.9
+    untouched = source(pictures, size=size).train
+    assert all(torch.equal(images[None, i].image, untouched[7, i].image) for i in order)
+    assert torch.equal(images[None, 0].image, next(images.batches([0], 1)).image[0])
     torch.set_rng_state(state)
-    images[2, 0]
+    visited(images, 2, [0])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -330,44 +342,90 @@ def test_a_random_crop_is_cut_from_the_whole_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    "settings", [{}, {"flip": True, "size": 9, "channels": 3}, {"flip": True, "crop": 0.3}], ids=str
-)
-def test_images_are_decoded_once_and_are_those_that_are_decoded_anew(
+@pytest.mark.parametrize("settings", [{}, {"flip": True, "size": 9, "channels": 3}, {"crop": 0.3}], ids=str)
+def test_images_are_read_once_and_are_those_that_are_read_anew(
     pictures: Path, settings: dict, workers: int, monkeypatch
 ) -> None:
     kept, anew = (source(pictures, workers=workers, **settings).train for _ in range(2))
-    anew.kept = None
-    batches: DataLoader = loader(kept, Visits(infobatch := InfoBatch(len(kept), epochs=3)), 8)
-    for epoch in infobatch.epochs():
-        for batch, _ in batches:
-            for image, label, index in zip(batch.image, batch.label.tolist(), batch.index.tolist(), strict=True):
-                assert torch.equal(image, anew[epoch, index].image) and label == anew[epoch, index].label
-            infobatch(batch.image.float().mean((1, 2, 3)), batch.index)
-    monkeypatch.setattr("pretrain.data.decode", None)  # workers have left what they decoded to all
-    items = [kept[None, index] for index in range(len(kept))]
-    monkeypatch.undo()
-    assert all(torch.equal(item.image, anew[None, index].image) for index, item in enumerate(items))
+    anew.keepable, anew.kept = False, None
+    for images in (kept, anew):
+        preload(images, torch.device("cpu"), print)
+    assert kept.kept and kept.kept.whole and anew.kept is None
+    order = InfoBatch(len(kept), epochs=3), InfoBatch(len(kept), epochs=3)
+    pairs = [loader(images, Visits(infobatch), 8) for images, infobatch in zip((kept, anew), order, strict=True)]
+    assert [loader.num_workers for loader in pairs] == [0, workers]
+    for _ in zip(order[0].epochs(), order[1].epochs(), strict=True):
+        for (one, _), (other, _) in zip(*pairs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+            for infobatch in order:
+                infobatch(one.image.float().mean((1, 2, 3)), one.index)
+    expected = [batch for batch in anew.batches(range(len(anew)), 7)]
+    monkeypatch.setattr("pretrain.data.decode", None)  # nothing is read any more
+    for one, other in zip(kept.batches(range(len(kept)), 7), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_what_can_not_be_kept_is_decoded_at_every_visit(tmp_path: Path, monkeypatch) -> None:
-    """Bad images; too many; ones of which a crop wants more than an evaluation; by workers that are spawned."""
-    folder = draw_images(tmp_path, 20)
-    images = source(folder).train
+def test_a_slot_that_does_not_count_is_read_like_any_other(pictures: Path) -> None:
+    images = source(pictures).train
+    for _ in range(2):  # read, then kept
+        batch, problems = images.__getitems__([(0, 3), (0, ~3)])
+        assert batch.index.tolist() == [3, ~3] and torch.equal(batch.image[0], batch.image[1]) and not problems
+
+
+def test_an_image_that_can_not_be_read_is_tried_at_every_visit(tmp_path: Path) -> None:
+    """What is kept is not read again; what is not there yet is."""
+    images = source(draw_images(tmp_path, 20), on_bad_image="skip").train
     path = Path(images.name_of(3))
-    good, before = path.read_bytes(), images[0, 0].image.clone()
+    good = path.read_bytes()
     path.write_bytes(good[:40])
-    assert all(images[epoch, 3].problem and images[epoch, 3].index == ~3 for epoch in range(2))
+    preload(images, torch.device("cpu"), print)
+    (name,) = images.bad
+    assert path.name in name
+    for epoch in range(2):
+        batch, (problem,) = images.__getitems__([(epoch, 2), (epoch, 3)])
+        assert path.name in problem and batch.index.tolist() == [2, ~3]
+        assert (batch.image[1] == 0).all() and batch.label[1] == -1 and batch.label[0] >= 0
     path.write_bytes(good)
-    assert not images[2, 3].problem
+    batch, problems = images.__getitems__([(2, 2), (2, 3)])
+    assert not problems and batch.index.tolist() == [2, 3] and torch.equal(batch.image[1], images[None, 3].image)
     path.write_bytes(b"")
-    assert not images[3, 3].problem, "decoded once, it is kept"
-    path.write_bytes(good)
-    assert torch.equal(images[1, 0].image, before)
+    assert torch.equal(images.__getitems__([(3, 3)])[0].image, batch.image[1:])
+
+
+def test_a_bad_image_is_named_before_the_training(tmp_path: Path) -> None:
+    images = source(draw_images(tmp_path, 20)).train
+    path = Path(images.name_of(3))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(Refused, match=rf"{path.name} can't be used: .*; mend or remove it, or skip such images"):
+        preload(images, torch.device("cpu"), print)
+
+
+def test_what_is_not_kept(tmp_path: Path, monkeypatch) -> None:
+    """Too many; ones of which a crop wants more than an evaluation; in workers that are spawned; on strange devices."""
+    folder = draw_images(tmp_path, 20)
+    images, cpu = source(folder).train, torch.device("cpu")
     assert pickle.loads(pickle.dumps(images)).kept is None
     assert source(folder, size=8, crop=0.5).train.kept is None and source(folder, crop=0.5).train.kept
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2**60))  # who start together share what is free
     assert source(folder).train.kept is None
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    monkeypatch.setattr("pretrain.kept.MOST", len(images) * 12 * 12 - 1)
-    assert source(folder).train.kept is None and source(folder).test.kept
+    size = len(images) * 12 * 12
+    for most, fits in ((size - 1, False), (size, True)):
+        monkeypatch.setattr("pretrain.kept.MOST", most)
+        assert (source(folder).train.kept is not None) == fits and source(folder).test.kept
+    assert keep(3, (1, 4, 4), cpu) and keep(3, (1, 4, 4), torch.device("meta")) is None
+    for free, fits in ((4 * 48 - 1, False), (4 * 48, True)):  # of an accelerator a quarter, however much that is
+        monkeypatch.setattr("pretrain.kept.MOST", 0)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        monkeypatch.setattr("pretrain.kept.Kept", lambda count, shape, device: (count, shape, device))
+        assert (keep(3, (1, 4, 4), torch.device("cuda")) is not None) == fits
+
+
+def test_taking_what_a_device_keeps_waits_for_nothing() -> None:
+    """On the meta device, where whatever needs a value raises."""
+    kept = Kept(5, (3, 4, 4), torch.device("meta"))
+    number = torch.tensor([4, 0])
+    kept.put(number, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([1, 2]))
+    image, label = kept.take(number)
+    assert kept.there.tolist() == [True, False, False, False, True]
+    assert image.shape == (2, 3, 4, 4) and image.device.type == label.device.type == "meta"

@@ -29,12 +29,17 @@ class Augmentation:
         self.change = rand_augment_transform("rand-m9-mstd0.5-inc1", settings) if channels in (1, 3) else None
         self.erase = RandomErasing(0.25, mode="pixel", device="cpu")
 
-    def __call__(self, image: Tensor, *clock: int) -> Tensor:
-        """An image, uint8 [C, H, W], changed by what (seed, epoch, index) draws: float32 in about [-1, 1]."""
+    def __call__(self, images: Tensor, index: Tensor, *clock: int) -> Tensor:
+        """Images, float32 [B, C, H, W] in [-1, 1], each changed by what (clock, index) draws; noise where erased."""
+        changed = [self._one(image, *clock, n) for image, n in zip(images.cpu(), index.tolist(), strict=True)]
+        return torch.stack(changed).to(images.device)
+
+    def _one(self, image: Tensor, *clock: int) -> Tensor:
         with seeded(*clock):
             if self.change is not None:
-                image = functional.pil_to_tensor(self.change(functional.to_pil_image(image)))
-            return self.erase(image.float() / 127.5 - 1)
+                picture = functional.to_pil_image(((image + 1) * 127.5).round().byte())
+                image = functional.pil_to_tensor(self.change(picture)).float() / 127.5 - 1
+            return self.erase(image)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.adapter import Batch, bare
-from pretrain.data import collate, on_device
+from pretrain.data import on_device
 from pretrain.errors import Refused
 from pretrain.evaluate.augmentation import Augmentation, seeded
 from pretrain.evaluate.classifiers import Attentive, DropPath, tunable, tuning
@@ -112,11 +112,9 @@ class Supervised:
                 step = epoch * per_epoch + n
                 # Image i is mixed with the i-th from the end, so a process has both.
                 share = torch.arange(len(chosen) // 2)[rank::world]
-                batch = self._read(chosen[torch.cat([share, (len(chosen) - 1 - share).flip(0)])], epoch)
+                batch = self._read(chosen[torch.cat([share, (len(chosen) - 1 - share).flip(0)])], epoch, device)
                 if augment is not None:
-                    visits = zip(batch.image, batch.index.tolist(), strict=True)
-                    batch = batch._replace(image=torch.stack([augment(image, seed, epoch, n) for image, n in visits]))
-                batch = on_device(batch, device)
+                    batch = batch._replace(image=augment(batch.image, batch.index, seed, epoch))
                 image, label = batch.image, batch.label.clamp(min=0)
                 if mix is not None:
                     with seeded(seed, step):
@@ -133,9 +131,9 @@ class Supervised:
                 optimizer.zero_grad()
         network.eval()
 
-    def _read(self, index: Tensor, epoch: int) -> Batch:
-        """The images as pretraining augments them, uint8; an unreadable one keeps its place and does not count."""
+    def _read(self, index: Tensor, epoch: int, device: torch.device) -> Batch:
+        """The images as pretraining augments them; an unreadable one keeps its place and does not count."""
         train = self.subject.source.train
-        batch, problems = collate([train[epoch, int(number)] for number in index])
+        batch, problems = train.__getitems__([(epoch, int(number)) for number in index])
         train.settle(problems)
-        return batch
+        return train.augmented(on_device(batch, device), epoch)
