@@ -9,7 +9,8 @@ is a bound and is marked < or >.
 
 The intervals are 95 % of a bootstrap over seeds. Three seeds tell little about the spread of one arm, so the
 residuals of all arms (a run less the mean of its arm, times sqrt(n / (n - 1))) are pooled, and each arm's mean, and
-each point of the curve, is drawn again from them.
+each point of the curve, is drawn again from them. An arm's seconds are those of its median run: others may have had to
+share the machine.
 """
 
 import csv
@@ -78,12 +79,17 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
             Arm(
                 name,
                 family,
-                {measure: float(np.mean([run["cost"][measure] for run in runs])) for measure in MEASURES},
+                {measure: _usual(measure, [run["cost"][measure] for run in runs]) for measure in MEASURES},
                 {metric: np.array([run["quality"][metric] for run in runs]) for metric in sorted(metrics)},
                 np.array(levels) if levels else None,
             )
         )
     return sorted(arms, key=lambda arm: -arm.cost["visits"])
+
+
+def _usual(measure: str, costs: Sequence[float]) -> float:
+    """Of an arm's runs: seconds of the median one, else the mean."""
+    return float(np.median(costs) if measure == "seconds" else np.mean(costs))
 
 
 def curve_of(arms: Sequence[Arm], metric: str, measure: str) -> list[Arm]:

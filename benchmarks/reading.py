@@ -1,10 +1,10 @@
-"""What reading images costs beside training on them, and what is saved where they are decoded once (pretrain/kept.py).
+"""What reading images costs beside training on them, and what is saved where they are read once (pretrain/kept.py).
 
     python benchmarks/reading.py --config configs/fashion_mnist_mae.yaml
     python benchmarks/reading.py --config configs/cifar10_mae.yaml --photos 32 --steps 0
 
 In CPU time. Steps on images that are decoded anew and on ones that were kept take turns, on the same samples, so that
-both see the same machine.
+both see the same machine. Crops and flips, which the device makes that trains, are counted apart.
 """
 
 import sys
@@ -22,12 +22,16 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from pretrain.adapter import Batch
 from pretrain.command_line import parse
 from pretrain.config import Config
-from pretrain.data import Images, collate, on_device
+from pretrain.data import Images, on_device
+from pretrain.preload import preload
 from pretrain.rng import Draws, generator
 from pretrain.sources import open_data
 from pretrain.training import adamw, build
+
+CPU = torch.device("cpu")
 
 
 def main(config: Path, steps: int = 60, photos: int | None = None) -> None:
@@ -53,7 +57,8 @@ def main(config: Path, steps: int = 60, photos: int | None = None) -> None:
             draw(Path(folder), photos)
             made = replace(made, data=replace(made.data, source=folder, held_out=1))
         kept, anew = (open_data(made.data, 0).train for _ in range(2))
-        anew.kept = None
+        anew.keepable, anew.kept = False, None
+        preload(kept, CPU, print)
         said = measure(made, kept, anew, steps)
     Console(highlight=False, soft_wrap=True).print(f"{config.stem}, {'x'.join(map(str, kept.shape))}: {said}")
 
@@ -74,19 +79,17 @@ def measure(made: Config, kept: Images, anew: Images, steps: int) -> str:
     size = min(made.batch_size, len(kept))
     count = len(kept) // size
 
-    def read(images: Images, step: int) -> tuple[torch.Tensor, ...]:
+    def read(images: Images, step: int) -> Batch:
         first = step % count * size
-        return collate([images[step, index] for index in range(first, first + size)])[0]
+        return images.__getitems__([(step, index) for index in range(first, first + size)])[0]
 
-    for step in range(count):
-        read(kept, step)
     if steps:
         source = open_data(made.data, 0)
         adapter, model = made.part("adapter"), build(made, source.shape, source.classes)
         optimizer = adamw(model, made.optim)
 
     def visit(images: Images, step: int) -> None:
-        batch = on_device(read(images, step), torch.device("cpu"))
+        batch = images.augmented(on_device(read(images, step), CPU), step)
         level = Draws(1, step, index=batch.index).uniform()
         adapter(model, batch._replace(level=level), Draws(0, step, index=batch.index)).loss.mean().backward()
         optimizer.step()
@@ -105,10 +108,13 @@ def measure(made: Config, kept: Images, anew: Images, steps: int) -> str:
         one, other = zip(*spent[2:], strict=True)  # the first ones pay for what is allocated
         return median(one), median(other), median(b / a for a, b in spent[2:])
 
+    plain = on_device(read(kept, 0), CPU)
+    change, _, _ = ratios(lambda images, step: images.augmented(plain, step), 20)
     one, other, _ = ratios(read, 20)
     said = f"reading a visit takes {1e6 * one:.0f} µs decoded anew, {1e6 * other:.0f} µs kept"
     if not kept.kept:
         said = f"reading a visit takes {1e6 * one:.0f} µs; these are not kept"
+    said += f"; crops and flips {1e6 * change:.0f} µs"
     if steps:
         one, other, ratio = ratios(visit, steps)
         said += f"; a visit of the training {1e6 * one:.0f} and {1e6 * other:.0f} µs, {ratio:.3f}"

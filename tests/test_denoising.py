@@ -117,7 +117,8 @@ def test_ddpm_generates_on_the_schedule_it_trains_on_and_that_is_the_papers(sche
     assert scheduler.config.num_train_timesteps == timesteps
     assert torch.equal(scheduler.alphas_cumprod, adapter.noising.alphas_cumprod)
     expected = signal(schedule, timesteps, zero)
-    torch.testing.assert_close(adapter.noising.alphas_cumprod.double(), expected, atol=2e-6, rtol=0)
+    # Theirs is computed in float32, whose last bits differ from CPU to CPU.
+    torch.testing.assert_close(adapter.noising.alphas_cumprod.double(), expected, atol=1e-5, rtol=0)
     assert (adapter.noising.alphas_cumprod[-1] == 0) == zero
     scheduler.set_timesteps(5)
     assert scheduler.timesteps[0] == timesteps - 1  # sampling starts where nothing, or next to nothing, is left

@@ -61,7 +61,7 @@ def features(run: Run, split: str) -> tuple[np.ndarray, list[int]]:
 
 
 def test_probes_are_what_scikit_learn_finds_on_the_features_of_the_export(run: Run) -> None:
-    evaluate([str(run.folder), "--metrics", "knn,linear-probe", "--probe-epochs", "60"])
+    evaluate([str(run.folder), "--metrics", "knn,linear-probe", "--probe-epochs", "600"])  # to the end
     found = json.loads((run.folder / "evaluation.json").read_text())[-1]["found"]
     (known, label), (asked, right) = features(run, "train"), features(run, "test")
 

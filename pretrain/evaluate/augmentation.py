@@ -39,7 +39,7 @@ class Augmentation:
             if self.change is not None:
                 picture = functional.to_pil_image(((image + 1) * 127.5).round().byte())
                 image = functional.pil_to_tensor(self.change(picture)).float() / 127.5 - 1
-            return self.erase(image)
+            return self.erase(image.clone())  # it erases in place
 
 
 @contextmanager
