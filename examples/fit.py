@@ -1,6 +1,6 @@
 """The loop that the tasks in this folder share: adapter, InfoBatch and model, and nothing else."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterable[Batch]:
-    """An epoch's batches, on the device."""
-    return (on_device(batch, device()) for batch, _ in loader(images, Visits(infobatch), batch_size))
+def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterator[Batch]:
+    """An epoch's batches, on the device, cropped and flipped."""
+    for batch, _ in loader(images, Visits(infobatch), batch_size):
+        yield images.augmented(on_device(batch, device()), infobatch.epoch)
 
 
 def fit(
