@@ -118,6 +118,8 @@ def _train(
     if config.compile:
         compiled(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
+    with processes.together(accelerator):
+        preload(source.train, device, display.say)  # before it is tried how many images the rest of the memory holds
     if config.micro_batch == "auto":
 
         def step(batch: Batch) -> None:
@@ -128,8 +130,6 @@ def _train(
             fit = room.most(step, training.model, micro_batch, source.shape, source.classes)
         micro_batch = -processes.most(-fit)[0]
         display.say(f"--micro-batch auto: {micro_batch} images at once")
-    with processes.together(accelerator):
-        preload(source.train, device, display.say)
     batches = Patient(lambda: loader(source.train, Visits(infobatch), micro_batch), display.say)
 
     # The folder; nobody writes before everybody has looked.

@@ -7,19 +7,22 @@ import torch
 from conftest import PRUNED, journal
 from programs import common, refused, same, train
 
+from pretrain import loop
 from pretrain.adapters.ddpm import DDPM
 from pretrain.errors import one_sentence
+from pretrain.preload import preload
 from pretrain.room import most
 
 
 @pytest.mark.parametrize("room", [1, 5])
 def test_as_many_as_fit_and_the_run_is_theirs(room: int, pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    call, seen = DDPM.__call__, []
+    call, seen, order = DDPM.__call__, [], []
 
     def crowded(self, model, batch, draws):
         losses = call(self, model, batch, draws)
         if not torch.is_grad_enabled():
             return losses
+        order.append("tried")
         if len(batch.image) > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 1")
         seen.append(len(batch.image))
@@ -28,9 +31,10 @@ def test_as_many_as_fit_and_the_run_is_theirs(room: int, pictures: Path, tmp_pat
     fits = max(size for size in (12, 6, 3, 1) if size <= room)  # 12, and half of what did not fit
     train("train_diffusion.py", *common(pictures, tmp_path / "told"), *PRUNED, "--micro-batch", fits)
     monkeypatch.setattr(DDPM, "__call__", crowded)
+    monkeypatch.setattr(loop, "preload", lambda *given: order.append("images kept") or preload(*given))
     train("train_diffusion.py", *common(pictures, tmp_path / "auto"), *PRUNED, "--micro-batch", "auto")
     assert f"--micro-batch auto: {fits} images at once" in capsys.readouterr().out
-    assert max(seen) == fits
+    assert max(seen) == fits and order[:2] == ["images kept", "tried"]  # they take of the same memory
     assert same(tmp_path / "told", tmp_path / "auto") and journal(tmp_path / "told") == journal(tmp_path / "auto")
 
 
