@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from pretrain.errors import Refused
 
+STARTING = 3.0  # seconds that starting workers may take once they are to end
 PATIENCE = 300.0  # seconds for a batch; then the workers are taken to hang
 
 
@@ -27,6 +28,7 @@ class Patient:
     def __init__(self, make: Callable[[], DataLoader[Any]], tell: Callable[[str], None]) -> None:
         self.make, self.tell = make, tell
         self.loader = make()
+        self._asking = threading.Thread()  # none yet
         self._others = {*multiprocessing.active_children()}
 
     def __enter__(self) -> "Patient":
@@ -38,6 +40,9 @@ class Patient:
         self._kill()
 
     def _kill(self) -> None:
+        """End all workers, also those that are just being started, by an interrupt's leave."""
+        if self._asking.is_alive():
+            self._asking.join(STARTING)
         for worker in {*multiprocessing.active_children()} - self._others:
             worker.kill()
 
@@ -93,7 +98,8 @@ class Patient:
             except BaseException as error:
                 answers.put(error)
 
-        threading.Thread(target=ask, name="batch", daemon=True).start()
+        self._asking = threading.Thread(target=ask, name="batch", daemon=True)
+        self._asking.start()
         try:
             answer = answers.get(timeout=PATIENCE)
         except queue.Empty:

@@ -133,7 +133,7 @@ def prepare(config: Config, resumed: checkpoint.Found | None) -> Lock:
         resume_from(config)  # once more: now nobody else writes to it
     try:
         if resumed is None:
-            for name in FILES:
+            for name in FILES - {"config.yaml"}:  # which says that the rest is a run's, until the new one says so
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for path in resumed.skipped if resumed else ():

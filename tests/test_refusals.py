@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from programs import common, final, refused, same, train
 
 import train_diffusion
 import train_mae
-from pretrain import checkpoint
+from pretrain import checkpoint, run
 from pretrain.command_line import parse
 from pretrain.errors import Refused
 
@@ -42,6 +43,33 @@ def test_a_folder_that_holds_another_run(pictures: Path, finished: Path, tmp_pat
     train("train_diffusion.py", *common(pictures, folder, 1), "--overwrite")
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000000", "step-00000004"]
+
+
+@pytest.mark.parametrize("cut", range(len(run.FILES)))
+def test_a_replacement_that_is_interrupted_can_be_begun_again(
+    cut: int, finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Whatever was removed until then, what is left is known for a run's."""
+    removed: list[Path] = []
+
+    def until(real: Any) -> Any:
+        def remove(path: Path, **options: Any) -> None:
+            if len(removed) == cut:
+                raise KeyboardInterrupt
+            removed.append(path)
+            real(path, **options)
+
+        return remove
+
+    shutil.copytree(finished, tmp_path / "run")
+    words = ["--output-dir", str(tmp_path / "run"), "--overwrite"]
+    config = parse(words, **train_diffusion.START, output_dir="", help="")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", until(shutil.rmtree))
+        patch.setattr(Path, "unlink", until(Path.unlink))
+        run.prepare(config, None)
+        raise KeyboardInterrupt  # where there was less to remove
+    run.prepare(config, None)
 
 
 def test_a_folder_with_something_else_is_never_overwritten(pictures: Path, tmp_path: Path) -> None:

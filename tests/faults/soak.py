@@ -189,7 +189,7 @@ class Soak:
                     trainers.kill()
                 statuses = trainers.wait(PATIENCE)
                 if not trainers.over:
-                    raise Broken(f"hangs: {statuses}")
+                    raise Broken(f"{fault or 'nothing befell it'}: hangs: {statuses}")
                 if wrong := {status for status in statuses if status not in allowed | others}:
                     said = self.log.read_text().splitlines()[-1]
                     raise Broken(f"{fault}: exit statuses {statuses}, of which {wrong} should not be; {said}")

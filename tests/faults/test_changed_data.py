@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +145,36 @@ def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch)
     assert len(told) == 1 and "new ones go on with the same batch" in told[0]
 
 
+class NoRoom:
+    """A loader where /dev/shm is full: it has no room for the semaphores of its queues."""
+
+    num_workers = 1
+
+    def __iter__(self) -> Iterator[int]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_interrupt_while_workers_are_started_leaves_none() -> None:
+    """They leave SIGTERM to the trainer, so one that nobody ended would be waited for at the program's end, for ever."""
+
+    class Starting(NoRoom):
+        def __iter__(self) -> Iterator[int]:
+            os.kill(os.getpid(), signal.SIGINT)  # the main thread leaves while this one goes on
+            time.sleep(0.3)
+            worker = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)
+            worker.start()
+            started.append(worker)
+            return iter([1])
+
+    started: list[multiprocessing.Process] = []
+    batches = Patient(Starting, lambda sentence: None)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt), batches:
+        next(iter(batches))
+    (worker,) = started
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
+
+
 class Dying:
     """A data set that kills whoever reads it."""
 
@@ -162,15 +193,6 @@ def test_workers_that_die_again_end_the_run() -> None:
     with pytest.raises(Refused, match=r"lost twice for one batch .*exited unexpectedly"):
         next(iter(batches))
     assert len(told) == 1
-
-
-class NoRoom:
-    """A loader where /dev/shm is full: it has no room for the semaphores of its queues."""
-
-    num_workers = 1
-
-    def __iter__(self) -> Iterator[int]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_workers_that_can_not_be_started_end_the_run() -> None:
