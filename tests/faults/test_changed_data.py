@@ -155,7 +155,7 @@ class NoRoom:
 
 
 def test_an_interrupt_while_workers_are_started_leaves_none() -> None:
-    """They leave SIGTERM to the trainer, so one that nobody ended would be waited for at the program's end, for ever."""
+    """They leave SIGTERM to the trainer: one that nobody ended would be waited for at the program's end, for ever."""
 
     class Starting(NoRoom):
         def __iter__(self) -> Iterator[int]:
