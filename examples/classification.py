@@ -18,6 +18,7 @@ from torch import nn
 from pretrain.config import Data
 from pretrain.data import Images, on_device
 from pretrain.errors import one_sentence
+from pretrain.preload import preload
 from pretrain.sources import open_data
 
 
@@ -54,6 +55,7 @@ def main(
         training: how long and on whom.
     """
     source = open_data(data, training.seed)
+    preload(source.train, device(), print)
     torch.manual_seed(training.seed)
     network = small_resnet(model, source.shape[0], source.classes).to(device())
     fit(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pretrain.config import Data
 from pretrain.data import Images, on_device
 from pretrain.errors import one_sentence
+from pretrain.preload import preload
 from pretrain.sources import open_data
 
 
@@ -51,6 +52,7 @@ def main(
 ) -> float:
     """Train and report the mean intersection over union on held-out images."""
     source = open_data(data, training.seed)
+    preload(source.train, device(), print)
     adapter = Segmentation(background=source.classes)
     torch.manual_seed(training.seed)
     network = Segmenter(encoder, source.shape[0], source.classes + 1).to(device())

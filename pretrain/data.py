@@ -82,7 +82,10 @@ class Images(Dataset[Item]):
         index = torch.tensor([index for _, index in visits])
         number = torch.where(index < 0, ~index, index)
         problems = []
-        for position in (~kept.there[number]).nonzero().flatten().tolist():
+        missing = ~kept.there[number]
+        if kept.whole:
+            return Batch(*kept.take(number), torch.where(missing, ~number, index), torch.zeros(len(index))), []
+        for position in missing.nonzero().flatten().tolist():
             item = self[visits[position]]
             if item.problem:
                 problems.append(item.problem)
@@ -190,7 +193,7 @@ def loader(images: Images, sampler: Iterable[Any], batch_size: int) -> DataLoade
         num_workers=workers,
         collate_fn=_as_it_is,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available() and not there,
+        pin_memory=torch.cuda.is_available() and not (images.kept and images.kept.image.is_cuda),
         worker_init_fn=_leave_signals_to_the_trainer,
         generator=torch.Generator(),
     )

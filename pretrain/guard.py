@@ -51,9 +51,10 @@ class Guard:
         if not self.aside:
             return batch
         out = torch.isin(batch.index, torch.tensor(sorted(self.aside)))
-        image = batch.image.masked_fill(out.view(-1, *[1] * (batch.image.ndim - 1)), 0)
+        blank = out.to(batch.image.device, non_blocking=True)  # where images are kept, which indices are not
+        image = batch.image.masked_fill(blank.view(-1, *[1] * (batch.image.ndim - 1)), 0)
         return batch._replace(
-            image=image, label=batch.label.masked_fill(out, -1), index=torch.where(out, ~batch.index, batch.index)
+            image=image, label=batch.label.masked_fill(blank, -1), index=torch.where(out, ~batch.index, batch.index)
         )
 
     def gradient(self, model: nn.Module, norm: Tensor) -> None:

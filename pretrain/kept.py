@@ -22,7 +22,7 @@ class Kept:
 
     Attributes:
         there: bool [N], on the CPU; which of them were put.
-        whole: whether those that are missing can't be read, so that no worker is needed.
+        whole: whether all were tried: those that are missing can't be read, and no worker is needed.
     """
 
     def __init__(self, count: int, shape: tuple[int, int, int], device: torch.device) -> None:
@@ -45,17 +45,19 @@ class Kept:
 
     def take(self, number: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels, where they are kept; a missing one is black, of label -1. Waits for no device."""
-        at = number.to(self.image.device, non_blocking=True)
+        at = (number.pin_memory() if self.image.is_cuda else number).to(self.image.device, non_blocking=True)
         return self.image[at], self.label[at]
 
 
 def keep(count: int, shape: tuple[int, int, int], device: torch.device) -> Kept | None:
-    """Room for so many images where they take at most a quarter of the free memory, shared by the processes of a launch
-    that use it, and of a CPU's at most `MOST`.
+    """Room for so many images; None where there is none.
+
+    They may take a tenth of what is free of an accelerator's memory, which holds no activations yet; of the CPU's a
+    quarter, shared by the processes of a launch, and at most `MOST`.
     """
     size = count * math.prod(shape)
     if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[0] // 4
+        room = torch.cuda.mem_get_info(device)[0] // 10
     elif device.type == "cpu":
         free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         room = min(MOST, free // 4)

@@ -72,8 +72,8 @@ def train(
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     accelerator = processes.start(config)
-    with processes.watch(accelerator) as watch:
-        _train(config, adapter, model, source, accelerator, watch, evaluators, draw, export)
+    with processes.watch(accelerator) as watch, processes.Stop() as stop:
+        _train(config, adapter, model, source, accelerator, watch, stop, evaluators, draw, export)
 
 
 def _train(
@@ -83,6 +83,7 @@ def _train(
     source: Source,
     accelerator: Any,
     watch: Watch,
+    stop: processes.Stop,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
     draw: Callable[[nn.Module], Tensor] | None,
     export: Callable[[nn.Module], str],
@@ -118,11 +119,12 @@ def _train(
     if config.compile:
         compiled(model, device)
     model, optimizer = accelerator.prepare(model, optimizer)
-    with processes.together(accelerator):
-        preload(source.train, device, display.say)  # before it is tried how many images the rest of the memory holds
+    with processes.together(accelerator):  # before it is tried how many images the rest of the memory holds
+        training.seconds += preload(source.train, device, display.say, lambda: bool(stop.signal))
     if config.micro_batch == "auto":
 
         def step(batch: Batch) -> None:
+            batch = source.train.augmented(batch, 0)
             with accelerator.no_sync(model):
                 accelerator.backward(adapter(model, batch, Draws(config.seed, index=batch.index)).loss.mean())
 
@@ -211,7 +213,7 @@ def _train(
         accelerator.wait_for_everyone()
 
     watch.where = lambda: f"epoch {infobatch.epoch + 1}, step {training.step}"
-    with display, writer, batches, processes.Stop() as stop:
+    with display, writer, batches:
         if state is None:
             evaluate(0)
             save(must=True)  # a folder that can't hold a checkpoint is known of now, not hours later

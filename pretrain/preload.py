@@ -1,8 +1,10 @@
 """A data set that fits is read once, before the training, and kept on the device that trains."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import torch
+from torch.utils.data import Sampler
 
 from pretrain.data import Images, loader
 from pretrain.kept import keep
@@ -12,27 +14,49 @@ BATCH = 256  # images that a worker hands over at once
 MANY = 20_000  # images whose reading takes long enough to be announced
 
 
-def preload(images: Images, device: torch.device, tell: Callable[[str], None]) -> None:
+class _Once(Sampler[tuple[None, int]]):
+    """Everybody, as they are; those that are done left out."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.done = count, 0
+
+    def __iter__(self) -> Iterator[tuple[None, int]]:
+        return ((None, number) for number in range(self.done, self.count))
+
+
+def preload(
+    images: Images, device: torch.device, tell: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+) -> float:
     """Read all images, by the loader's workers, and keep them in the device's memory, or in the CPU's if they fit.
 
     Args:
         images: whose visits are read from what is kept from now on; where nothing fits they stay as they are.
         device: that trains.
         tell: called with what the user should know.
+        stopped: whether somebody told the program to stop; then nothing more is read, and visits are read as they come.
+
+    Returns:
+        The seconds that it took.
 
     Raises:
         Refused: an image can't be read, and such are not to be skipped.
     """
-    kept = (keep(len(images), images.shape, device) or images.kept) if images.keepable else None
+    began, host = time.monotonic(), images.kept
+    kept = host if device.type == "cpu" or not images.keepable else keep(len(images), images.shape, device) or host
     if kept is None:
-        return
+        return 0.0
     if len(images) >= MANY:
-        tell(f"reading {len(images):,} images once; they are kept in the memory of {device}")
-    left = [(None, number) for number in range(len(images))]
-    with Patient(lambda: loader(images, left[:], BATCH), tell) as batches:
+        tell(f"reading {len(images):,} images once; they are kept in the memory of {kept.image.device}")
+    images.kept = None  # by nobody else meanwhile
+    sampler = _Once(len(images))
+    with Patient(lambda: loader(images, sampler, BATCH), tell) as batches:
         for batch, problems in batches:
-            del left[: len(batch.index)]
+            sampler.done += len(batch.index)
             images.settle(problems)
             good = batch.index >= 0
             kept.put(batch.index[good], batch.image[good], batch.label[good])
-    kept.whole, images.kept = True, kept
+            if stopped():
+                break
+    kept.whole = sampler.done == len(images)
+    images.kept = kept if kept.whole else host
+    return time.monotonic() - began

@@ -372,15 +372,12 @@ def test_a_slot_that_does_not_count_is_read_like_any_other(pictures: Path) -> No
         assert batch.index.tolist() == [3, ~3] and torch.equal(batch.image[0], batch.image[1]) and not problems
 
 
-def test_an_image_that_can_not_be_read_is_tried_at_every_visit(tmp_path: Path) -> None:
-    """What is kept is not read again; what is not there yet is."""
+def test_an_image_that_can_not_be_read_is_not_kept(tmp_path: Path) -> None:
+    """It is tried at every visit; once all were read, no more."""
     images = source(draw_images(tmp_path, 20), on_bad_image="skip").train
     path = Path(images.name_of(3))
     good = path.read_bytes()
     path.write_bytes(good[:40])
-    preload(images, torch.device("cpu"), print)
-    (name,) = images.bad
-    assert path.name in name
     for epoch in range(2):
         batch, (problem,) = images.__getitems__([(epoch, 2), (epoch, 3)])
         assert path.name in problem and batch.index.tolist() == [2, ~3]
@@ -390,6 +387,23 @@ def test_an_image_that_can_not_be_read_is_tried_at_every_visit(tmp_path: Path) -
     assert not problems and batch.index.tolist() == [2, 3] and torch.equal(batch.image[1], images[None, 3].image)
     path.write_bytes(b"")
     assert torch.equal(images.__getitems__([(3, 3)])[0].image, batch.image[1:])
+    images = source(tmp_path, on_bad_image="skip").train
+    preload(images, torch.device("cpu"), print)
+    (name,) = images.bad
+    assert path.name in name
+    path.write_bytes(good)
+    batch, problems = images.__getitems__([(3, 3), (3, ~4)])
+    assert not problems and batch.index.tolist() == [~3, ~4]
+    assert (batch.image[0] == 0).all() and batch.label.tolist() == [-1, images[None, 4].label]
+
+
+def test_who_is_told_to_stop_reads_no_further(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("pretrain.preload.BATCH", 5)
+    images, asked = source(draw_images(tmp_path, 20)).train, []
+    preload(images, torch.device("cpu"), print, lambda: asked.append(1) or len(asked) == 2)
+    assert images.kept and not images.kept.whole and images.kept.there.tolist() == [True] * 10 + [False] * 8
+    batch, problems = images.__getitems__([(0, 2), (0, 12)])
+    assert not problems and torch.equal(batch.image[1], images[None, 12].image)
 
 
 def test_a_bad_image_is_named_before_the_training(tmp_path: Path) -> None:
@@ -414,7 +428,7 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr("pretrain.kept.MOST", most)
         assert (source(folder).train.kept is not None) == fits and source(folder).test.kept
     assert keep(3, (1, 4, 4), cpu) and keep(3, (1, 4, 4), torch.device("meta")) is None
-    for free, fits in ((4 * 48 - 1, False), (4 * 48, True)):  # of an accelerator a quarter, however much that is
+    for free, fits in ((10 * 48 - 1, False), (10 * 48, True)):  # of an accelerator a tenth, however much that is
         monkeypatch.setattr("pretrain.kept.MOST", 0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
         monkeypatch.setattr("pretrain.kept.Kept", lambda count, shape, device: (count, shape, device))

@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from conftest import journal
 from programs import common, final, refused, same, train
 
 from pretrain import guard, replay
+from pretrain.adapter import Batch
 from pretrain.errors import Refused
+from pretrain.infobatch import InfoBatch
 
 OWN = '''
 from dataclasses import dataclass
@@ -100,3 +104,12 @@ def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
     found = replay.replay(tmp_path / "run")
     assert found.module
     assert all(value.isfinite().all() for value in final(tmp_path / "run", "average").values())
+
+
+def test_who_is_set_aside_is_blank_where_images_are_kept_on_a_device() -> None:
+    """On the meta device; their indices are on the CPU."""
+    images: Any = SimpleNamespace(settle=lambda problems: None)
+    ours = guard.Guard(InfoBatch(5, epochs=1), images, torch.device("cpu"), {"set_aside": [1]})
+    image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")
+    batch = ours.admit(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])
+    assert batch.index.tolist() == [0, ~1, 2] and batch.image.device.type == batch.label.device.type == "meta"

@@ -1,6 +1,7 @@
 """Processes that are told to stop, killed or stopped: all of a launch leave together, and nobody waits for ever."""
 
 import json
+import multiprocessing
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from programs import common, wait_for
 
 from pretrain import checkpoint
 from pretrain.processes import Stop
-from tests.faults.trainers import Trainers, impatient
+from tests.faults.trainers import Trainers, impatient, keeping_nothing
 
 LONG = 3000  # epochs
 
@@ -96,11 +97,12 @@ def test_a_program_that_fails_does_not_wait_for_its_workers(pictures: Path, tmp_
 def failing() -> None:
     from pretrain.adapters.ddpm import DDPM
 
+    keeping_nothing()
     call = DDPM.__call__
 
     def fails(self, model, batch, draws):
         if len(batch.image) > 4:  # in training
-            raise KeyError("mine")
+            raise KeyError("mine" if multiprocessing.active_children() else "no worker")
         return call(self, model, batch, draws)
 
     DDPM.__call__ = fails
@@ -129,6 +131,7 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_others_leave(
 def test_nobody_is_left_where_the_launcher_is_killed(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*TINY["train_diffusion.py"].split(), *map(str, settings(pictures, folder)), "--data.workers", "1"]
+    words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers cut
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with (tmp_path / "out.txt").open("w") as out:
         launcher = subprocess.Popen([*launch, ROOT / "train_diffusion.py", *words], stdout=out, stderr=out)

@@ -86,6 +86,7 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
 ) -> None:
     folder = tmp_path / "run"
     words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder, 2000)), "--data.workers", "1"]
+    words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers cut
     process = subprocess.Popen(
         [sys.executable, ROOT / "train_diffusion.py", *words],
         stdout=subprocess.PIPE,

@@ -20,7 +20,7 @@ import models.mae
 import models.unet
 import train_diffusion
 import train_mae
-from pretrain import export, loop, pictures, sources, training, watch
+from pretrain import export, kept, loop, pictures, sources, training, watch
 from pretrain.command_line import parse
 from pretrain.errors import one_sentence
 from tests.conftest import TINY
@@ -40,6 +40,13 @@ def free_port() -> int:
 def impatient() -> None:
     """Another process is taken to be gone after seconds."""
     watch.BEAT, watch.PATIENCE = 0.5, 6.0
+
+
+def keeping_nothing(first: Callable[[], None] | None = None) -> None:
+    """Images are read at every visit, as those of a large data set are: by workers, if there are some."""
+    kept.MOST = 0
+    if first is not None:
+        first()
 
 
 def _trainer(
