@@ -158,6 +158,9 @@ class Soak:
             self.seconds[program] = time.monotonic() - began
 
     def launch(self, program: str, words: list[object], first: Callable[[], None]) -> Trainers:
+        """One program keeps its images, so that it knows of the bad ones at once; the other reads at every visit."""
+        if program == "train_diffusion.py":
+            first = partial(keeping_nothing, first)
         return Trainers(program, words, self.log, processes=self.processes, first=first)
 
     def run(self, faults: list[str], goes_on: Callable[[], bool]) -> None:
@@ -175,8 +178,7 @@ class Soak:
             allowed: Statuses = {0}
             rank, fault = chance.randrange(self.processes), chance.choice(faults) if goes_on() else ""
             workers = 1 if fault == "worker killed" else chance.randrange(2)
-            first = partial(keeping_nothing, self.first) if workers else self.first
-            with self.launch(program, [*words, "--data.workers", workers], first) as trainers:
+            with self.launch(program, [*words, "--data.workers", workers], self.first) as trainers:
                 if fault:
                     trainers.wait(chance.uniform(0, 0.7) * self.seconds[program])
                     if not trainers.over:
