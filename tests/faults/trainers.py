@@ -20,7 +20,7 @@ import models.mae
 import models.unet
 import train_diffusion
 import train_mae
-from pretrain import export, kept, loop, pictures, sources, training, watch
+from pretrain import export, kept, loop, patient, pictures, sources, training, watch
 from pretrain.command_line import parse
 from pretrain.errors import one_sentence
 from tests.conftest import TINY
@@ -38,8 +38,9 @@ def free_port() -> int:
 
 
 def impatient() -> None:
-    """Another process is taken to be gone after seconds."""
+    """Another process is taken to be gone after seconds, and so is a worker, which can't hand over a batch, say."""
     watch.BEAT, watch.PATIENCE = 0.5, 6.0
+    patient.PATIENCE = 20.0
 
 
 def keeping_nothing(first: Callable[[], None] | None = None) -> None:
