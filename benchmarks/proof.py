@@ -80,7 +80,7 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
                 name,
                 family,
                 {measure: _usual(measure, [run["cost"][measure] for run in runs]) for measure in MEASURES},
-                {metric: np.array([run["quality"][metric] for run in runs]) for metric in sorted(metrics)},
+                {m: np.array([run["quality"][m] for run in runs if m in run["quality"]]) for m in sorted(metrics)},
                 np.array(levels) if levels else None,
             )
         )
