@@ -317,9 +317,9 @@ def figure(arms: Sequence[Arm], metrics: Sequence[str], path: Path) -> None:
         axis.set_xlabel("training FLOPs over those of full")
         axis.set_ylabel(metric.replace("_", " "))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
     chart.tight_layout()
-    chart.savefig(path, dpi=110)
+    chart.legend(*axes[0][0].get_legend_handles_labels(), fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    chart.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(chart)
 
 
