@@ -64,6 +64,7 @@ class Comparison:
         compensations: powers of all / visited that the learning rate of policies is multiplied with.
         images: generated for the Fréchet distance; 0: none.
         steps: network calls that an image is generated with.
+        note: kept in every record, for example how many runs shared a GPU.
         features: a feature network, named as in `python -m pretrain.evaluate --features`; where not given, a small
             classifier that is trained on the same data.
     """
@@ -79,6 +80,7 @@ class Comparison:
     images: int = 1000
     steps: int = 20
     features: str | None = None
+    note: str = ""
 
 
 class Arm(NamedTuple):
@@ -162,6 +164,12 @@ def record_of(comparison: Comparison, config: Config) -> Path:
     return comparison.output_dir / "records" / f"{config.output_dir.name}.json"
 
 
+def machine() -> str:
+    """What a run was made on."""
+    cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, {', '.join(cards) or 'no GPU'}"
+
+
 def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> None:
     """Train, or go on training, and write the record."""
     if checkpoint.newest(config.output_dir / "checkpoints"):
@@ -173,6 +181,8 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     if not (config.output_dir / "summary.json").is_file():
         (train_diffusion if generative else train_mae).main(config)
     run = open_run(config.output_dir)
+    if torch.cuda.is_available():
+        run.model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     summary = json.loads((config.output_dir / "summary.json").read_text())
     found = dict(summary["quality"])
     if not generative:
@@ -201,7 +211,8 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "load_when_started": load,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.cuda.device_count()} GPUs",
+        "machine": machine(),
+        "note": comparison.note,
     }
     path = record_of(comparison, config)
     part = path.with_suffix(".part")
@@ -209,9 +220,13 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     part.rename(path)
 
 
-def main() -> None:
-    """Run what is missing, then write the table and the figure."""
-    comparison, rest = tyro.cli(Comparison, return_unknown_args=True, description=__doc__)
+def main(line: Sequence[str] | None = None) -> None:
+    """Run what is missing, then write the table and the figure.
+
+    Args:
+        line: the command line; this process's own where not given.
+    """
+    comparison, rest = tyro.cli(Comparison, args=line, return_unknown_args=True, description=__doc__)
     folder, rank = comparison.output_dir, int(os.environ.get("RANK", 0))
     console = Console(soft_wrap=True, highlight=False, quiet=rank > 0)
 

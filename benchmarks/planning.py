@@ -5,7 +5,8 @@
 
 The predecessor is the published package (github.com/NUS-HPC-AI-Lab/InfoBatch), run as it is where `import infobatch`
 finds a copy of it, otherwise left out. Every line is measured in a process of its own, which tells its peak memory.
-Timings are medians of several runs; on a shared machine compare them within one call of this program.
+Planning is the median of several calls, a step the mean of them, the accelerator's work included; on a shared machine
+compare within one call of this program.
 """
 
 import importlib.util
@@ -44,7 +45,20 @@ def gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def measure_ours(policy: str, size: int) -> dict[str, float]:
+def seconds(call: Callable[[], object], times: int, device: str) -> float:
+    """Mean seconds of a call, the accelerator's work included; the first call is not counted."""
+    call()
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    begun = time.perf_counter()
+    for _ in range(times):
+        call()
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    return (time.perf_counter() - begun) / times
+
+
+def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
     """Everything about one policy at one size; the first epoch's losses are put where the steps would write them."""
     from pretrain import InfoBatch
 
@@ -72,13 +86,14 @@ def measure_ours(policy: str, size: int) -> dict[str, float]:
     some = [next(visits) for _ in range(min(1 << 18, len(infobatch)))]
     visit = (time.perf_counter() - begun) / len(some)
     batches = iter(torch.tensor(some[: len(some) // BATCH * BATCH]).split(BATCH))
-    loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    step = median(lambda: infobatch(loss, next(batches)), 400)
+    loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+    step = seconds(lambda: infobatch(loss, next(batches)), min(400, len(some) // BATCH - 1), device)
     return {
         "planning": planning,
         "visit": visit,
         "step": step,
-        "mean": median(loss.mean, 400),
+        "mean": seconds(loss.mean, 400, device),
+        "device": 0 if device == "cpu" else torch.accelerator.max_memory_allocated() / 1e9,
         "closing": closing,
         "peak": peak,
         "base": before,
@@ -87,7 +102,7 @@ def measure_ours(policy: str, size: int) -> dict[str, float]:
     }
 
 
-def measure_predecessor(_: str, size: int) -> dict[str, float]:
+def measure_predecessor(_: str, size: int, device: str) -> dict[str, float]:
     """The same of the published package."""
     from infobatch import InfoBatch  # pyright: ignore[reportMissingImports]
 
@@ -102,7 +117,7 @@ def measure_predecessor(_: str, size: int) -> dict[str, float]:
 
     planning = median(plan, 1 if size > 5e6 else 5)
     peak = gigabytes()
-    loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
     batches = iter(torch.tensor(order[: 500 * BATCH]).split(BATCH))
 
     def step() -> None:
@@ -112,35 +127,43 @@ def measure_predecessor(_: str, size: int) -> dict[str, float]:
     lasting = data.scores.nbytes + data.weights.nbytes + len(order) * (8 + sys.getsizeof(1 << 20))
     return {
         "planning": planning,
-        "step": median(step, 400),
-        "mean": median(loss.mean, 400),
+        "step": seconds(step, 400, device),
+        "mean": seconds(loss.mean, 400, device),
         "peak": peak,
         "base": before,
         "bytes": lasting / size,
     }
 
 
-def child(name: str, size: int) -> dict[str, float]:
+def child(name: str, size: int, device: str) -> dict[str, float]:
     """A measurement in a process of its own."""
-    words = [sys.executable, __file__, "--one", name, "--sizes", str(size)]
+    words = [sys.executable, __file__, "--one", name, "--sizes", str(size), "--device", device]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(sizes: tuple[int, ...] = (1_280_000, 100_000_000), one: str | None = None, threads: int = 2) -> None:
+def main(
+    sizes: tuple[int, ...] = (1_280_000, 100_000_000),
+    one: str | None = None,
+    threads: int = 2,
+    device: str = "cpu",
+    output: Path | None = None,
+) -> None:
     """Measure and print.
 
     Args:
         sizes: samples in the data set.
         one: measure this line alone and print it as JSON.
         threads: of torch.
+        device: of the losses, and so of the tables that a step reads and writes: cpu, cuda.
+        output: JSON file that the figures are also written to.
     """
     torch.set_num_threads(threads)
     if one is not None:
         measure = measure_predecessor if one == "predecessor" else measure_ours
-        sys.stdout.write(json.dumps(measure(one, sizes[0])) + "\n")
+        sys.stdout.write(json.dumps(measure(one, sizes[0], device)) + "\n")
         return
     console = Console(width=150, highlight=False)
     listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -152,17 +175,19 @@ def main(sizes: tuple[int, ...] = (1_280_000, 100_000_000), one: str | None = No
     names = [*OURS, *(["predecessor"] if importlib.util.find_spec("infobatch") else [])]
     if "predecessor" not in names:
         console.print("the predecessor is not installed; put a copy of it on PYTHONPATH to compare")
+    figures: dict[str, dict[str, float]] = {}
     for size in sizes:
         table = Table(title=f"{size:,} samples")
         for head in ("policy", "plan an epoch", "a visit", "a step", "loss.mean()", "close an epoch"):
             table.add_column(head, justify="right")
-        for head in ("peak memory", "before", "lasting", "state"):
+        for head in ("peak memory", "before", "on the device", "lasting", "state"):
             table.add_column(head, justify="right")
         for name in names:
             if name == "predecessor" and size > 2e7:
                 table.add_row(name, "not run: a list of Python integers, 40 bytes a visit")
                 continue
-            found = child(name, size)
+            found = child(name, size, device)
+            figures[f"{name} {size}"] = found
             table.add_row(
                 name,
                 f"{found['planning']:.3g} s",
@@ -172,10 +197,13 @@ def main(sizes: tuple[int, ...] = (1_280_000, 100_000_000), one: str | None = No
                 f"{found['closing']:.3g} s" if "closing" in found else "",
                 f"{found['peak']:.2f} GB",
                 f"{found['base']:.2f} GB",
+                f"{found['device']:.2f} GB" if "device" in found else "",
                 f"{found['bytes']:.1f} B/sample",
                 f"{found['state']:.1f} B/sample" if "state" in found else "none",
             )
         console.print(table)
+        if output is not None:
+            output.write_text(json.dumps({"device": device, "torch": torch.__version__, **figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

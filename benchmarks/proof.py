@@ -67,12 +67,23 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
 
 
+def with_log_loss(record: dict[str, Any]) -> dict[str, Any]:
+    """A diffusion run's record with its mean log loss: every eighth of the noise levels counts alike.
+
+    The plain mean is mostly that of the lowest noise levels, where the loss of predicted noise is largest.
+    """
+    levels = record["quality"].get(LEVELS)
+    if "train_diffusion" not in record.get("command", "") or not levels or None in levels:
+        return record
+    return record | {"quality": record["quality"] | {"mean_log_loss": sum(map(math.log, levels)) / len(levels)}}
+
+
 def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
     """The arms, in the order of their cost."""
     names = {record["arm"]: record["family"] for record in records}
     arms = []
     for name, family in names.items():
-        runs = [record for record in records if record["arm"] == name]
+        runs = [with_log_loss(record) for record in records if record["arm"] == name]
         metrics = {key for run in runs for key in run["quality"] if not isinstance(run["quality"][key], list)}
         levels = [run["quality"][LEVELS] for run in runs if LEVELS in run["quality"]]
         arms.append(

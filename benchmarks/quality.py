@@ -59,9 +59,10 @@ def train_classifier(source: Source, path: Path, epochs: int = 8, batch: int = 1
     Returns:
         Its accuracy on the held-out images.
     """
-    image, label = _turned(*_tensor(source.train), source.classes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    image, label = (column.to(device) for column in _turned(*_tensor(source.train), source.classes))
     torch.manual_seed(0)
-    network = Classifier(source.shape[0], source.classes or TURNS)
+    network = Classifier(source.shape[0], source.classes or TURNS).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     steps = epochs * -(-len(image) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
@@ -72,11 +73,11 @@ def train_classifier(source: Source, path: Path, epochs: int = 8, batch: int = 1
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    image, label = _turned(*_tensor(source.test), source.classes)
+    image, label = (column.to(device) for column in _turned(*_tensor(source.test), source.classes))
     with torch.no_grad():
         right = torch.cat([network.head(network(part)).argmax(1) for part in image.split(500)]) == label
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), path)
+    save_file({name: value.cpu() for name, value in network.state_dict().items()}, path)
     return right.float().mean().item()
 
 

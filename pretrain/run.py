@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from pretrain import checkpoint
+from pretrain import __version__, checkpoint
 from pretrain.config import Config
 from pretrain.errors import Refused
 from pretrain.files import replacing
@@ -150,5 +150,6 @@ def prepare(config: Config, resumed: checkpoint.Found | None) -> Lock:
 
 def _made_with() -> str:
     """A comment that says by which versions the run was made, or went on: numbers differ between them."""
-    packages = ("infobatch-pretrain", "torch", "torchvision", "timm", "diffusers")
-    return f"# {', '.join(f'{name} {version(name)}' for name in packages)}; Python {platform.python_version()}\n"
+    packages = ("torch", "torchvision", "timm", "diffusers")
+    others = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"# infobatch-pretrain {__version__}, {others}; Python {platform.python_version()}\n"

@@ -1,0 +1,180 @@
+"""The comparisons on CIFAR-10 that fit into minutes of one GPU, several runs at a time.
+
+    python benchmarks/gpu/comparisons.py diffusion --work FOLDER --data CIFAR10
+
+`benchmarks/gpu/run` starts it. One process a run that is trained at the same time, as many as raise the throughput
+(sharing.py measures it); they share the list below through the folders of benchmarks/compare.py, one seed of everything
+before the second. Started again it goes on: finished runs are kept, others go on from their checkpoint.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import compare
+import quality
+import torch
+import tyro
+import yaml
+from sharing import runs_at_once
+from toy import TOY, TOY_EPOCHS, toy_data
+
+from pretrain.config import Data
+from pretrain.sources import open_data
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SEEDS = (0, 1, 2)
+
+
+class Comparison(NamedTuple):
+    """A folder of benchmarks/compare.py.
+
+    Attributes:
+        name: of the folder.
+        recipe: in benchmarks/recipes.
+        flags: of all runs.
+        arms: how they are spent, from the epochs of a full run.
+    """
+
+    name: str
+    recipe: str
+    flags: tuple[str, ...]
+    arms: Callable[[int], list[str]]
+
+
+def shortened(epochs: int, share: float, rate: float) -> str:
+    """Ordinary training of a share of the epochs at a learning rate."""
+    return f"shortened@{share:g} lr {rate:g}=--epochs {max(1, round(share * epochs))} --optim.lr {rate:g}"
+
+
+def diffusion_arms(epochs: int) -> list[str]:
+    """The most telling first; the recipe's rate is 1e-3, the other of each pair is that times sqrt(1 / share)."""
+    joint = "--pruning.policy joint --pruning.budget 0.65 --optim.compensation 0.5"
+    return [
+        "full",
+        f"joint@0.65={joint}",
+        shortened(epochs, 0.65, 1.24e-3),
+        f"levels@0.65={joint} --pruning.over levels",
+        shortened(epochs, 0.65, 1e-3),
+        shortened(epochs, 0.45, 1.49e-3),
+        "published=--pruning.policy infobatch --pruning.raw",
+    ]
+
+
+def mae_arms(epochs: int) -> list[str]:
+    """Likewise; the recipe's rate is 1.5e-3."""
+    return [
+        "full",
+        "half=--model.decoder cross --adapter.predict 0.5 --optim.lr 2.25e-3",
+        shortened(epochs, 0.65, 1.86e-3),
+        "budget@0.65=--pruning.policy budget --pruning.budget 0.65 --optim.compensation 0.5",
+        shortened(epochs, 0.45, 2.24e-3),
+    ]
+
+
+COMPARISONS = {
+    "diffusion": (
+        Comparison("cifar10_dit_linear", "cifar10_dit.yaml", ("--adapter.noise-schedule", "linear"), diffusion_arms),
+        Comparison(
+            "cifar10_dit_cosine", "cifar10_dit.yaml", ("--adapter.noise-schedule", "squaredcos_cap_v2"), diffusion_arms
+        ),
+        Comparison("cifar10_dit_flow", "cifar10_dit.yaml", ("--adapter", "flow"), diffusion_arms),
+    ),
+    "mae": (Comparison("cifar10_mae", "cifar10_mae.yaml", (), mae_arms),),
+}
+
+
+def lines(task: str, work: Path, data: Path, toy: bool, note: str) -> list[list[str]]:
+    """The command lines of benchmarks/compare.py, in the order in which they are worked through."""
+    sampling = ["--images", "64", "--steps", "2"] if toy else ["--images", "5000", "--steps", "20"]
+    weights = ["--features", str(work / "features.safetensors")] if task == "diffusion" else []
+    commands = []
+    for seed in SEEDS[: 1 if toy else None]:
+        for each in COMPARISONS[task]:
+            folder, arms = work / each.name, each.arms(epochs_of(each.recipe, toy))
+            line = ["--config", str(RECIPES / each.recipe), "--output-dir", str(folder), "--seeds", str(seed)]
+            line += ["--arms", *arms, *sampling, *weights, "--note", note, "--data", str(data), *each.flags]
+            commands.append(line + (TOY[each.recipe] if toy else []))
+    return commands
+
+
+def epochs_of(recipe: str, toy: bool) -> int:
+    """Of a full run."""
+    return TOY_EPOCHS if toy else yaml.safe_load((RECIPES / recipe).read_text())["epochs"]
+
+
+def work_through(commands: list[list[str]]) -> None:
+    """Make what is missing of every comparison; what fails is told, the next one is made, and the exit status is 1."""
+    failed = False
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # evaluation computes in float32: TF32, for all arms alike
+    for line in commands:
+        try:
+            compare.main(line)
+        except SystemExit as stopped:  # 75: told to stop
+            if stopped.code == 75:
+                raise
+            failed = failed or bool(stopped.code)
+            traceback.print_exc()
+        except Exception:
+            failed = True
+            traceback.print_exc()
+    sys.exit(failed)
+
+
+def main(
+    task: Annotated[Literal["diffusion", "mae"], tyro.conf.Positional],
+    work: Path,
+    data: Path,
+    toy: bool = False,
+    worker: str | None = None,
+) -> None:
+    """Make the comparisons of a task.
+
+    Args:
+        task: which.
+        work: folder of the records and runs.
+        data: folder of CIFAR-10's parquet files.
+        toy: few images and tiny networks, for a CPU.
+        worker: note for the records of one of the processes that share the work; the first process starts those.
+    """
+    if toy:
+        data = toy_data(data, work / "data")
+    if worker is not None:
+        work_through(lines(task, work, data, toy, worker))
+    weights = work / "features.safetensors"
+    if task == "diffusion" and not weights.exists():
+        accuracy = quality.train_classifier(open_data(Data(source=str(data)), 0), weights, epochs=1 if toy else 8)
+        print(f"feature network: accuracy {accuracy:.1%} on the test images", flush=True)
+    found = work / "sharing.json"
+    if not found.exists():
+        first = COMPARISONS[task][0]
+        flags = [*first.flags, "--data", str(data), *(TOY[first.recipe] if toy else [])]
+        found.write_text(json.dumps(runs_at_once(RECIPES / first.recipe, flags, toy), indent=1) + "\n")
+    count = json.loads(found.read_text())["runs"]
+    print(f"{count} runs at once", flush=True)
+    command = [sys.executable, __file__, task, "--work", str(work), "--data", str(data)]
+    command += ["--worker", f"{count} runs share the device"]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    (work / "logs").mkdir(exist_ok=True)
+    workers = []
+    for number in range(count):
+        with (work / "logs" / f"worker-{number}.txt").open("a") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": threads}
+            workers.append(
+                subprocess.Popen(
+                    [*command, *(["--toy"] if toy else [])], stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+            )
+    codes = [process.wait() for process in workers]
+    print(f"the workers' exit statuses: {codes}", flush=True)
+    sys.exit(max(codes))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
