@@ -110,7 +110,7 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
     yield Check("micro-batch auto", [program("diffusion", "auto", *bf16, *auto)])
     for compiled in ([], ["--compile"]):
         suffix = " compiled" if compiled else ""
-        large = "--epochs 2 --batch-size 512 --data.limit 25600 --evaluate.steps 2".split()
+        large = "--epochs 4 --batch-size 512 --data.limit 25600 --evaluate.steps 2".split()
         dit = "--model.size S --model.patch 2 --model.width 384 --model.depth 12 --model.heads 6".split()
         vit = f"--model.encoder vit_small_patch16_224 {VIT_S} {DECODER} --data.size 224 --data.limit 8192".split()
         for kind, name, sizes in (("diffusion", "DiT-S/2, 32 x 32", dit), ("mae", "ViT-S/16 MAE, 224 x 224", vit)):
@@ -163,10 +163,19 @@ def made(check: Check, work: Path) -> dict[str, Any]:
                 return {"outcome": f"failed: command {number + 1} ended with status {status}: {last}"}
     outcome = {"outcome": "ok", "seconds": round(time.monotonic() - began, 1)}
     if check.run is not None:
-        summary = json.loads((check.run / "summary.json").read_text())
-        names = ("images_per_second", "mfu", "seconds", "parameters", "quality")
-        outcome["training"] = {name: summary[name] for name in names}
+        outcome["training"] = trained(check.run)
     return outcome
+
+
+def trained(run: Path) -> dict[str, Any]:
+    """What a run came to; its speed is that of the last epoch, after libraries are loaded and kernels compiled."""
+    summary = json.loads((run / "summary.json").read_text())
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    before, last = [record for record in records if record["kind"] == "epoch"][-2:]
+    speed = (last["visited"] - before["visited"]) / (last["seconds"] - before["seconds"])
+    mfu = summary["mfu"] and summary["mfu"] * speed / summary["images_per_second"]
+    quality = {name: value for name, value in summary["quality"].items() if not isinstance(value, list)}
+    return {"images_per_second": speed, "mfu": mfu, "parameters": summary["parameters"], "quality": quality}
 
 
 def main(work: Path, data: Path, toy: bool = False) -> None:
