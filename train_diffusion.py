@@ -2,33 +2,33 @@
 
 from pathlib import Path
 
-from pretrain.command_line import from_command_line
-from pretrain.config import Config
-from pretrain.errors import Refused, one_sentence
+from pretrain.config.cli import from_command_line
+from pretrain.config.schema import Config
+from pretrain.core.errors import UserError, exit_on_user_error
 
 START = {"adapter": "ddpm", "model": "unet", "recipe": Path(__file__).parent / "configs" / "fashion_mnist_ddpm.yaml"}
 
 
 def main(config: Config) -> None:
     """Build the parts and train."""
-    from pretrain.adapter import Generative
-    from pretrain.evaluate import evaluators
-    from pretrain.evaluate.subject import Subject
-    from pretrain.export import export
-    from pretrain.loop import train
-    from pretrain.pictures import Generated
-    from pretrain.sources import open_data
-    from pretrain.training import build
+    from pretrain.adapters import Generative
+    from pretrain.config.build import build
+    from pretrain.data.sources import open_data
+    from pretrain.evaluation import evaluators
+    from pretrain.evaluation.context import EvalContext
+    from pretrain.evaluation.previews import Generated
+    from pretrain.export.export import export_model
+    from pretrain.training.loop import train
 
     source = open_data(config.data, config.seed)
     if config.conditional and not source.classes:
-        raise Refused(
+        raise UserError(
             f"--conditional: the images of {config.data.source} have no labels; give each class a folder of its own, "
             "or a column of labels, or leave it out"
         )
     classes = source.classes if config.conditional else 0
     adapter, model, shown = config.part("adapter"), build(config, source.shape, classes), config.evaluate
-    subject = Subject(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
+    subject = EvalContext(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
     vae = source.autoencoder
     picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed, vae)
     train(
@@ -38,10 +38,15 @@ def main(config: Config) -> None:
         source,
         evaluators=evaluators(shown.metrics, subject),
         draw=picture if isinstance(adapter, Generative) else None,
-        export=lambda model: export(model, config, source.shape, config.output_dir / "model", vae),
+        export=lambda model: export_model(model, config, source.shape, config.output_dir / "model", vae),
     )
 
 
+def run() -> None:
+    """Train with the settings of the command line."""
+    main(from_command_line(**START, output_dir="runs/diffusion", help=__doc__))
+
+
 if __name__ == "__main__":
-    with one_sentence():
-        main(from_command_line(**START, output_dir="runs/diffusion", help=__doc__))
+    with exit_on_user_error():
+        run()

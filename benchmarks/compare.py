@@ -37,14 +37,15 @@ import quality
 
 import train_diffusion
 import train_mae
-from pretrain import checkpoint, parts
-from pretrain.adapter import Generative
-from pretrain.command_line import parse
-from pretrain.config import Config
-from pretrain.errors import Refused, one_sentence
-from pretrain.evaluate.features import load
-from pretrain.sources import open_data
-from pretrain.trained import open_run
+from pretrain.adapters import Generative
+from pretrain.checkpoint import storage
+from pretrain.checkpoint.load_run import load_run
+from pretrain.config import registry
+from pretrain.config.cli import parse
+from pretrain.config.schema import Config
+from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.data.sources import open_data
+from pretrain.evaluation.feature_extractors import load
 
 FAMILIES = ("full", "shortened", "random", "published", "infobatch", "budget", "levels", "joint")
 
@@ -65,7 +66,7 @@ class Comparison:
         images: generated for the Fréchet distance; 0: none.
         steps: network calls that an image is generated with.
         note: kept in every record, for example how many runs shared a GPU.
-        features: a feature network, named as in `python -m pretrain.evaluate --features`; where not given, a small
+        features: a feature network, named as in `pretrain evaluate --features`; where not given, a small
             classifier that is trained on the same data.
     """
 
@@ -95,14 +96,14 @@ def expanded(comparison: Comparison, base: Config) -> Iterator[Arm]:
     """The arms that are meant.
 
     Raises:
-        Refused: there is none of a name.
+        UserError: there is none of a name.
     """
     for named in comparison.arms:
         name, own, flags = named.partition("=")
         if own:
             yield Arm(name, name.partition("@")[0], shlex.split(flags))
         elif name not in FAMILIES:
-            raise Refused(f"--arms {name}: there are {', '.join(FAMILIES)}, or NAME=FLAGS of your own")
+            raise UserError(f"--arms {name}: there are {', '.join(FAMILIES)}, or NAME=FLAGS of your own")
         elif name == "full":
             yield Arm("full", "full", [])
         elif name == "shortened":
@@ -172,7 +173,7 @@ def machine() -> str:
 
 def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> None:
     """Train, or go on training, and write the record."""
-    if checkpoint.newest(config.output_dir / "checkpoints"):
+    if storage.newest(config.output_dir / "checkpoints"):
         config = dataclasses.replace(config, resume="newest")
     else:
         config = dataclasses.replace(config, overwrite=config.output_dir.exists())
@@ -180,7 +181,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     generative = isinstance(config.part("adapter"), Generative)
     if not (config.output_dir / "summary.json").is_file():
         (train_diffusion if generative else train_mae).main(config)
-    run = open_run(config.output_dir)
+    run = load_run(config.output_dir)
     if torch.cuda.is_available():
         run.model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     summary = json.loads((config.output_dir / "summary.json").read_text())
@@ -241,7 +242,7 @@ def main(line: Sequence[str] | None = None) -> None:
     arms = list(expanded(comparison, base))
     every = [(arm, *config_of(arm, seed)) for seed in comparison.seeds for arm in arms]
     for _, config, _ in every:  # refuse before anything runs
-        parts.policy(config.policy)
+        registry.policy(config.policy)
     if comparison.features:
         load(comparison.features)
     if "WORLD_SIZE" in os.environ:  # together from the first decision on
@@ -268,5 +269,5 @@ def main(line: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_user_error():
         main()

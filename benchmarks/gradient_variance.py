@@ -34,16 +34,16 @@ from rich.table import Table
 from score_signal import some_samples
 from torch import Tensor
 
-from pretrain import checkpoint
-from pretrain.adapter import Batch
-from pretrain.cost import first_visit
-from pretrain.errors import one_sentence
-from pretrain.levels import Levels
-from pretrain.memory import Repeats
-from pretrain.policies import POLICIES, Known, Rule
-from pretrain.rng import Draws, generator
-from pretrain.trained import Trained, open_run
-from pretrain.training import adamw
+from pretrain.adapters import Batch
+from pretrain.checkpoint import storage
+from pretrain.checkpoint.load_run import LoadedRun, load_run
+from pretrain.core.errors import exit_on_user_error
+from pretrain.core.rng import SampleRNG, generator
+from pretrain.infobatch.level_stats import LevelStats
+from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats
+from pretrain.infobatch.scores import ScoreReliability
+from pretrain.training.flops import profile_sample
+from pretrain.training.optim import adamw
 
 BINS = 32  # of the ideal density of levels
 STRATA = 8  # of levels stratified within the batch
@@ -71,20 +71,20 @@ class Estimate(NamedTuple):
     price: float = 1.0
 
 
-def trained_parameters(run: Trained) -> tuple[list[Tensor], list[Tensor]]:
+def trained_parameters(run: LoadedRun) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters that the run trains, and for each 1 / (sqrt of Adam's running squares + epsilon)."""
-    for parameter in first_visit(run.adapter, run.model, run.source.shape, run.source.classes).unreached:
+    for parameter in profile_sample(run.adapter, run.model, run.source.shape, run.source.classes).unreached:
         parameter.requires_grad_(False)
     optimizer = adamw(run.model, run.config.optim)
     packed = run.state.tensors["optimizer"], run.state.values["optimizer"]
-    optimizer.load_state_dict(checkpoint.unpack_optimizer(*packed))
+    optimizer.load_state_dict(storage.unpack_optimizer(*packed))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fade = run.config.optim.betas[1] ** run.state.values["step"]
     squares = [optimizer.state[parameter]["exp_avg_sq"] / (1 - fade) for parameter in parameters]
     return parameters, [1 / (square.sqrt() + 1e-8) for square in squares]
 
 
-def visited(run: Trained, samples: int, draws: int) -> Visits:
+def visited(run: LoadedRun, samples: int, draws: int) -> Visits:
     """Visit samples at stratified levels, one by one."""
     parameters, scale = trained_parameters(run)
     batch = some_samples(run, samples)
@@ -97,7 +97,7 @@ def visited(run: Trained, samples: int, draws: int) -> Visits:
         one = Batch(*(field[i : i + 1] for field in batch))
         for draw in range(draws):
             at = one._replace(level=level[i, draw].float().view(1).to(one.image.device))
-            value = run.adapter(run.model, at, Draws(0, draw, index=one.index)).loss
+            value = run.adapter(run.model, at, SampleRNG(0, draw, index=one.index)).loss
             gradient = torch.autograd.grad(value.sum(), parameters)
             loss[i, draw] = value.item()
             for kind, parts in enumerate((gradient, [g * s for g, s in zip(gradient, scale, strict=True)])):
@@ -126,7 +126,7 @@ def second_moment(visits: Visits, estimate: Estimate) -> Tensor:
     return share * (visits.square / (p * density[at])[..., None]).mean(dim=1)
 
 
-def ruled(visits: Visits, rule: Rule, score: Tensor) -> Estimate:
+def ruled(visits: Visits, rule: SamplingRule, score: Tensor) -> Estimate:
     """How a rule visits, `score` being those of all samples."""
     band = torch.bucketize(score, rule.edges, right=True)
     keep = torch.where(score.isnan(), torch.full_like(rule.keep, rule.unseen)[0], rule.keep[band])
@@ -143,13 +143,13 @@ def filled(size: Tensor, share: float) -> Tensor:
     return (high * size).clamp(max=1)
 
 
-def policies(run: Trained, visits: Visits) -> dict[str, Estimate]:
+def policies(run: LoadedRun, visits: Visits) -> dict[str, Estimate]:
     """How each policy visits, and what might be had."""
     memory = run.state.tensors["infobatch"]
-    score, levels, repeats = memory["score"], Levels(), Repeats()
+    score, levels, repeats = memory["score"], LevelStats(), ScoreReliability()
     levels.restore(memory["levels"])
     repeats.sums = memory["repeats"]
-    known = Known(levels.usual / levels.usual.mean(), repeats.reliability or 0.0)
+    known = ScoreStats(levels.usual / levels.usual.mean(), repeats.reliability or 0.0)
     uniform = torch.ones(1, dtype=torch.float64)
     found = {}
     raw = visits.loss[:, 0].float()  # one visit's loss, at a level by chance
@@ -174,22 +174,22 @@ def policies(run: Trained, visits: Visits) -> dict[str, Estimate]:
     return found
 
 
-def partial(run: Trained, samples: int, draws: int) -> dict[str, tuple[Visits, float]]:
+def partial(run: LoadedRun, samples: int, draws: int) -> dict[str, tuple[Visits, float]]:
     """Visits that predict a share of the hidden patches, and what they cost over usual ones."""
     if not getattr(run.model, "cross", False):
         return {}
     run.model.train()
     found = {}
-    whole = first_visit(run.adapter, run.model, run.source.shape, 0).flops
+    whole = profile_sample(run.adapter, run.model, run.source.shape, 0).flops
     for share in (0.5, 0.25):
         less = dataclasses.replace(run, adapter=dataclasses.replace(run.adapter, predict=share))  # type: ignore[type-var]
-        price = first_visit(less.adapter, run.model, run.source.shape, 0).flops / whole
+        price = profile_sample(less.adapter, run.model, run.source.shape, 0).flops / whole
         found[f"predict {share:g} of the hidden patches"] = visited(less, samples, draws), price
     run.model.eval()
     return found
 
 
-def compared(run: Trained, samples: int = 160, draws: int = 16) -> dict[str, list[list[float]]]:
+def compared(run: LoadedRun, samples: int = 160, draws: int = 16) -> dict[str, list[list[float]]]:
     """V over uniform's by policy: [plain, preconditioned], each as the figure and its interval."""
     visits = visited(run, samples, draws)
     usual = visits.square.mean(dim=1)  # [S, 2]
@@ -219,8 +219,8 @@ def main(run: tyro.conf.Positional[Path], samples: int = 160, draws: int = 16, o
         draws: visits of each, evenly apart on the level axis.
         output: JSON file for the figures.
     """
-    with one_sentence():
-        found = compared(open_run(run), samples, draws)
+    with exit_on_user_error():
+        found = compared(load_run(run), samples, draws)
     table = Table("policy", "plain", "preconditioned", title=f"{run}: variance over uniform's at equal cost")
     for name, both in found.items():
         table.add_row(name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in both))

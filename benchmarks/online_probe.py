@@ -15,13 +15,14 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pretrain.command_line import parse
-from pretrain.data import on_device
-from pretrain.evaluate.online import OnlineProbe
-from pretrain.evaluate.subject import Subject
-from pretrain.rng import Draws
-from pretrain.sources import open_data
-from pretrain.training import adamw, build
+from pretrain.config.build import build
+from pretrain.config.cli import parse
+from pretrain.core.rng import SampleRNG
+from pretrain.data.images import on_device
+from pretrain.data.sources import open_data
+from pretrain.evaluation.context import EvalContext
+from pretrain.evaluation.online_probe import OnlineProbe
+from pretrain.training.optim import adamw
 
 
 def main(config: Path, steps: int = 60) -> None:
@@ -35,14 +36,14 @@ def main(config: Path, steps: int = 60) -> None:
     source = open_data(made.data, 0)
     adapter, model = made.part("adapter"), build(made, source.shape, source.classes)
     optimizer = adamw(model, made.optim)
-    probe = OnlineProbe(Subject(adapter, source, 0, True, made.evaluate, "--evaluate."))
+    probe = OnlineProbe(EvalContext(adapter, source, 0, True, made.evaluate, "--evaluate."))
     batch = on_device(next(source.train.batches(range(made.batch_size), made.batch_size)), torch.device("cpu"))
     spent = {True: 0.0, False: 0.0}
     probe.attach(model, 0.0, torch.device("cpu"), None)
     for step in range(2 * steps + 4):
         watched = step % 2 == 0
         began = time.process_time()
-        adapter(model, batch, Draws(0, step, index=batch.index)).loss.mean().backward()
+        adapter(model, batch, SampleRNG(0, step, index=batch.index)).loss.mean().backward()
         if watched:
             probe.learn(batch, (step + 1) / (2 * steps + 4))
         optimizer.step()

@@ -22,14 +22,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pretrain.config import Data
-from pretrain.data import Images, on_device
-from pretrain.evaluate.features import SMALL, Classifier
-from pretrain.evaluate.generated import make
-from pretrain.evaluate.subject import Subject
-from pretrain.rng import generator
-from pretrain.sources import Source, open_data
-from pretrain.trained import Trained
+from pretrain.checkpoint.load_run import LoadedRun
+from pretrain.config.schema import Data
+from pretrain.core.rng import generator
+from pretrain.data.images import Images, on_device
+from pretrain.data.sources import Source, open_data
+from pretrain.evaluation.context import EvalContext
+from pretrain.evaluation.feature_extractors import SMALL, Classifier
+from pretrain.evaluation.fid import make
 
 MOST = 10_000  # images that a classifier, a probe or a distance looks at
 TURNS = 4  # quarter turns: the classes of images that have no labels
@@ -81,18 +81,18 @@ def train_classifier(source: Source, path: Path, epochs: int = 8, batch: int = 1
     return right.float().mean().item()
 
 
-def frechet_distance(run: Trained, features: str, count: int, steps: int) -> float:
+def frechet_distance(run: LoadedRun, features: str, count: int, steps: int) -> float:
     """Distance of so many generated images from the training images, in a network's features.
 
     Image n has the same noise, and the same label, in every run.
     """
     settings = dataclasses.replace(run.config.evaluate, features=features, n=count, steps=steps, reference=MOST)
-    subject = Subject(run.adapter, run.source, run.classes, False, settings)
+    subject = EvalContext(run.adapter, run.source, run.classes, False, settings)
     return make(subject, ["fid"])(run.model)["fid"]
 
 
 @torch.no_grad()
-def _encoded(run: Trained, images: Images) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(run: LoadedRun, images: Images) -> tuple[np.ndarray, np.ndarray]:
     encoder: Callable[[Tensor], Tensor] = run.model.encoder  # type: ignore[assignment]
     device = next(run.model.parameters()).device
     found, labels = [], []
@@ -103,7 +103,7 @@ def _encoded(run: Trained, images: Images) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(found).numpy(), torch.cat(labels).numpy()
 
 
-def linear_probe(run: Trained) -> float:
+def linear_probe(run: LoadedRun) -> float:
     """Accuracy on held-out images of a logistic regression on the frozen encoder's standardised features."""
     feature, label = _encoded(run, run.source.train)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))

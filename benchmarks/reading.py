@@ -1,4 +1,4 @@
-"""What reading images costs beside training on them, and what is saved where they are read once (pretrain/kept.py).
+"""What reading images costs beside training on them, and what is saved where they are read once (data/image_cache.py).
 
     python benchmarks/reading.py --config configs/fashion_mnist_mae.yaml
     python benchmarks/reading.py --config configs/cifar10_mae.yaml --photos 32 --steps 0
@@ -22,14 +22,15 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pretrain.adapter import Batch
-from pretrain.command_line import parse
-from pretrain.config import Config
-from pretrain.data import Images, on_device
-from pretrain.preload import preload
-from pretrain.rng import Draws, generator
-from pretrain.sources import open_data
-from pretrain.training import adamw, build
+from pretrain.adapters import Batch
+from pretrain.config.build import build
+from pretrain.config.cli import parse
+from pretrain.config.schema import Config
+from pretrain.core.rng import SampleRNG, generator
+from pretrain.data.images import Images, on_device
+from pretrain.data.preload import preload
+from pretrain.data.sources import open_data
+from pretrain.training.optim import adamw
 
 CPU = torch.device("cpu")
 
@@ -90,8 +91,8 @@ def measure(made: Config, kept: Images, anew: Images, steps: int) -> str:
 
     def visit(images: Images, step: int) -> None:
         batch = images.augmented(on_device(read(images, step), CPU), step)
-        level = Draws(1, step, index=batch.index).uniform()
-        adapter(model, batch._replace(level=level), Draws(0, step, index=batch.index)).loss.mean().backward()
+        level = SampleRNG(1, step, index=batch.index).uniform()
+        adapter(model, batch._replace(level=level), SampleRNG(0, step, index=batch.index)).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

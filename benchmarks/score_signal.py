@@ -22,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pretrain.adapter import Batch
-from pretrain.data import on_device
-from pretrain.errors import one_sentence
-from pretrain.levels import Levels
-from pretrain.rng import Draws, generator
-from pretrain.trained import Trained, open_run
+from pretrain.adapters import Batch
+from pretrain.checkpoint.load_run import LoadedRun, load_run
+from pretrain.core.errors import exit_on_user_error
+from pretrain.core.rng import SampleRNG, generator
+from pretrain.data.images import on_device
+from pretrain.infobatch.level_stats import LevelStats
 
 
-def some_samples(run: Trained, count: int) -> Batch:
+def some_samples(run: LoadedRun, count: int) -> Batch:
     """A random choice of the training images, on the model's device."""
     size = len(run.source.train)
     chosen = torch.randperm(size, generator=generator(7))[:count].sort().values
@@ -39,13 +39,13 @@ def some_samples(run: Trained, count: int) -> Batch:
 
 
 @torch.no_grad()
-def visited(run: Trained, batch: Batch, levels: int, draws: int) -> Tensor:
+def visited(run: LoadedRun, batch: Batch, levels: int, draws: int) -> Tensor:
     """float64 [S, levels, draws]; losses at the middles of equal parts of the level axis."""
     losses = []
     for number in range(levels):
         level = torch.full_like(batch.level, (number + 0.5) / levels)
         at = [
-            run.adapter(run.model, batch._replace(level=level), Draws(0, number, draw, index=batch.index))
+            run.adapter(run.model, batch._replace(level=level), SampleRNG(0, number, draw, index=batch.index))
             for draw in range(draws)
         ]
         losses.append(torch.stack([(a.loss if a.score is None else a.score).double().cpu() for a in at], dim=1))
@@ -98,10 +98,10 @@ def decided_by_level(x: np.ndarray) -> float:
     return float(max(below.mean((0, 2)).var() - chance, 0) / below.var())
 
 
-def signal(run: Trained, samples: int = 200, levels: int = 16, draws: int = 8) -> dict[str, dict[str, float]]:
+def signal(run: LoadedRun, samples: int = 200, levels: int = 16, draws: int = 8) -> dict[str, dict[str, float]]:
     """Everything above, of raw and of corrected losses."""
     raw = visited(run, some_samples(run, samples), levels, draws)
-    usual = Levels()
+    usual = LevelStats()
     usual.restore(run.state.tensors["infobatch"]["levels"])
     level = ((torch.arange(levels) + 0.5) / levels).view(1, -1, 1).expand_as(raw)
     corrected = usual.comparable(raw.flatten(), level.flatten().double(), torch.zeros(raw.numel(), dtype=torch.float64))
@@ -125,8 +125,8 @@ def main(
         draws: visits at each level, 4 or more.
         output: JSON file for the figures.
     """
-    with one_sentence():
-        found = signal(open_run(run), samples, levels, draws)
+    with exit_on_user_error():
+        found = signal(load_run(run), samples, levels, draws)
     table = Table("", *found, title=f"{run}: what a loss tells of its sample")
     for name in found["raw"]:
         table.add_row(name, *(f"{column[name]:.3f}" for column in found.values()))

@@ -12,14 +12,14 @@ import timm
 import torch
 import tyro
 from classification_adapter import Classification
-from fit import Training, device, fit, visits
+from fit import TrainState, device, fit, visits
 from torch import nn
 
-from pretrain.config import Data
-from pretrain.data import Images, on_device
-from pretrain.errors import one_sentence
-from pretrain.preload import preload
-from pretrain.sources import open_data
+from pretrain.config.schema import Data
+from pretrain.core.errors import exit_on_user_error
+from pretrain.data.images import Images, on_device
+from pretrain.data.preload import preload
+from pretrain.data.sources import open_data
 
 
 def small_resnet(name: str, channels: int, classes: int) -> nn.Module:
@@ -44,7 +44,7 @@ def main(
     data: Data = Data("uoft-cs/cifar10", flip=True),
     model: str = "resnet18",
     adapter: Classification = Classification(),
-    training: Training = Training(),
+    training: TrainState = TrainState(),
 ) -> float:
     """Train and report the accuracy on held-out images.
 
@@ -71,5 +71,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_user_error():
         tyro.cli(main)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.adapter import Batch, Losses
-from pretrain.rng import Draws
+from pretrain.adapters import Batch, Losses
+from pretrain.core.rng import SampleRNG
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Classification:
 
     smoothing: float = 0.1
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """One forward pass; neither level nor rng is used."""
         logits = model(batch.image).float()
         loss = F.cross_entropy(logits, batch.label, reduction="none", label_smoothing=self.smoothing)

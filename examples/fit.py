@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from pretrain import InfoBatch
-from pretrain.adapter import Batch
-from pretrain.data import Images, Visits, loader, on_device
-from pretrain.errors import Refused
-from pretrain.rng import Draws
+from pretrain.adapters import Batch
+from pretrain.core.errors import UserError
+from pretrain.core.rng import SampleRNG
+from pretrain.data.images import Images, on_device
+from pretrain.data.loader import EpochSampler, make_loader
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainState:
     """How long and on whom.
 
     Attributes:
@@ -42,12 +43,12 @@ def device() -> torch.device:
 
 def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterator[Batch]:
     """An epoch's batches, on the device, cropped and flipped."""
-    for batch, _ in loader(images, Visits(infobatch), batch_size):
+    for batch, _ in make_loader(images, EpochSampler(infobatch), batch_size):
         yield images.augmented(on_device(batch, device()), infobatch.epoch)
 
 
 def fit(
-    training: Training,
+    training: TrainState,
     model: nn.Module,
     adapter: Callable[..., Any],
     size: int,
@@ -63,19 +64,19 @@ def fit(
         batches: an epoch's batches, on the device, in the order of the sampler it is given; each has an `index`.
 
     Raises:
-        Refused: there is no such policy, or it can't be used so.
+        UserError: there is no such policy, or it can't be used so.
     """
     how = {"policy": training.policy, "budget": training.budget, "seed": training.seed}
     try:
         infobatch = InfoBatch(size, epochs=training.epochs, tell=print, **how)
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise UserError(str(error)) from None
     optimizer = torch.optim.AdamW(model.parameters(), training.lr)
     for epoch in infobatch.epochs():
         model.train()
         for batch in batches(infobatch):
             optimizer.param_groups[0]["lr"] = training.lr * (1 - infobatch.progress)
-            losses = adapter(model, batch, Draws(training.seed, epoch, index=batch.index))
+            losses = adapter(model, batch, SampleRNG(training.seed, epoch, index=batch.index))
             optimizer.zero_grad()
             infobatch(losses.loss, batch.index, losses.score).backward()
             optimizer.step()

@@ -54,7 +54,7 @@ class InfoBatchTrainer(Trainer):
 
 
 class NextPlan(TrainerCallback):
-    """Draws the plan of every epoch but the first before its loader is iterated, and closes the last."""
+    """SampleRNG the plan of every epoch but the first before its loader is iterated, and closes the last."""
 
     def __init__(self, trainer: InfoBatchTrainer) -> None:
         self.trainer = trainer

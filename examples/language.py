@@ -11,14 +11,14 @@ from collections.abc import Iterable
 
 import torch
 import tyro
-from fit import Training, device, fit
+from fit import TrainState, device, fit
 from language_adapter import Instruction, Sequences
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pretrain import Indexed, InfoBatch
-from pretrain.errors import one_sentence
+from pretrain.core.errors import exit_on_user_error
 
 LENGTH, END = 32, 0
 
@@ -54,7 +54,7 @@ def right(model: nn.Module, adapter: Instruction, batch: Sequences) -> tuple[flo
     return found[answer].float().mean().item(), (found | ~answer).all(dim=1).float().mean().item()
 
 
-def main(model: str | None = None, samples: int = 4000, width: int = 96, training: Training = Training()) -> float:
+def main(model: str | None = None, samples: int = 4000, width: int = 96, training: TrainState = TrainState()) -> float:
     """Train and report how held-out instructions are answered.
 
     Args:
@@ -84,5 +84,5 @@ def main(model: str | None = None, samples: int = 4000, width: int = 96, trainin
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_user_error():
         tyro.cli(main)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.adapter import Losses
-from pretrain.rng import Draws
+from pretrain.adapters import Losses
+from pretrain.core.rng import SampleRNG
 
 
 class Sequences(NamedTuple):
@@ -27,7 +27,7 @@ class Instruction:
         returned: Any = model(batch.tokens)
         return returned.logits[:, :-1].float(), batch.tokens[:, 1:], batch.answer[:, 1:]
 
-    def __call__(self, model: nn.Module, batch: Sequences, rng: Draws) -> Losses:
+    def __call__(self, model: nn.Module, batch: Sequences, rng: SampleRNG) -> Losses:
         """One forward pass; rng is not used."""
         logits, target, answer = self.tokens(model, batch)
         loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")

@@ -7,15 +7,15 @@ import timm
 import torch
 import torch.nn.functional as F
 import tyro
-from fit import Training, device, fit, visits
+from fit import TrainState, device, fit, visits
 from segmentation_adapter import Segmentation
 from torch import Tensor, nn
 
-from pretrain.config import Data
-from pretrain.data import Images, on_device
-from pretrain.errors import one_sentence
-from pretrain.preload import preload
-from pretrain.sources import open_data
+from pretrain.config.schema import Data
+from pretrain.core.errors import exit_on_user_error
+from pretrain.data.images import Images, on_device
+from pretrain.data.preload import preload
+from pretrain.data.sources import open_data
 
 
 class Segmenter(nn.Module):
@@ -48,7 +48,7 @@ def mean_iou(model: nn.Module, adapter: Segmentation, images: Images, classes: i
 def main(
     data: Data = Data(),
     encoder: str = "resnet10t",
-    training: Training = Training(),
+    training: TrainState = TrainState(),
 ) -> float:
     """Train and report the mean intersection over union on held-out images."""
     source = open_data(data, training.seed)
@@ -69,5 +69,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_user_error():
         tyro.cli(main)

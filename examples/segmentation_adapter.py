@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from pretrain.adapter import Batch, Losses
-from pretrain.rng import Draws
+from pretrain.adapters import Batch, Losses
+from pretrain.core.rng import SampleRNG
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Segmentation:
         shown = reduce(batch.image, "b c h w -> b h w", "mean") > self.threshold
         return rearrange(batch.label, "b -> b 1 1").where(shown, self.background)
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """One forward pass; neither level nor rng is used."""
         loss = F.cross_entropy(model(batch.image).float(), self.masks(batch), reduction="none")
         return Losses(reduce(loss, "b h w -> b", "mean"))

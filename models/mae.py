@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from models._attention import CrossBlock, with_prefix
+from ._attention import CrossBlock, with_prefix
 
 
 @dataclass(frozen=True)

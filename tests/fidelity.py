@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from pretrain.evaluate.features import load
+from pretrain.evaluation.feature_extractors import load
 
 
 class Ours(FeatureExtractorBase):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import train_diffusion
 import train_mae
-from pretrain import checkpoint
-from pretrain.command_line import parse
-from pretrain.errors import Refused
+from pretrain.checkpoint import storage
+from pretrain.config.cli import parse
+from pretrain.core.errors import UserError
 
 PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
 
@@ -29,7 +29,7 @@ def common(pictures: Path, output: Path, epochs: int = 4) -> list[object]:
 
 
 def final(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = storage.newest(folder / "checkpoints")
     assert newest is not None
     return load_file(newest / f"{name}.safetensors")
 
@@ -44,7 +44,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def refused(script: str, *arguments: object) -> str:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         train(script, *arguments)
     assert "\n" not in str(refusal.value)
     return str(refusal.value)

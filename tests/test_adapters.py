@@ -5,18 +5,18 @@ import dataclasses
 import pytest
 import torch
 from denoisers import SHAPE, batch
+from pretrain.models.dit import DiTConfig
+from pretrain.models.mae import MAEConfig
+from pretrain.models.unet import UNetConfig
 from torch import Tensor, nn
 
-from models.dit import DiTConfig
-from models.mae import MAEConfig
-from models.unet import UNetConfig
-from pretrain import parts
-from pretrain.adapter import Batch
+from pretrain.adapters import Batch
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
-from pretrain.rng import Draws
+from pretrain.config import registry
+from pretrain.core.rng import SampleRNG
 
 
 def network(adapter: str) -> nn.Module:
@@ -28,16 +28,16 @@ def network(adapter: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", parts.names("adapter"))
+@pytest.mark.parametrize("name", registry.names("adapter"))
 class TestContract:
     def adapter(self, name: str):
-        adapter = parts.load("adapter", name)()
+        adapter = registry.load("adapter", name)()
         assert dataclasses.is_dataclass(adapter) and adapter.__dataclass_params__.frozen
         return adapter
 
     def test_one_differentiable_loss_a_sample(self, name: str) -> None:
         model, b = network(name), batch()
-        loss, score = self.adapter(name)(model, b, Draws(0, index=b.index))
+        loss, score = self.adapter(name)(model, b, SampleRNG(0, index=b.index))
         assert loss.shape == (len(b.index),) and loss.dtype == torch.float32 and (loss > 0).all()
         assert score is None or (score.shape == loss.shape and not score.requires_grad)
         loss.sum().backward()
@@ -48,23 +48,24 @@ class TestContract:
         other = b._replace(image=b.image.clone())
         other.image[2] = -other.image[2]
         same = (
-            adapter(model, b, Draws(0, index=b.index)).loss - adapter(model, other, Draws(0, index=b.index)).loss
+            adapter(model, b, SampleRNG(0, index=b.index)).loss
+            - adapter(model, other, SampleRNG(0, index=b.index)).loss
         ) == 0
         assert same.tolist() == [True, True, False, True, True, True]
 
     def test_a_sample_has_its_loss_in_any_batch(self, name: str) -> None:
         model, b, adapter = network(name).eval(), batch(), self.adapter(name)
-        whole = adapter(model, b, Draws(4, 1, index=b.index)).loss
+        whole = adapter(model, b, SampleRNG(4, 1, index=b.index)).loss
         for part in (slice(0, 2), slice(2, 6)):
             few = Batch(*(field[part] for field in b))
-            torch.testing.assert_close(adapter(model, few, Draws(4, 1, index=few.index)).loss, whole[part])
+            torch.testing.assert_close(adapter(model, few, SampleRNG(4, 1, index=few.index)).loss, whole[part])
 
     def test_nothing_but_the_draws_is_random(self, name: str) -> None:
         model, b, adapter = network(name).eval(), batch(), self.adapter(name)
-        first = adapter(model, b, Draws(0, index=b.index)).loss
+        first = adapter(model, b, SampleRNG(0, index=b.index)).loss
         torch.manual_seed(99)
-        assert torch.equal(first, adapter(model, b, Draws(0, index=b.index)).loss)
-        assert not torch.equal(first, adapter(model, b, Draws(1, index=b.index)).loss)
+        assert torch.equal(first, adapter(model, b, SampleRNG(0, index=b.index)).loss)
+        assert not torch.equal(first, adapter(model, b, SampleRNG(1, index=b.index)).loss)
 
     def test_autocast_is_around_the_network_alone(self, name: str) -> None:
         """What it is asked stays float32, to the bit, and so does the loss of what it answers in bfloat16."""
@@ -74,10 +75,10 @@ class TestContract:
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(lambda _, __, made: computed.add(made.dtype))
-        plain = adapter(model, b, Draws(0, index=b.index)).loss
+        plain = adapter(model, b, SampleRNG(0, index=b.index)).loss
         assert computed == {torch.float32}
         with torch.autocast("cpu", torch.bfloat16):
-            loss = adapter(model, b, Draws(0, index=b.index)).loss
+            loss = adapter(model, b, SampleRNG(0, index=b.index)).loss
         assert torch.bfloat16 in computed
         assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*asked, strict=True))
         assert asked[1][0].dtype == loss.dtype == torch.float32
@@ -87,13 +88,13 @@ class TestContract:
     def test_fields_are_read_from_the_source_as_they_are(self, name: str) -> None:
         declared, loaded = (
             {field.name: field.default for field in dataclasses.fields(find("adapter", name))}
-            for find in (parts.declared, parts.load)
+            for find in (registry.declared, registry.load)
         )
         assert declared == loaded
 
 
 def test_guidance_is_a_line_through_the_two_predictions() -> None:
-    from pretrain.sampling import generate
+    from pretrain.adapters._sampling import generate
 
     class Labelled(nn.Module):
         def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def test_mae_loss_and_gradient_are_the_reference_formulas(norm_pix: bool, most_m
     model, b, adapter = network("mae"), batch(), MAE(norm_pix=norm_pix, most_masked=most_masked)
     losses = []
     for i in range(6):
-        order = Draws(0, index=b.index[i : i + 1]).uniform(16).argsort(dim=1)
+        order = SampleRNG(0, index=b.index[i : i + 1]).uniform(16).argsort(dim=1)
         ratio = 0.75 if most_masked is None else 0.75 + 0.15 * b.level[i].item()
         visible, hidden = order.split([16 - round(16 * ratio), round(16 * ratio)], dim=1)
         predicted = model(b.image[i : i + 1], visible, hidden)[0]
@@ -126,7 +127,7 @@ def test_mae_loss_and_gradient_are_the_reference_formulas(norm_pix: bool, most_m
     reference = torch.stack(losses)
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradient = torch.autograd.grad(reference.sum(), parameters)
-    ours = adapter(model, b, Draws(0, index=b.index)).loss
+    ours = adapter(model, b, SampleRNG(0, index=b.index)).loss
     torch.testing.assert_close(ours, reference)
     torch.testing.assert_close(torch.autograd.grad(ours.sum(), parameters), gradient, rtol=1e-4, atol=1e-6)
 
@@ -137,7 +138,7 @@ def test_a_mask_is_the_same_beside_larger_and_smaller_ones(decoder) -> None:
     torch.manual_seed(0)
     model = MAEConfig("vit_tiny_patch16_224", 2, 32, 2, 2, 32, 2, 2, decoder).build(SHAPE, 0)
     b, adapter = batch()._replace(level=torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.999])), MAE(0.5, most_masked=0.9)
-    visible, hidden, there = adapter.masks(16, b.level, Draws(0, index=b.index))
+    visible, hidden, there = adapter.masks(16, b.level, SampleRNG(0, index=b.index))
     assert there is not None
     shown, asked = there.split([visible.shape[1], hidden.shape[1]], dim=1)
     assert shown.sum(1).tolist() == [8, 7, 5, 4, 3, 2] and (shown.sum(1) + asked.sum(1) == 16).all()
@@ -153,15 +154,15 @@ def test_a_share_of_the_hidden_patches_tells_the_same_loss_on_average() -> None:
     config = MAEConfig("vit_tiny_patch16_224", 2, 32, 1, 2, 32, 1, 2, "cross")
     model, b = config.build(SHAPE, 0), batch()
     whole, quarter = MAE(), MAE(predict=0.25)
-    assert whole.masks(16, b.level, Draws(0, index=b.index))[1].shape[1] == 12
+    assert whole.masks(16, b.level, SampleRNG(0, index=b.index))[1].shape[1] == 12
     sums = torch.zeros(2, 6)
     for draw in range(400):
         for row, adapter in enumerate((whole, quarter)):
             with torch.no_grad():
-                sums[row] += adapter(model, b, Draws(draw, index=b.index)).loss
+                sums[row] += adapter(model, b, SampleRNG(draw, index=b.index)).loss
     torch.testing.assert_close(sums[1], sums[0], rtol=0.03, atol=0)
     model.eval()
-    assert torch.equal(*(adapter(model, b, Draws(0, index=b.index)).loss for adapter in (whole, quarter)))
+    assert torch.equal(*(adapter(model, b, SampleRNG(0, index=b.index)).loss for adapter in (whole, quarter)))
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
@@ -171,16 +172,16 @@ def test_a_perfect_mae_reconstructs_the_image(norm_pix: bool) -> None:
     model.forward = lambda image, visible, hidden, there: target.gather(
         1, hidden[..., None].expand(-1, -1, target.shape[-1])
     )
-    seen, completed = adapter.reconstruct(model, b, Draws(0, index=b.index))
+    seen, completed = adapter.reconstruct(model, b, SampleRNG(0, index=b.index))
     torch.testing.assert_close(completed, b.image, atol=1e-5, rtol=0)
     assert ((seen == b.image) | (seen == 0)).all() and (seen == 0).float().mean() == 0.75
 
 
 def test_labels_are_dropped_at_the_stated_rate() -> None:
     label, index = torch.zeros(20_000, dtype=torch.int64), torch.arange(20_000)
-    from pretrain.adapter import drop_labels
+    from pretrain.adapters import drop_labels
 
-    share = (drop_labels(label, 0.1, Draws(0, index=index)) < 0).float().mean().item()
+    share = (drop_labels(label, 0.1, SampleRNG(0, index=index)) < 0).float().mean().item()
     assert abs(share - 0.1) < 5 * (0.09 / 20_000) ** 0.5
 
 

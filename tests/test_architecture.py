@@ -13,61 +13,82 @@ OURS = ("pretrain", "models")
 ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "models/mae.py": {"models._attention"},
-    "pretrain/errors.py": set(),
-    "pretrain/rng.py": set(),
-    "pretrain/schedule.py": set(),
-    "pretrain/average.py": set(),
-    "pretrain/posthoc.py": {
+    "pretrain/core/errors.py": set(),
+    "pretrain/core/rng.py": set(),
+    "pretrain/training/optim.py": set(),
+    "pretrain/checkpoint/ema.py": set(),
+    "pretrain/checkpoint/ema_snapshots.py": {
         f"pretrain.{name}" for name in ("average", "checkpoint", "command_line", "display", "errors", "files")
     },
-    "pretrain/journal.py": set(),
-    "pretrain/trackers.py": set(),
-    "pretrain/display.py": set(),
-    "pretrain/pipeline.py": set(),
-    "pretrain/policies.py": set(),
-    "pretrain/levels.py": set(),
-    "pretrain/ledger.py": set(),
-    "pretrain/budget.py": set(),
-    "pretrain/indexed.py": set(),
-    "pretrain/ranks.py": set(),
-    "pretrain/plan.py": {"pretrain.policies", "pretrain.rng"},
-    "pretrain/memory.py": {"pretrain.ledger", "pretrain.levels", "pretrain.plan"},
-    "pretrain/infobatch.py": {
+    "pretrain/training/metrics_log.py": set(),
+    "pretrain/training/trackers.py": set(),
+    "pretrain/core/console.py": set(),
+    "pretrain/export/pipeline.py": set(),
+    "pretrain/infobatch/policies.py": set(),
+    "pretrain/infobatch/level_stats.py": set(),
+    "pretrain/infobatch/epoch_losses.py": set(),
+    "pretrain/infobatch/budget.py": set(),
+    "pretrain/infobatch/indexed.py": set(),
+    "pretrain/distributed/collectives.py": set(),
+    "pretrain/infobatch/plan.py": {"pretrain.infobatch.policies", "pretrain.core.rng"},
+    "pretrain/infobatch/scores.py": {
+        "pretrain.infobatch.epoch_losses",
+        "pretrain.infobatch.level_stats",
+        "pretrain.infobatch.plan",
+    },
+    "pretrain/infobatch/sampler.py": {
         f"pretrain.{name}" for name in ("ranks", "budget", "indexed", "ledger", "memory", "plan", "policies")
     },
-    "pretrain/parts.py": {"pretrain.errors"},
-    "pretrain/trust.py": {"pretrain.errors"},
-    "pretrain/config.py": {"pretrain.parts"},
-    "pretrain/command_line.py": {f"pretrain.{name}" for name in ("config", "errors", "parts", "trust")},
-    "pretrain/decode.py": set(),
-    "pretrain/kept.py": set(),
-    "pretrain/augment.py": {"pretrain.rng"},
-    "pretrain/preload.py": {"pretrain.data", "pretrain.kept", "pretrain.patient"},
-    "pretrain/adapter.py": {"pretrain.rng"},
-    "pretrain/objective.py": {"pretrain.rng"},
-    "pretrain/adapters": {"pretrain.adapter", "pretrain.objective", "pretrain.rng"},
-    "pretrain/files.py": set(),
-    "pretrain/manifest.py": {"pretrain.files"},
-    "pretrain/room.py": {"pretrain.adapter", "pretrain.errors"},
-    "pretrain/checkpoint.py": {"pretrain.errors", "pretrain.files", "pretrain.manifest"},
-    "pretrain/guard.py": {f"pretrain.{name}" for name in ("adapter", "data", "errors", "infobatch", "ledger")},
-    "pretrain/replay.py": {
+    "pretrain/config/registry.py": {"pretrain.core.errors"},
+    "pretrain/config/trusted_code.py": {"pretrain.core.errors"},
+    "pretrain/config/schema.py": {"pretrain.config.registry"},
+    "pretrain/config/cli.py": {f"pretrain.{name}" for name in ("config", "errors", "parts", "trust")},
+    "pretrain/data/decode.py": set(),
+    "pretrain/data/image_cache.py": set(),
+    "pretrain/data/transforms.py": {"pretrain.core.rng"},
+    "pretrain/data/preload.py": {"pretrain.data.images", "pretrain.data.image_cache", "pretrain.data.loader"},
+    "pretrain/adapters/__init__.py": {"pretrain.core.rng"},
+    "pretrain/adapters/_uncertainty.py": {"pretrain.core.rng"},
+    "pretrain/adapters": {"pretrain.adapters", "pretrain.adapters._uncertainty", "pretrain.core.rng"},
+    "pretrain/core/files.py": set(),
+    "pretrain/checkpoint/manifest.py": {"pretrain.core.files"},
+    "pretrain/training/micro_batches.py": {"pretrain.adapters", "pretrain.core.errors"},
+    "pretrain/checkpoint/storage.py": {"pretrain.core.errors", "pretrain.core.files", "pretrain.checkpoint.manifest"},
+    "pretrain/training/nan_guard.py": {
+        f"pretrain.{name}" for name in ("adapter", "data", "errors", "infobatch", "ledger")
+    },
+    "pretrain/training/replay_step.py": {
         f"pretrain.{name}" for name in ("checkpoint", "data", "display", "errors", "rng", "trained")
     },
-    "pretrain/patient.py": {"pretrain.errors"},
-    "pretrain/watch.py": set(),
-    "pretrain/fingerprint.py": {f"pretrain.{name}" for name in ("checkpoint", "data", "errors", "sources")},
-    "pretrain/verify_resume.py": {
+    "pretrain/data/loader.py": {"pretrain.core.errors"},
+    "pretrain/distributed/heartbeat.py": set(),
+    "pretrain/data/fingerprint.py": {f"pretrain.{name}" for name in ("checkpoint", "data", "errors", "sources")},
+    "pretrain/checkpoint/verify_resume.py": {
         f"pretrain.{name}" for name in ("checkpoint", "display", "errors", "manifest", "parts")
     },
-    "pretrain/writer.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors"},
-    "pretrain/run.py": {"pretrain.checkpoint", "pretrain.config", "pretrain.errors", "pretrain.files"},
-    "pretrain/data.py": {
+    "pretrain/checkpoint/async_writer.py": {
+        "pretrain.checkpoint.storage",
+        "pretrain.config.schema",
+        "pretrain.core.errors",
+    },
+    "pretrain/checkpoint/run_dir.py": {
+        "pretrain.checkpoint.storage",
+        "pretrain.config.schema",
+        "pretrain.core.errors",
+        "pretrain.core.files",
+    },
+    "pretrain/data/images.py": {
         f"pretrain.{name}" for name in ("adapter", "augment", "config", "decode", "errors", "kept", "rng")
     },
-    "pretrain/autoencoder.py": {"pretrain.errors"},
-    "pretrain/cache.py": {"pretrain.adapter", "pretrain.config", "pretrain.data", "pretrain.errors", "pretrain.rng"},
-    "pretrain/latents.py": {
+    "pretrain/data/autoencoder.py": {"pretrain.core.errors"},
+    "pretrain/data/latents.py": {
+        "pretrain.adapters",
+        "pretrain.config.schema",
+        "pretrain.data.images",
+        "pretrain.core.errors",
+        "pretrain.core.rng",
+    },
+    "pretrain/data/encode_latents.py": {
         f"pretrain.{name}"
         for name in (
             "autoencoder",
@@ -83,11 +104,16 @@ ALLOWED: dict[str, set[str]] = {
             "sources",
         )
     },
-    "pretrain/sources.py": {
+    "pretrain/data/sources.py": {
         f"pretrain.{name}" for name in ("autoencoder", "cache", "config", "data", "decode", "errors", "rng")
     },
-    "pretrain/processes.py": {"pretrain.config", "pretrain.errors", "pretrain.ranks", "pretrain.watch"},
-    "pretrain/training.py": {
+    "pretrain/distributed/launch.py": {
+        "pretrain.config.schema",
+        "pretrain.core.errors",
+        "pretrain.distributed.collectives",
+        "pretrain.distributed.heartbeat",
+    },
+    "pretrain/training/state.py": {
         f"pretrain.{name}"
         for name in (
             "adapter",
@@ -103,7 +129,7 @@ ALLOWED: dict[str, set[str]] = {
             "sources",
         )
     },
-    "pretrain/trained.py": {
+    "pretrain/checkpoint/load_run.py": {
         f"pretrain.{name}"
         for name in (
             "adapter",
@@ -117,17 +143,22 @@ ALLOWED: dict[str, set[str]] = {
             "training",
         )
     },
-    "pretrain/summary.py": {"pretrain.config", "pretrain.display"},
-    "pretrain/charts.py": {"pretrain.data", "pretrain.pictures", "pretrain.sources"},
-    "pretrain/card.py": {"pretrain.autoencoder", "pretrain.config", "pretrain.display"},
-    "pretrain/hub.py": {"pretrain.card", "pretrain.config", "pretrain.errors"},
-    "pretrain/cost.py": {"pretrain.adapter", "pretrain.rng"},
-    "pretrain/heun.py": set(),
-    "pretrain/sampling.py": {"pretrain.heun", "pretrain.adapter", "pretrain.autoencoder", "pretrain.errors"},
-    "pretrain/pictures.py": {
+    "pretrain/training/summary.py": {"pretrain.config.schema", "pretrain.core.console"},
+    "pretrain/training/plots.py": {"pretrain.data.images", "pretrain.evaluation.previews", "pretrain.data.sources"},
+    "pretrain/export/model_card.py": {"pretrain.data.autoencoder", "pretrain.config.schema", "pretrain.core.console"},
+    "pretrain/export/hub.py": {"pretrain.export.model_card", "pretrain.config.schema", "pretrain.core.errors"},
+    "pretrain/training/flops.py": {"pretrain.adapters", "pretrain.core.rng"},
+    "pretrain/adapters/_heun.py": set(),
+    "pretrain/adapters/_sampling.py": {
+        "pretrain.adapters._heun",
+        "pretrain.adapters",
+        "pretrain.data.autoencoder",
+        "pretrain.core.errors",
+    },
+    "pretrain/evaluation/previews.py": {
         f"pretrain.{name}" for name in ("adapter", "autoencoder", "data", "errors", "sampling", "ranks", "rng")
     },
-    "pretrain/generate.py": {
+    "pretrain/evaluation/generate.py": {
         f"pretrain.{name}"
         for name in (
             "adapter",
@@ -141,11 +172,11 @@ ALLOWED: dict[str, set[str]] = {
             "trained",
         )
     },
-    "pretrain/evaluate/__init__.py": {"pretrain.errors", "pretrain.evaluate.subject"},  # the latter for its type
-    "pretrain/evaluate/__main__.py": {
+    "pretrain/evaluate/__init__.py": {"pretrain.core.errors", "pretrain.evaluation.context"},  # the latter for its type
+    "pretrain/evaluation/evaluate.py": {
         f"pretrain.{name}" for name in ("command_line", "errors", "evaluate", "files", "processes", "trained")
     }
-    | {"pretrain.evaluate.subject"},
+    | {"pretrain.evaluation.context"},
     "pretrain/evaluate": {
         f"pretrain.{name}"
         for name in (
@@ -162,16 +193,16 @@ ALLOWED: dict[str, set[str]] = {
         )
     }
     | {
-        f"pretrain.evaluate.{name}"
+        f"pretrain.evaluation.{name}"
         for name in ("augmentation", "classifiers", "features", "generated", "knn", "subject")
     },
-    "pretrain/look.py": {
+    "pretrain/evaluation/visualize.py": {
         *(f"pretrain.{name}" for name in ("adapter", "data", "display", "errors", "pictures", "trained")),
-        "pretrain.evaluate.subject",
+        "pretrain.evaluation.context",
     },
-    "pretrain/foreign.py": {"pretrain.errors"},
-    "pretrain/takeaway.py": {"pretrain.checkpoint", "pretrain.foreign"},
-    "pretrain/export.py": {
+    "pretrain/export/from_encoder.py": {"pretrain.core.errors"},
+    "pretrain/export/to_encoder.py": {"pretrain.checkpoint.storage", "pretrain.export.from_encoder"},
+    "pretrain/export/export.py": {
         *(f"pretrain.{name}" for name in ("adapter", "card", "config", "cost", "display", "errors", "hub", "journal")),
         *(f"pretrain.{name}" for name in ("command_line", "objective", "pipeline", "summary", "takeaway", "trained")),
         *(f"pretrain.{name}" for name in ("autoencoder", "sampling")),
@@ -200,8 +231,8 @@ def test_a_file_knows_only_whom_it_may(path: Path) -> None:
     if rule is not None:
         assert ours <= ALLOWED[rule], f"{name} must not import {sorted(ours - ALLOWED[rule])}"
     else:
-        assert name in ("pretrain/loop.py", "pretrain/__init__.py")
-    if name != "pretrain/processes.py":
+        assert name in ("pretrain/training/loop.py", "pretrain/__init__.py")
+    if name != "pretrain/distributed/launch.py":
         assert not any(module.split(".")[0] == "accelerate" for module in known), (
             "accelerate is known to processes.py alone; the loop is handed its object"
         )

@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from pretrain import posthoc
-from pretrain.average import Averages, exponent, exponential, power
-from pretrain.checkpoint import newest
-from pretrain.command_line import parse
-from pretrain.config import Averaging
-from pretrain.errors import Refused
-from pretrain.posthoc import Snapshot, Snapshots, combination, overlap, reconstruct
+from pretrain.checkpoint import ema_snapshots
+from pretrain.checkpoint.ema import EMACollection, exponent, exponential, power
+from pretrain.checkpoint.ema_snapshots import Snapshot, Snapshots, combination, overlap, reconstruct
+from pretrain.checkpoint.storage import newest
+from pretrain.config.cli import parse
+from pretrain.config.schema import Averaging
+from pretrain.core.errors import UserError
 
 LENGTHS = (0.05, 0.1)
 KEPT = {"exponential": exponential(0.1), "long": exponential(0.7), "short": power(0.02), "power": power(0.2)}
@@ -87,10 +87,10 @@ def walk(steps: int, size: int = 50, seed: int = 0) -> tuple[list[float], torch.
     ) + 5
 
 
-def followed(lengths, points: list[float], values: torch.Tensor, cut: int = 1) -> Averages:
+def followed(lengths, points: list[float], values: torch.Tensor, cut: int = 1) -> EMACollection:
     """Averages of a walk, each of whose steps is made in `cut` parts."""
     network = Network(values.shape[1])
-    averages = Averages(network, 0.05, lengths)
+    averages = EMACollection(network, 0.05, lengths)
     for before, now, value in zip([0.0, *points], points, values, strict=False):
         network.go(value)
         for part in range(1, cut + 1):
@@ -124,7 +124,7 @@ def test_a_clock_that_is_set_back_changes_no_power_average() -> None:
     """A run of 2 epochs that is given 5 is, to a power average, one that had 5 from the start."""
     points, values = walk(60)
     network = Network()
-    averages = Averages(network, 0.05, LENGTHS)
+    averages = EMACollection(network, 0.05, LENGTHS)
     for number, (point, value) in enumerate(zip(points, values, strict=True)):
         network.go(value)
         if number == 30:
@@ -170,11 +170,11 @@ def test_the_default_is_as_exact_as_design_says(length: float, most: float) -> N
     assert most / 2 < error < most
 
 
-def written(folder: Path, count: int, tracked) -> tuple[Averages, Path]:
+def written(folder: Path, count: int, tracked) -> tuple[EMACollection, Path]:
     """Snapshots of a long walk, and averages of more lengths that went along."""
     points, values = walk(1000)
     network, other = Network(), Network()
-    averages, beside = Averages(network, 0.05, LENGTHS), Averages(other, 0.05, tracked)
+    averages, beside = EMACollection(network, 0.05, LENGTHS), EMACollection(other, 0.05, tracked)
     folder.mkdir()
     snapshots = Snapshots(folder / "averages", averages, count, 7, 0, writes=True)
     for step, (point, value) in enumerate(zip(points, values, strict=True)):
@@ -269,7 +269,7 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
     network = config.part("model").build((1, 12, 12), 0)
     for length in (0.05, 0.075):
         out = tmp_path / f"{length}.safetensors"
-        posthoc.main(averaged, length, out)
+        ema_snapshots.main(averaged, length, out)
         network.load_state_dict(load_file(out))
         stored = final(averaged, "average-0.05")
         assert all(torch.allclose(v, stored[k], atol=1e-6) for k, v in load_file(out).items()) == (length == 0.05)
@@ -280,15 +280,15 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
     ("length", "said"), [(0.5, "above 0 and at most 0.28, got 0.5"), (0.1, "there are no snapshots")]
 )
 def test_the_command_says_what_it_can_not_do(length: float, said: str, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=said):
-        posthoc.main(finished, length, tmp_path / "out.safetensors")
+    with pytest.raises(UserError, match=said):
+        ema_snapshots.main(finished, length, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_broken_snapshot_is_refused(averaged: Path, tmp_path: Path) -> None:
     shutil.copytree(averaged / "averages", tmp_path / "averages")
     next((tmp_path / "averages").iterdir()).write_text("no tensors")
-    with pytest.raises(Refused, match="can't be read"):
+    with pytest.raises(UserError, match="can't be read"):
         reconstruct(tmp_path, 0.1)
 
 

@@ -15,15 +15,16 @@ from PIL import Image
 from programs import common, final, refused, train
 from safetensors.torch import load_file
 
-from pretrain import card, export, generate, hub, sampling
-from pretrain.command_line import parse
-from pretrain.errors import Refused
-from pretrain.evaluate import __main__ as evaluate
-from pretrain.evaluate.heldout import HeldOutLoss
-from pretrain.pictures import pixels
-from pretrain.posthoc import reconstruct
-from pretrain.rng import Draws
-from pretrain.trained import open_run
+from pretrain.adapters import _sampling
+from pretrain.checkpoint.ema_snapshots import reconstruct
+from pretrain.checkpoint.load_run import load_run
+from pretrain.config.cli import parse
+from pretrain.core.errors import UserError
+from pretrain.core.rng import SampleRNG
+from pretrain.evaluation import evaluate, generate
+from pretrain.evaluation.heldout_loss import HeldOutLoss
+from pretrain.evaluation.previews import pixels
+from pretrain.export import export, hub, model_card
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_the_card_names_no_path_of_this_machine_and_its_recipe_is_one(run: Path,
     assert told["data"]["source"] == pictures.name
     recipe = run / "model" / "recipe.yaml"
     config = parse(["--data", str(pictures)], adapter="", model="", recipe=recipe, output_dir="x", help="")
-    assert card.recipe(config) == told
+    assert model_card.recipe(config) == told
 
 
 def test_what_shows_the_users_own_images_is_not_in_the_card(pictures: Path, tmp_path: Path) -> None:
@@ -106,10 +107,10 @@ def test_a_hub_that_fails_loses_nothing(run: Path, pictures: Path, stub, tmp_pat
     train("train_diffusion.py", *common(pictures, tmp_path / "a run", 1), "--push-to-hub", "discs")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "--push-to-hub" in line)
     assert line.startswith("error: --push-to-hub discs failed (OSError: 502 Bad Gateway); the model is whole in ")
-    assert line.endswith(f"python -m pretrain.export '{tmp_path / 'a run'}' --push-to-hub discs")
+    assert line.endswith(f"pretrain export '{tmp_path / 'a run'}' --push-to-hub discs")
     assert {"summary.json", "model", "checkpoints"} <= {path.name for path in (tmp_path / "a run").iterdir()}
     assert (tmp_path / "a run" / "model" / "README.md").is_file()
-    with pytest.raises(Refused, match="502 Bad Gateway"):
+    with pytest.raises(UserError, match="502 Bad Gateway"):
         export.main(run, push_to_hub="discs")
 
 
@@ -124,7 +125,7 @@ def test_another_average_is_exported(run: Path) -> None:
     exported = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert exported.keys() == {name.removeprefix("network.") for name in found}
     assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in found.items())
-    with pytest.raises(Refused, match=r"--length: the length of a power average must be above 0 and at most 0.28"):
+    with pytest.raises(UserError, match=r"--length: the length of a power average must be above 0 and at most 0.28"):
         export.main(run, length=0.5)
 
 
@@ -132,7 +133,7 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     """The card has what was measured of the parameters that it is about, and of no others."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    trained = open_run(folder)
+    trained = load_run(folder)
     trained.model.load_state_dict(reconstruct(folder, 0.15)[0])
     expected = HeldOutLoss(trained.adapter, trained.source.test)(trained.model)["heldout_loss"]
     evaluate.main([str(folder), "--metrics", "heldout,fid", "--n", "8", "--length", "0.15"])
@@ -148,17 +149,17 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
             name for name in record["found"] if name[1:] == "id"
         ]
     generate.main(folder, n=2, steps=2, length=0.15)
-    made = sampling.generate(
+    made = _sampling.generate(
         trained.model,
         trained.adapter,
-        Draws(0, index=torch.arange(2)).normal(1, 12, 12),
+        SampleRNG(0, index=torch.arange(2)).normal(1, 12, 12),
         torch.tensor([-1, -1]),
         steps=2,
     )
     for image, file in zip(pixels(made), sorted((folder / "generated" / "images").iterdir()), strict=True):
         assert (image.squeeze(-1).numpy() == np.asarray(Image.open(file))).all()
     (folder / "evaluation.json").write_text('{"a": 1}')
-    with pytest.raises(Refused, match=r"evaluation\.json: can't be read"):
+    with pytest.raises(UserError, match=r"evaluation\.json: can't be read"):
         export.main(folder)
 
 
@@ -170,7 +171,7 @@ def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_pat
     for path in checkpoints[2:]:
         shutil.rmtree(path)
     export.main(folder)
-    values = open_run(folder).state.values
+    values = load_run(folder).state.values
     seen = values["infobatch"]["visited"] + values["infobatch"]["seen"]
     assert f"| visits | {seen:,} | {round(43 * 4 * values['progress'])} |" in (folder / "model/README.md").read_text()
     exported = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -187,7 +188,7 @@ def test_a_run_that_was_killed_over_its_journal_is_exported(run: Path, tmp_path:
     export.main(tmp_path / "run")
     assert card.read_text() == written
     journal.write_bytes(b"no\n" + whole)
-    with pytest.raises(Refused, match=r"journal\.jsonl: can't be read"):
+    with pytest.raises(UserError, match=r"journal\.jsonl: can't be read"):
         export.main(tmp_path / "run")
 
 
@@ -195,13 +196,13 @@ def test_a_model_that_cant_be_written_is_one_sentence(run: Path, tmp_path: Path)
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
     (tmp_path / "run" / "model").write_text("")
-    with pytest.raises(Refused, match="model: can't be written to"):
+    with pytest.raises(UserError, match="model: can't be written to"):
         export.main(tmp_path / "run")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_settings_without_paths_are_told_as_they_are(recipe: Path) -> None:
     config = parse([], adapter="flow", model="unet", recipe=recipe, output_dir="x", help="")
-    told = card.recipe(config)
+    told = model_card.recipe(config)
     plain = config.to_dict()
     assert told == {key: plain[key] for key in told} and plain.keys() - told.keys() == {"output_dir", "push_to_hub"}

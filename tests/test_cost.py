@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import PRUNED
+from pretrain.models.dit import DiTConfig
+from pretrain.models.mae import MAEConfig
+from pretrain.models.unet import UNetConfig
 from programs import common, same, train
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.dit import DiTConfig
-from models.mae import MAEConfig
-from models.unet import UNetConfig
-from pretrain import cost, training
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
-from pretrain.errors import Refused
-from pretrain.summary import in_words, summarise
-from pretrain.training import recompute
+from pretrain.core.errors import UserError
+from pretrain.training import flops, setup
+from pretrain.training.setup import recompute
+from pretrain.training.summary import in_words, summarise
 
 PARTS = {
     "unet": (UNetConfig(channels=(8, 16), layers=1, head_dim=4), Flow()),
@@ -43,14 +43,16 @@ def test_a_dit_costs_what_the_paper_says(size, patch: int, multiply_adds: float)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     assert counter.get_total_flops() / 2 == pytest.approx(multiply_adds, rel=0.02)
-    visit = cost.planned_visit(DiTConfig(size=size, patch=patch), Flow(), (4, 32, 32), 1000)
+    visit = flops.profile_config(DiTConfig(size=size, patch=patch), Flow(), (4, 32, 32), 1000)
     assert visit.flops == pytest.approx(3 * counter.get_total_flops(), rel=0.01)
 
 
 def test_what_no_machine_holds_is_counted() -> None:
     """97 billion parameters, 390 GB."""
     config = DiTConfig(width=2**14, depth=20, heads=128)
-    assert cost.planned_visit(config, Flow(), (4, 32, 32), 0).flops > 6 * 12 * 20 * 2**28 * 256  # 6 a token and weight
+    assert (
+        flops.profile_config(config, Flow(), (4, 32, 32), 0).flops > 6 * 12 * 20 * 2**28 * 256
+    )  # 6 a token and weight
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -58,10 +60,10 @@ def test_counted_without_values_is_counted_with(name: str) -> None:
     part, adapter = PARTS[name]
     model = part.build((3, 8, 12), 4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    visit = cost.first_visit(adapter, model, (3, 8, 12), 4)
-    flops, unreached, _ = cost._run(adapter, model, (3, 8, 12), 4)  # also: the adapter still works with values
-    assert (visit.flops, len(visit.unreached)) == (flops, len(unreached)) and flops > 0
-    assert visit == cost.planned_visit(part, adapter, (3, 8, 12), 4)
+    visit = flops.profile_sample(adapter, model, (3, 8, 12), 4)
+    counted, unreached, _ = flops._run(adapter, model, (3, 8, 12), 4)  # also: the adapter still works with values
+    assert (visit.flops, len(visit.unreached)) == (counted, len(unreached)) and counted > 0
+    assert visit == flops.profile_config(part, adapter, (3, 8, 12), 4)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -69,8 +71,8 @@ def test_counted_without_values_is_counted_with(name: str) -> None:
 def test_attention_is_counted() -> None:
     """Twice as many patches cost more than twice as much: two products of queries, keys and values are square."""
     part, width, depth = DiTConfig(patch=1, width=16, depth=2, heads=2), 16, 2
-    few, many = (cost.planned_visit(part, Flow(), (1, 8, side), 0).flops for side in (8, 16))
-    embedding = cost.planned_visit(part, Flow(), (1, 1, 1), 0).flops - 6 * (12 * width**2 * depth + 2 * width)
+    few, many = (flops.profile_config(part, Flow(), (1, 8, side), 0).flops for side in (8, 16))
+    embedding = flops.profile_config(part, Flow(), (1, 1, 1), 0).flops - 6 * (12 * width**2 * depth + 2 * width)
     assert many - 2 * few + embedding == pytest.approx(3 * depth * 4 * width * (128**2 - 2 * 64**2), rel=0.05)
 
 
@@ -83,7 +85,7 @@ def test_an_adapter_that_looks_at_values_is_run() -> None:
 
     part, _ = PARTS["dit"]
     model = part.build((3, 8, 12), 4)
-    assert cost.first_visit(Looking(), model, (3, 8, 12), 4) == cost.first_visit(Flow(), model, (3, 8, 12), 4)
+    assert flops.profile_sample(Looking(), model, (3, 8, 12), 4) == flops.profile_sample(Flow(), model, (3, 8, 12), 4)
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -102,8 +104,8 @@ def test_an_adapter_that_looks_at_values_is_run() -> None:
     ],
 )
 def test_peaks_are_known_or_not_said(device: str, bf16: float | None, no: float | None) -> None:
-    assert cost.peak(device, "bf16") == cost.peak(device, "fp16") == bf16
-    assert cost.peak(device, "no") == no
+    assert flops.peak(device, "bf16") == flops.peak(device, "fp16") == bf16
+    assert flops.peak(device, "no") == no
 
 
 def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
@@ -131,7 +133,7 @@ def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: P
 def test_compiling_is_the_same_run(script: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     """To the bit where the compiler only traces; no name shows it, so a run may begin or end it on resume."""
     torch.compiler.reset()
-    monkeypatch.setattr(training, "BACKEND", "eager")
+    monkeypatch.setattr(setup, "BACKEND", "eager")
     graphs: list[object] = []
     real = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: graphs.append(how) or real(self, **how))
@@ -148,15 +150,15 @@ def test_compiling_is_the_same_run(script: str, pictures: Path, tmp_path: Path, 
 
 
 def test_a_machine_that_can_not_compile_says_so(monkeypatch) -> None:
-    monkeypatch.setattr(training, "BACKEND", "nobody")
+    monkeypatch.setattr(setup, "BACKEND", "nobody")
     with pytest.raises(
-        Refused, match=r"^--compile: torch can't compile on this machine \(InvalidBackend.*leave it out$"
+        UserError, match=r"^--compile: torch can't compile on this machine \(InvalidBackend.*leave it out$"
     ):
-        training.compiled(torch.nn.Linear(1, 1), torch.device("cpu"))
+        setup.compiled(torch.nn.Linear(1, 1), torch.device("cpu"))
 
 
 def test_a_network_without_the_switch_is_refused() -> None:
     with pytest.raises(
-        Refused, match="--recompute: the network, a Linear, has no method enable_gradient_checkpointing"
+        UserError, match="--recompute: the network, a Linear, has no method enable_gradient_checkpointing"
     ):
         recompute(torch.nn.Linear(1, 1))

@@ -11,14 +11,15 @@ from conftest import draw_images
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pretrain.config import Data
-from pretrain.data import Images, Visits, collate, loader, on_device
-from pretrain.decode import decode
-from pretrain.errors import Refused
-from pretrain.infobatch import InfoBatch
-from pretrain.kept import Kept, keep
-from pretrain.preload import preload
-from pretrain.sources import open_data
+from pretrain.config.schema import Data
+from pretrain.core.errors import UserError
+from pretrain.data.decode import decode
+from pretrain.data.image_cache import ImageCache, keep
+from pretrain.data.images import Images, collate, on_device
+from pretrain.data.loader import EpochSampler, make_loader
+from pretrain.data.preload import preload
+from pretrain.data.sources import open_data
+from pretrain.infobatch.sampler import InfoBatch
 
 
 def source(path: object, **settings):
@@ -211,28 +212,28 @@ def test_grey_and_colour_together_are_colour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["./not/there", "/not/there", "~/not/there", "a/b/c"])
 def test_a_path_that_is_not_there(path: str) -> None:
-    with pytest.raises(Refused, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="there is no such file or folder"):
         source(path)
 
 
 def test_empty_folders_and_other_files(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(Refused, match="there are no images in it"):
+        with pytest.raises(UserError, match="there are no images in it"):
             source(tmp_path)
         (tmp_path / "words.txt").write_text("x")
-    with pytest.raises(Refused, match="must be a parquet file"):
+    with pytest.raises(UserError, match="must be a parquet file"):
         source(tmp_path / "words.txt")
     (tmp_path / "x.parquet").write_text("x")
-    with pytest.raises(Refused, match="reading it failed"):
+    with pytest.raises(UserError, match="reading it failed"):
         source(tmp_path / "x.parquet")
     datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(Refused, match="its columns are text"):
+    with pytest.raises(UserError, match="its columns are text"):
         source(tmp_path / "x.parquet")
 
 
 def test_one_image_is_not_enough(tmp_path: Path) -> None:
     save(tmp_path, "x.png", plain())
-    with pytest.raises(Refused, match="one image is not enough"):
+    with pytest.raises(UserError, match="one image is not enough"):
         source(tmp_path)
 
 
@@ -255,7 +256,7 @@ def test_a_bad_image_among_good_ones(tmp_path: Path, kind: str) -> None:
         victim.write_bytes(BROKEN[kind](victim.read_bytes()))
     batch, problems = collate([stop.train[0, i] for i in range(8)])
     assert batch.index.tolist() == [0, 1, 2, 3, 4, ~5, 6, 7]
-    with pytest.raises(Refused, match=rf"{victim.name} can't be used.*--on-bad-image skip"):
+    with pytest.raises(UserError, match=rf"{victim.name} can't be used.*--on-bad-image skip"):
         stop.train.settle(problems)
     skip.train.settle(problems)
     skip.train.settle(problems)
@@ -305,7 +306,7 @@ def test_augmentation_is_a_function_of_epoch_and_index(pictures: Path, size: int
 def test_a_loader_hands_out_the_plan_epoch_after_epoch(pictures: Path, workers: int) -> None:
     images: Images = source(pictures, flip=True, workers=workers).train
     infobatch = InfoBatch(len(images), epochs=3)
-    batches: DataLoader = loader(images, Visits(infobatch), 8)
+    batches: DataLoader = make_loader(images, EpochSampler(infobatch), 8)
     state = torch.get_rng_state()
     for epoch in infobatch.epochs():
         seen = []
@@ -352,7 +353,9 @@ def test_images_are_read_once_and_are_those_that_are_read_anew(
         preload(images, torch.device("cpu"), print)
     assert kept.kept and kept.kept.whole and anew.kept is None
     order = InfoBatch(len(kept), epochs=3), InfoBatch(len(kept), epochs=3)
-    pairs = [loader(images, Visits(infobatch), 8) for images, infobatch in zip((kept, anew), order, strict=True)]
+    pairs = [
+        make_loader(images, EpochSampler(infobatch), 8) for images, infobatch in zip((kept, anew), order, strict=True)
+    ]
     assert [loader.num_workers for loader in pairs] == [0, workers]
     for _ in zip(order[0].epochs(), order[1].epochs(), strict=True):
         for (one, _), (other, _) in zip(*pairs, strict=True):
@@ -360,7 +363,7 @@ def test_images_are_read_once_and_are_those_that_are_read_anew(
             for infobatch in order:
                 infobatch(one.image.float().mean((1, 2, 3)), one.index)
     expected = [batch for batch in anew.batches(range(len(anew)), 7)]
-    monkeypatch.setattr("pretrain.data.decode", None)  # nothing is read any more
+    monkeypatch.setattr("pretrain.data.images.decode", None)  # nothing is read any more
     for one, other in zip(kept.batches(range(len(kept)), 7), expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -398,7 +401,7 @@ def test_an_image_that_can_not_be_read_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_who_is_told_to_stop_reads_no_further(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("pretrain.preload.BATCH", 5)
+    monkeypatch.setattr("pretrain.data.preload.BATCH", 5)
     images, asked = source(draw_images(tmp_path, 20)).train, []
     preload(images, torch.device("cpu"), print, lambda: asked.append(1) or len(asked) == 2)
     assert images.kept and not images.kept.whole and images.kept.there.tolist() == [True] * 10 + [False] * 8
@@ -410,7 +413,7 @@ def test_a_bad_image_is_named_before_the_training(tmp_path: Path) -> None:
     images = source(draw_images(tmp_path, 20)).train
     path = Path(images.name_of(3))
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(Refused, match=rf"{path.name} can't be used: .*; mend or remove it, or skip such images"):
+    with pytest.raises(UserError, match=rf"{path.name} can't be used: .*; mend or remove it, or skip such images"):
         preload(images, torch.device("cpu"), print)
 
 
@@ -425,19 +428,19 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     size = len(images) * 12 * 12
     for most, fits in ((size - 1, False), (size, True)):
-        monkeypatch.setattr("pretrain.kept.MOST", most)
+        monkeypatch.setattr("pretrain.data.image_cache.MOST", most)
         assert (source(folder).train.kept is not None) == fits and source(folder).test.kept
     assert keep(3, (1, 4, 4), cpu) and keep(3, (1, 4, 4), torch.device("meta")) is None
     for free, fits in ((10 * 48 - 1, False), (10 * 48, True)):  # of an accelerator a tenth, however much that is
-        monkeypatch.setattr("pretrain.kept.MOST", 0)
+        monkeypatch.setattr("pretrain.data.image_cache.MOST", 0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
-        monkeypatch.setattr("pretrain.kept.Kept", lambda count, shape, device: (count, shape, device))
+        monkeypatch.setattr("pretrain.data.image_cache.ImageCache", lambda count, shape, device: (count, shape, device))
         assert (keep(3, (1, 4, 4), torch.device("cuda")) is not None) == fits
 
 
 def test_taking_what_a_device_keeps_waits_for_nothing() -> None:
     """On the meta device, where whatever needs a value raises."""
-    kept = Kept(5, (3, 4, 4), torch.device("meta"))
+    kept = ImageCache(5, (3, 4, 4), torch.device("meta"))
     number = torch.tensor([4, 0])
     kept.put(number, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([1, 2]))
     image, label = kept.take(number)

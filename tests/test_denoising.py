@@ -6,12 +6,12 @@ import pytest
 import torch
 from denoisers import SHAPE, Best, batch, signal
 
-from pretrain.adapter import Batch, Generative
+from pretrain.adapters import Batch, Generative
+from pretrain.adapters._sampling import SAMPLERS, generate, sampler
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
-from pretrain.rng import Draws
-from pretrain.sampling import SAMPLERS, generate, sampler
+from pretrain.core.rng import SampleRNG
 
 ADAPTERS = [
     Flow(),
@@ -44,10 +44,10 @@ named = pytest.mark.parametrize("adapter", ADAPTERS, ids=differing)
 def test_the_loss_of_the_best_denoiser_is_its_error_in_closed_form(adapter) -> None:
     level = ((torch.arange(16) + 0.5) / 16).repeat_interleave(256)
     index = torch.arange(len(level))
-    image = MEAN + STD * Draws(1, index=index).normal(*SHAPE)
+    image = MEAN + STD * SampleRNG(1, index=index).normal(*SHAPE)
     best, asked = Best(adapter, MEAN, STD), []
     best.register_forward_hook(lambda _, given, __: asked.append(given[1]))
-    loss = adapter(best, Batch(image, torch.full_like(index, -1), index, level), Draws(0, index=index)).loss
+    loss = adapter(best, Batch(image, torch.full_like(index, -1), index, level), SampleRNG(0, index=index)).loss
     ratio = (loss / best.error(asked[0])).view(16, 256)
     # Mean squares of 256 * 64 normal numbers: standard deviation sqrt(2 / 16384) = 0.011.
     torch.testing.assert_close(ratio.mean(dim=1), torch.ones(16), atol=0.05, rtol=0)
@@ -57,7 +57,7 @@ def test_the_loss_of_the_best_denoiser_is_its_error_in_closed_form(adapter) -> N
 @named
 def test_images_of_the_best_denoiser_have_the_mean_and_spread_of_the_data(adapter) -> None:
     assert isinstance(adapter, Generative)
-    noise = Draws(0, index=torch.arange(1000)).normal(*SHAPE)
+    noise = SampleRNG(0, index=torch.arange(1000)).normal(*SHAPE)
     label = torch.full((1000,), -1)
     few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps) for steps in (50, 100))
     assert many.mean().item() == pytest.approx(MEAN, abs=0.002)
@@ -74,7 +74,7 @@ def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
         with pytest.raises(ValueError, match=f"got {name.replace('+', '[+]')}"):
             sampler(adapter, name)
         return
-    noise = Draws(0, index=torch.arange(1000)).normal(*SHAPE)
+    noise = SampleRNG(0, index=torch.arange(1000)).normal(*SHAPE)
     label = torch.full((1000,), -1)
     few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps, by=name) for steps in (50, 100))
     assert many.mean().item() == pytest.approx(MEAN, abs=0.003)
@@ -88,7 +88,7 @@ def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
 def test_generation_undoes_the_noise(adapter) -> None:
     """With the exact answer for data that is one image, generating gives that image, also in a few steps."""
     image = torch.linspace(-0.9, 0.9, 64).view(1, *SHAPE)
-    noise = Draws(0, index=torch.arange(3)).normal(*SHAPE)
+    noise = SampleRNG(0, index=torch.arange(3)).normal(*SHAPE)
     made = generate(Best(adapter, image, 0.0), adapter, noise, torch.full((3,), -1), steps=10)
     torch.testing.assert_close(made, image.expand(3, -1, -1, -1), atol=2e-3, rtol=0)
 
@@ -103,7 +103,7 @@ def test_the_ends_of_the_levels_have_finite_losses_and_gradients(adapter) -> Non
             assert x.isfinite().all() and time.isfinite().all()
             return scale * x
 
-    loss = adapter(Finite(), b, Draws(0, index=b.index)).loss
+    loss = adapter(Finite(), b, SampleRNG(0, index=b.index)).loss
     loss.sum().backward()
     assert loss.isfinite().all() and scale.grad is not None and scale.grad.isfinite()
 

@@ -8,8 +8,8 @@ import torch
 from conftest import ROOT, journal
 
 from pretrain import InfoBatch
-from pretrain.policies import POLICIES
-from pretrain.rng import generator
+from pretrain.core.rng import generator
+from pretrain.infobatch.policies import POLICIES
 
 
 def blocks(document: str) -> list[str]:
@@ -20,7 +20,7 @@ def blocks(document: str) -> list[str]:
 def test_the_adapter_that_is_shown_trains(document: str, tmp_path: Path, pictures: Path, program) -> None:
     (code,) = (block for block in blocks(document) if "class" in block)
     if document == "README.md":  # shown without its imports
-        head = "from dataclasses import dataclass\nfrom einops import reduce\nfrom pretrain.adapter import Losses\n"
+        head = "from dataclasses import dataclass\nfrom einops import reduce\nfrom pretrain.adapters import Losses\n"
         code = head + code
     (tmp_path / "mine.py").write_text(code)
     more = ["--adapter.delta", "0.3"] if document == "docs/adapters.md" else []

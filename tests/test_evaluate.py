@@ -1,4 +1,4 @@
-"""`python -m pretrain.evaluate`: what a run is worth, measured again."""
+"""`pretrain evaluate`: what a run is worth, measured again."""
 
 import copy
 import dataclasses
@@ -16,19 +16,18 @@ import pytest
 import torch
 from conftest import ROOT, journal
 from fidelity import by_hand
+from pretrain.models.mae import MAEConfig
 from programs import common, final, train
 from timm.optim import create_optimizer_v2
 from torchvision.transforms.v2.functional import to_pil_image
 
-from models.mae import MAEConfig
-from pretrain import generate
-from pretrain.adapter import Batch
-from pretrain.errors import Refused
-from pretrain.evaluate import augmentation, classifiers, evaluators, linear, online, supervised
-from pretrain.evaluate.__main__ import main
-from pretrain.evaluate.subject import Subject
-from pretrain.rng import Draws, generator
-from pretrain.trained import open_run
+from pretrain.adapters import Batch
+from pretrain.checkpoint.load_run import load_run
+from pretrain.core.errors import UserError
+from pretrain.core.rng import SampleRNG, generator
+from pretrain.evaluation import evaluators, finetune, finetune_augment, generate, heads, linear_probe, online_probe
+from pretrain.evaluation.context import EvalContext
+from pretrain.evaluation.evaluate import main
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +59,15 @@ def evaluate(run: Path, *words: object) -> dict:
     return json.loads((run / "evaluation.json").read_text())[-1]["found"]
 
 
-def opened(run: Path, **settings: Any) -> Subject:
+def opened(run: Path, **settings: Any) -> EvalContext:
     """A run as evaluators see it."""
-    trained = open_run(run)
+    trained = load_run(run)
     chosen = dataclasses.replace(trained.config.evaluate, **settings)
-    return Subject(trained.adapter, trained.source, trained.classes, hasattr(trained.model, "encoder"), chosen)
+    return EvalContext(trained.adapter, trained.source, trained.classes, hasattr(trained.model, "encoder"), chosen)
 
 
 def refused(run: Path, *words: object) -> str:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         main([str(run), *map(str, words)])
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
@@ -80,13 +79,13 @@ def test_what_was_measured_in_training_is_measured_again(mae: Path, flow: Path, 
         assert evaluate(run) == {name: value for name, value in last.items() if name not in ("kind", "epoch")}
     assert "knn_accuracy" in capsys.readouterr().out
     record = json.loads((flow / "evaluation.json").read_text())[-1]
-    assert record["command"] == f"python -m pretrain.evaluate {flow}" and record["step"] == 8
+    assert record["command"] == f"pretrain evaluate {flow}" and record["step"] == 8
 
 
 def test_a_level_that_no_image_is_at_has_no_loss(flow: Path, capsys) -> None:
     """Four images at two levels each, in eight bins; the mean of what there is, weighed by number, is the loss."""
     found = evaluate(flow, "--metrics", "heldout")
-    level = torch.cat([Draws(0, index=torch.arange(4)).uniform() + half for half in (0, 0.5)]) % 1
+    level = torch.cat([SampleRNG(0, index=torch.arange(4)).uniform() + half for half in (0, 0.5)]) % 1
     count = torch.bincount((level * 8).long(), minlength=8).tolist()
     by_level = found["heldout_loss_by_level"]
     assert 0 in count and [loss is None for loss in by_level] == [n == 0 for n in count]
@@ -103,8 +102,8 @@ def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
 
 
 def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path, tmp_path: Path) -> None:
-    """On the files that `pretrain.generate` makes, and those of the training images."""
-    source = open_run(flow).source
+    """On the files that `pretrain.evaluation.generate` makes, and those of the training images."""
+    source = load_run(flow).source
     (tmp_path / "real").mkdir()
     for n in range(43):
         shutil.copy(source.train.name_of(n), tmp_path / "real" / f"{n}.png")
@@ -190,7 +189,7 @@ def test_a_linear_probe_is_the_logistic_regression_of_exported_features() -> Non
     place = torch.randn(5, 24, generator=generator(2)) * 0.55
     feature = (noise + place[label]) * torch.logspace(-2, 2, 24) + 3
     known, asked = feature.split((3000, 2000))
-    head = linear.fit(known, label[:3000], 5, epochs=30, seed=0)
+    head = linear_probe.fit(known, label[:3000], 5, epochs=30, seed=0)
     ours = (head(asked).argmax(1) == label[3000:]).float().mean().item()
     mean, std = known.mean(0), known.std(0)
     theirs = LogisticRegression(max_iter=1000).fit(((known - mean) / std).numpy(), label[:3000].numpy())
@@ -200,7 +199,7 @@ def test_a_linear_probe_is_the_logistic_regression_of_exported_features() -> Non
 
 def test_probes_and_fine_tuning_learn_and_leave_the_model_alone(mae: Path, monkeypatch) -> None:
     subject = opened(mae, probe_epochs=2, seeds=2)
-    model = open_run(mae).model
+    model = load_run(mae).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(1)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -214,9 +213,9 @@ def test_probes_and_fine_tuning_learn_and_leave_the_model_alone(mae: Path, monke
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
     seen = subject.source._replace(test=subject.source.train)  # that anything is learned shows in what was seen
-    monkeypatch.setattr(classifiers, "TUNINGS", (classifiers.Tuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small one
+    monkeypatch.setattr(heads, "TUNINGS", (heads.Tuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small one
     again = dataclasses.replace(opened(mae, probe_epochs=20), source=seen)
-    assert min(supervised.make(again, ["finetune", "attentive-probe"]).measure(model, 0).values()) > 0.7
+    assert min(finetune.make(again, ["finetune", "attentive-probe"]).measure(model, 0).values()) > 0.7
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_plus_240", "vit_base_patch16_rpn_224"])
@@ -224,7 +223,7 @@ def test_a_classifier_to_be_tuned_is_the_encoder_under_a_mean_a_norm_and_a_head(
     config = MAEConfig(name, patch=4, width=32, depth=3, heads=2)
     encoder: Any = config.build((1, 12, 16), 0).encoder
     before, image = copy.deepcopy(encoder), torch.randn(5, 1, 12, 16)
-    network: Any = classifiers.tunable(encoder, 7).eval()
+    network: Any = heads.tunable(encoder, 7).eval()
     tokens = before.norm_pre(before._pos_embed(before.patch_embed(image)))
     patches = before.blocks(tokens)[:, before.num_prefix_tokens :].mean(dim=1)
     last = before.norm if isinstance(before.fc_norm, torch.nn.Identity) else before.fc_norm
@@ -235,17 +234,17 @@ def test_a_classifier_to_be_tuned_is_the_encoder_under_a_mean_a_norm_and_a_head(
     assert scale[id(network.patch_embed.proj.weight)] == pytest.approx(0.65**4)
     assert scale[id(network.blocks[2].mlp.fc1.weight)] == pytest.approx(0.65)
     assert scale[id(network.head.weight)] == 1
-    paths = [module for module in network.modules() if isinstance(module, classifiers.DropPath)]
+    paths = [module for module in network.modules() if isinstance(module, heads.DropPath)]
     assert len(paths) >= 3 and [paths[0].rate, paths[-1].rate] == [0, pytest.approx(0.1)]
 
 
 def test_dropped_paths_belong_to_samples_and_leave_the_mean() -> None:
-    path, branch, index = classifiers.DropPath(0.3), torch.ones(4000, 1, 2), torch.arange(4000)
-    path.draws = Draws(1, 2, index=index)
+    path, branch, index = heads.DropPath(0.3), torch.ones(4000, 1, 2), torch.arange(4000)
+    path.draws = SampleRNG(1, 2, index=index)
     dropped = path(branch)
     assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert dropped.mean().item() == pytest.approx(1, abs=4 * (0.3 / 0.7 / 4000) ** 0.5)
-    path.draws = Draws(1, 2, index=index[1::2])  # of another process
+    path.draws = SampleRNG(1, 2, index=index[1::2])  # of another process
     assert torch.equal(path(branch[1::2]), dropped[1::2])
     assert torch.equal(path.eval()(branch), branch)
 
@@ -254,7 +253,7 @@ def test_dropped_paths_belong_to_samples_and_leave_the_mean() -> None:
 def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: int) -> None:
     torch.manual_seed(3)
     image = torch.randint(256, (channels, 10, 14), dtype=torch.uint8) / 127.5 - 1
-    before, change = image.clone(), augmentation.Augmentation(channels)
+    before, change = image.clone(), finetune_augment.Augmentation(channels)
     index = torch.arange(15)
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     made = torch.cat([change(image.expand(15, -1, -1, -1), index, 0, epoch) for epoch in range(4)])
@@ -264,7 +263,7 @@ def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: in
     assert len({tuple(each.flatten().tolist()) for each in made}) > (30 if channels < 4 else 5)
     if change.change is not None:
         picture = to_pil_image(((image + 1) * 127.5).round().byte())
-        with augmentation.seeded(0):
+        with finetune_augment.seeded(0):
             for operation in change.change.ops:  # each at its utmost
                 operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
                 assert (found := operation(picture)).mode == picture.mode and found.size == picture.size
@@ -275,7 +274,9 @@ def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: in
 def test_probes_need_labels(mae: Path) -> None:
     subject = opened(mae)
     bare = subject.source._replace(classes=0)
-    with pytest.raises(Refused, match=r"--metrics finetune: it needs labels, which the images of .* have not; of this"):
+    with pytest.raises(
+        UserError, match=r"--metrics finetune: it needs labels, which the images of .* have not; of this"
+    ):
         evaluators(["finetune"], dataclasses.replace(subject, source=bare))
 
 
@@ -298,8 +299,8 @@ def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
 
 
 def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path) -> None:
-    subject, model = opened(mae), open_run(mae).model
-    probe = online.OnlineProbe(subject)
+    subject, model = opened(mae), load_run(mae).model
+    probe = online_probe.OnlineProbe(subject)
     probe.attach(model, 0.5, torch.device("cpu"), None)
     label, other = torch.arange(400) % 2, torch.randn(400, 16, generator=generator(0))
     for n, rows in enumerate(torch.arange(400).split(50)):
@@ -339,7 +340,7 @@ def test_processes_together_find_what_one_finds(mae: Path, flow: Path, assets: P
     ):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         words = ["--metrics", metrics, "--images", "130", "--probe-epochs", "3"]
-        subprocess.run([*launch, "-m", "pretrain.evaluate", str(run), *words], cwd=ROOT, check=True, timeout=150)
+        subprocess.run([*launch, "-m", "pretrain", "evaluate", str(run), *words], cwd=ROOT, check=True, timeout=150)
         several = json.loads((run / "evaluation.json").read_text())[-1]
         assert several["processes"] == 2
         for kept in assets.rglob("*.safetensors"):

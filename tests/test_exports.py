@@ -10,17 +10,17 @@ import diffusers
 import pytest
 import torch
 from conftest import ROOT
+from pretrain.models.dit import DiTConfig
+from pretrain.models.unet import UNetConfig
 from programs import common, final, train
 from safetensors.torch import load_file
 
-from models.dit import DiTConfig
-from models.unet import UNetConfig
+from pretrain.adapters._sampling import generate
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
-from pretrain.command_line import parse
-from pretrain.export import to_diffusers
-from pretrain.sampling import generate
+from pretrain.config.cli import parse
+from pretrain.export.export import to_diffusers
 
 SMALL_DIT = {"patch": 4, "width": 16, "depth": 1, "heads": 2}
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from pretrain.models.mae import MAEConfig, MaskedAutoencoder
 from safetensors.torch import load_file, save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from models.mae import MAEConfig, MaskedAutoencoder
-from pretrain.adapter import Batch
+from pretrain.adapters import Batch
 from pretrain.adapters.mae import MAE
-from pretrain.errors import Refused
-from pretrain.foreign import start_from
-from pretrain.rng import Draws
-from pretrain.takeaway import to_timm, to_transformers
+from pretrain.core.errors import UserError
+from pretrain.core.rng import SampleRNG
+from pretrain.export.from_encoder import start_from
+from pretrain.export.to_encoder import to_timm, to_transformers
 
 ENCODER = "vit_tiny_patch16_224"
 CONFIG = MAEConfig(ENCODER, 4, 32, 2, 2, 16, 1, 2)
@@ -71,10 +71,10 @@ def test_transformers_has_the_same_loss_and_features(norm_pix: bool, tmp_path: P
     assert to_transformers(model, adapter, tmp_path / "transformers")
     to_timm(model, ENCODER, CONFIG.timm_arguments((3, 16, 16)), tmp_path)
     index = torch.arange(3)
-    noise = Draws(0, index=index).uniform(16)  # the masks of both are its order
+    noise = SampleRNG(0, index=index).uniform(16)  # the masks of both are its order
     theirs = ViTMAEForPreTraining.from_pretrained(tmp_path / "transformers").eval()
     with torch.no_grad():
-        loss = adapter(model, Batch(image, index, index, index / 3), Draws(0, index=index)).loss
+        loss = adapter(model, Batch(image, index, index, index / 3), SampleRNG(0, index=index)).loss
         torch.testing.assert_close(theirs(image, noise=noise).loss, loss.mean())
         everything = torch.arange(16.0).expand(3, -1)
         encoder = AutoModel.from_pretrained(tmp_path / "transformers", mask_ratio=0.0).eval()
@@ -178,7 +178,7 @@ def test_what_can_not_be_started_from_is_refused(tmp_path: Path, monkeypatch) ->
     ):
         model = fresh()
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        with pytest.raises(Refused, match=re.escape(sentence)) as refusal:
+        with pytest.raises(UserError, match=re.escape(sentence)) as refusal:
             start_from(model, Path(file), ENCODER)
         assert "\n" not in str(refusal.value) and str(refusal.value).startswith(f"--model.init {file}")
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

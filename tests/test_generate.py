@@ -1,4 +1,4 @@
-"""`python -m pretrain.generate`: images of a run, one by one and on one sheet."""
+"""`pretrain generate`: images of a run, one by one and on one sheet."""
 
 import shutil
 import subprocess
@@ -12,8 +12,8 @@ from conftest import ROOT
 from PIL import Image
 from programs import common, refused, train
 
-from pretrain import generate
-from pretrain.errors import Refused
+from pretrain.core.errors import UserError
+from pretrain.evaluation import generate
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_labels_go_round_the_classes_or_are_one(conditional: Path, tmp_path: Pat
 def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
     words = [*WORDS, "--batch-size", 2]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "pretrain.generate", conditional, *words, "-o", tmp_path / "two"]
+    command = [*launch, "-m", "pretrain", "generate", conditional, *words, "-o", tmp_path / "two"]
     done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = made(conditional, tmp_path / "one", *words), images(tmp_path / "two")
@@ -98,12 +98,12 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, said: str, conditional: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(UserError, match=said):
         made(conditional, tmp_path / "images", *words.split())
     assert not (tmp_path / "images").exists()
-    with pytest.raises(Refused, match="it is there already and not an empty folder"):
+    with pytest.raises(UserError, match="it is there already and not an empty folder"):
         made(conditional, conditional)
-    with pytest.raises(Refused, match="can't be written to: Not a directory"):
+    with pytest.raises(UserError, match="can't be written to: Not a directory"):
         made(conditional, conditional / "config.yaml" / "images")
 
 
@@ -113,19 +113,19 @@ def test_a_disk_that_is_full_is_one_sentence(conditional: Path, tmp_path: Path, 
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(
-        Refused, match=r"00000\.png: can't be written: .*No space left.*; the images before it are kept"
+        UserError, match=r"00000\.png: can't be written: .*No space left.*; the images before it are kept"
     ):
         made(conditional, tmp_path / "images", "--n", 1, "--steps", 1)
 
 
 def test_guidance_needs_a_null_class_and_a_mae_makes_no_images(finished: Path, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="--guidance 2 needs a model that knows images with a label and without one"):
+    with pytest.raises(UserError, match="--guidance 2 needs a model that knows images with a label and without one"):
         made(finished, tmp_path / "images", "--guidance", 2)
     for words in ("", "--conditional --adapter.label-dropout 0"):
         words = [*common(pictures, tmp_path / "run"), "--evaluate.guidance", 2, *words.split()]
         assert "--evaluate.guidance 2 needs a model that" in refused("train_diffusion.py", *words)
     train("train_mae.py", *common(pictures, tmp_path / "mae", 1))
-    with pytest.raises(Refused, match="MAE makes no images"):
+    with pytest.raises(UserError, match="MAE makes no images"):
         made(tmp_path / "mae", tmp_path / "images")
-    with pytest.raises(Refused, match="there is no run with a checkpoint there"):
+    with pytest.raises(UserError, match="there is no run with a checkpoint there"):
         made(tmp_path, tmp_path / "images")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pretrain import Indexed, InfoBatch
-from pretrain.rng import generator
+from pretrain.core.rng import generator
 
 
 def run(infobatch: InfoBatch, losses: Tensor, batch_size: int = 7) -> Iterator[tuple[int, Tensor]]:

@@ -15,19 +15,19 @@ from fidelity import by_hand
 from PIL import Image
 from programs import common, refused, same, train
 
-from pretrain import cache, latents
-from pretrain.autoencoder import Autoencoder, open_autoencoder
-from pretrain.config import Data, Evaluate
-from pretrain.data import Images, collate, loader, on_device
-from pretrain.errors import Refused
-from pretrain.evaluate import __main__ as evaluate
-from pretrain.evaluate import evaluators
-from pretrain.evaluate.subject import Subject
-from pretrain.pictures import pixels
-from pretrain.rng import Draws
-from pretrain.sampling import generate
-from pretrain.sources import Source, open_data
-from pretrain.trained import open_run
+from pretrain.adapters._sampling import generate
+from pretrain.checkpoint.load_run import load_run
+from pretrain.config.schema import Data, Evaluate
+from pretrain.core.errors import UserError
+from pretrain.core.rng import SampleRNG
+from pretrain.data import encode_latents, latents
+from pretrain.data.autoencoder import Autoencoder, open_autoencoder
+from pretrain.data.images import Images, collate, on_device
+from pretrain.data.loader import make_loader
+from pretrain.data.sources import Source, open_data
+from pretrain.evaluation import evaluate, evaluators
+from pretrain.evaluation.context import EvalContext
+from pretrain.evaluation.previews import pixels
 
 
 def kl(**more: Any) -> AutoencoderKL:
@@ -56,7 +56,7 @@ def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode(vae: Path, data: Path, output: Path, **settings: Any) -> Path:
-    latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
+    encode_latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
     return output
 
 
@@ -68,7 +68,7 @@ def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
 def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "SHARD", 16)
+        patch.setattr(encode_latents, "SHARD", 16)
         return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
 
 
@@ -137,7 +137,7 @@ def test_a_draw_is_a_function_of_seed_epoch_and_index(cached: Path) -> None:
     assert not torch.equal(first[0, 5].image, first[1, 5].image)
     assert not torch.equal(first[0, 5].image, first[0, 6].image)
     order: Any = [(0, n) for n in torch.randperm(len(first)).tolist()]
-    ((batch, _),) = loader(first, order, len(first))
+    ((batch, _),) = make_loader(first, order, len(first))
     for number, index in enumerate(batch.index.tolist()):
         assert torch.equal(batch.image[number], again[0, index].image)
 
@@ -159,8 +159,8 @@ def test_half_of_the_visits_see_the_mirrored_image(cached: Path, pictures: Path)
 def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
     vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(latents, "SHARD", 16)
-    write, written = latents._write, []
+    monkeypatch.setattr(encode_latents, "SHARD", 16)
+    write, written = encode_latents._write, []
 
     def stops(rows, path: Path) -> None:
         if len(written) == 2:
@@ -170,21 +170,21 @@ def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
         write(rows, path)
 
     folder = tmp_path / "latents"
-    monkeypatch.setattr(latents, "_write", stops)
+    monkeypatch.setattr(encode_latents, "_write", stops)
     with pytest.raises(KeyboardInterrupt):
         encode(vaes / "shifted", pictures, folder, flip=True)
-    with pytest.raises(Refused, match="not finished"):
+    with pytest.raises(UserError, match="not finished"):
         opened(folder)
-    with pytest.raises(Refused, match="unfinished cache with another autoencoder"):
+    with pytest.raises(UserError, match="unfinished cache with another autoencoder"):
         encode(vaes / "kl", pictures, folder, flip=True)
-    with pytest.raises(Refused, match="unfinished cache with another image, shape, images"):
+    with pytest.raises(UserError, match="unfinished cache with another image, shape, images"):
         encode(vaes / "shifted", pictures, folder, flip=True, size=8, limit=20)
-    monkeypatch.setattr(latents, "_write", lambda rows, path: (written.append(path), write(rows, path)))
+    monkeypatch.setattr(encode_latents, "_write", lambda rows, path: (written.append(path), write(rows, path)))
     encode(vaes / "shifted", pictures, folder, flip=True)
     assert len({*written}) == len(written) == 4  # 43 = 16 + 16 + 11, and 4 held out
     one, other = (opened(which, flip=True).train for which in (folder, cached))
     assert all(torch.equal(one[2, n].image, other[2, n].image) for n in range(43))
-    with pytest.raises(Refused, match="not an empty folder"):
+    with pytest.raises(UserError, match="not an empty folder"):
         encode(vaes / "shifted", pictures, folder, flip=True)
 
 
@@ -192,13 +192,13 @@ def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_pat
     def full(rows, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(latents, "_write", full)
-    with pytest.raises(Refused, match=r"--output-dir .*: can't be written to: .*No space left"):
+    monkeypatch.setattr(encode_latents, "_write", full)
+    with pytest.raises(UserError, match=r"--output-dir .*: can't be written to: .*No space left"):
         encode(vaes / "kl", pictures, tmp_path / "latents")
 
 
 def test_what_a_cache_says_of_itself(cached: Path, pictures: Path) -> None:
-    manifest = json.loads((cached / cache.MANIFEST).read_text())
+    manifest = json.loads((cached / latents.MANIFEST).read_text())
     assert manifest["source"] == str(pictures) and manifest["image"] == [1, 12, 12] and manifest["dtype"] == "float16"
     assert manifest["autoencoder"]["class"] == "AutoencoderKL" and len(manifest["autoencoder"]["sha256"]) == 64
     assert manifest["autoencoder"]["config"]["shift_factor"] == 0.3
@@ -210,7 +210,7 @@ def test_an_image_that_cant_be_read(vaes: Path, pictures: Path, tmp_path: Path) 
     shutil.copytree(pictures, tmp_path / "data")
     victim = sorted((tmp_path / "data").rglob("*.png"))[20]
     victim.write_bytes(b"")
-    with pytest.raises(Refused, match="can't be used"):
+    with pytest.raises(UserError, match="can't be used"):
         encode(vaes / "kl", tmp_path / "data", tmp_path / "latents")
     shutil.rmtree(tmp_path / "latents")
     encode(vaes / "kl", tmp_path / "data", tmp_path / "latents", on_bad_image="skip")
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused(vaes: Path, pictures: Path, plain: Path, t
         ("kl", plain, {}, "these are latents already"),
         ("nowhere", pictures, {}, "there is no autoencoder there"),
     ):
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(UserError, match=said):
             encode(vaes / vae, data, tmp_path / "latents", **settings)
         assert not (tmp_path / "latents").exists()
     for settings, said in (
@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused(vaes: Path, pictures: Path, plain: Path, t
         ({"size": 8}, "--data.size"),
         ({"channels": 3}, "--data.channels"),
     ):
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(UserError, match=said):
             opened(plain, **settings)
     assert "these are latents" in refused("train_mae.py", *common(plain, tmp_path / "run"))
 
@@ -245,13 +245,13 @@ def test_what_does_not_fit_is_refused(vaes: Path, pictures: Path, plain: Path, t
 def test_a_folder_that_is_no_autoencoder(vaes: Path, tmp_path: Path) -> None:
     shutil.copytree(vaes / "kl", tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(Refused, match="can't be read"):
+    with pytest.raises(UserError, match="can't be read"):
         open_autoencoder(tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(Refused, match=r"has no diffusion_pytorch_model\.safetensors there"):
+    with pytest.raises(UserError, match=r"has no diffusion_pytorch_model\.safetensors there"):
         open_autoencoder(tmp_path / "vae")
     (tmp_path / "vae" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(Refused, match="must be an AutoencoderKL or AutoencoderTiny, got UNet2DModel"):
+    with pytest.raises(UserError, match="must be an AutoencoderKL or AutoencoderTiny, got UNet2DModel"):
         open_autoencoder(tmp_path / "vae")
 
 
@@ -269,7 +269,7 @@ def test_a_config_that_says_what_can_not_be(change: dict[str, Any], said: str, v
     shutil.copytree(vaes / "kl", tmp_path / "vae")
     file = tmp_path / "vae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(Refused, match=said) as refusal:
+    with pytest.raises(UserError, match=said) as refusal:
         open_autoencoder(tmp_path / "vae")
     assert "\n" not in str(refusal.value)
 
@@ -277,7 +277,7 @@ def test_a_config_that_says_what_can_not_be(change: dict[str, Any], said: str, v
 def test_an_autoencoder_whose_channels_do_not_fit() -> None:
     for channels, said in (((2, 2), r"2 channels, these have 1; give another"), ((1, 3), "makes images of 3 channels")):
         network = kl(in_channels=channels[0], out_channels=channels[1])
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(UserError, match=said):
             Autoencoder(network).latent_shape((1, 12, 12))
 
 
@@ -289,9 +289,11 @@ def test_an_autoencoder_whose_channels_do_not_fit() -> None:
 def test_a_manifest_that_says_what_can_not_be(change: dict[str, Any], plain: Path, tmp_path: Path) -> None:
     """The fields that a reader goes by."""
     shutil.copytree(plain, tmp_path / "latents")
-    file = tmp_path / "latents" / cache.MANIFEST
+    file = tmp_path / "latents" / latents.MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(Refused, match=r"its latents\.json can't be read .*; copy it again, or encode the images again"):
+    with pytest.raises(
+        UserError, match=r"its latents\.json can't be read .*; copy it again, or encode the images again"
+    ):
         opened(tmp_path / "latents")
 
 
@@ -301,22 +303,22 @@ def test_a_cache_that_is_cut_off_or_has_another_autoencoder(plain: Path, vaes: P
 
     (shard,) = (broken("short") / "train").rglob("*.arrow")
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(Refused, match="is cut off"):
+    with pytest.raises(UserError, match="is cut off"):
         opened(tmp_path / "short")
     shutil.rmtree(broken("less") / "test")
-    with pytest.raises(Refused, match="is cut off"):
+    with pytest.raises(UserError, match="is cut off"):
         opened(tmp_path / "less")
     shutil.rmtree(broken("without") / "vae")
-    with pytest.raises(Refused, match="the autoencoder that made its latents is gone"):
+    with pytest.raises(UserError, match="the autoencoder that made its latents is gone"):
         opened(tmp_path / "without")
-    (broken("manifest") / cache.MANIFEST).write_text("{")
-    with pytest.raises(Refused, match="can't be read"):
+    (broken("manifest") / latents.MANIFEST).write_text("{")
+    with pytest.raises(UserError, match="can't be read"):
         opened(tmp_path / "manifest")
     other = kl()
     with torch.no_grad():
         other.decoder.conv_out.bias += 1e-3
     other.save_pretrained(broken("other") / "vae")
-    with pytest.raises(Refused, match="made by another autoencoder"):
+    with pytest.raises(UserError, match="made by another autoencoder"):
         opened(tmp_path / "other")
 
 
@@ -344,7 +346,7 @@ def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, req
     found = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     assert found.shape == (3, 1, 12, 12)
     shutil.rmtree(data)
-    trained = open_run(run)
+    trained = load_run(run)
     noise = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(7))
     label = torch.tensor([0, 1, 1] if conditional else [-1, -1, -1])
     given: Any = {"steps": 4, "guidance": 2.0 if conditional else 1.0, "autoencoder": trained.autoencoder}
@@ -372,18 +374,18 @@ def test_a_run_does_not_go_on_with_another_autoencoders_latents(
     sentence = refused("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--data", pictures)
     assert f"--data {pictures} holds no latents now" in sentence
     shutil.rmtree(tmp_path / "run" / "model")
-    trained = open_run(tmp_path / "run")
+    trained = load_run(tmp_path / "run")
     assert trained.autoencoder is not None
     (tmp_path / "run" / "config.yaml").write_text(
         (tmp_path / "run" / "config.yaml").read_text().replace(str(plain), str(cached))
     )
-    with pytest.raises(Refused, match="put it back there"):
-        _ = open_run(tmp_path / "run").autoencoder
+    with pytest.raises(UserError, match="put it back there"):
+        _ = load_run(tmp_path / "run").autoencoder
 
 
 def test_the_command(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, capsys) -> None:
     words = [vaes / "kl", "--data", pictures, "-o", tmp_path / "latents", "--data.limit", 5]
-    tyro.cli(latents.main, args=[*map(str, words)])
+    tyro.cli(encode_latents.main, args=[*map(str, words)])
     assert "5 and 4 held-out latents 4x6x6" in capsys.readouterr().out
     assert torch.equal(opened(tmp_path / "latents").test[0, 2].image, opened(plain).test[0, 2].image)
 
@@ -405,10 +407,10 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
     run: Path, pictures: Path, plain: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """The record says with which."""
-    monkeypatch.setattr("pretrain.evaluate.generated.cached_assets_path", lambda *names: tmp_path)
-    trained = open_run(run)
+    monkeypatch.setattr("pretrain.evaluation.fid.cached_assets_path", lambda *names: tmp_path)
+    trained = load_run(run)
     vae: Any = trained.autoencoder
-    noise, label = Draws(0, index=torch.arange(30)).normal(4, 6, 6), torch.full((30,), -1)
+    noise, label = SampleRNG(0, index=torch.arange(30)).normal(4, 6, 6), torch.full((30,), -1)
     made = generate(trained.model, trained.adapter, noise, label, steps=2, autoencoder=vae)
     for words, real, said in (
         ([], vae.decode(images(opened(plain).train)), "43 latents decoded by their autoencoder of latents"),
@@ -430,11 +432,15 @@ def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictu
         Image.open(path).crop((0, 0, 12, 6)).save(path)
     source = opened(plain)
     source.train.shape = source.test.shape = (4, 6, 3)
-    subject = Subject(open_run(run).adapter, source._replace(shape=(4, 6, 3)), 0, False, Evaluate(against=str(long)))
-    with pytest.raises(Refused, match=r"--against .*: its images are 1x6x12, those that the model makes 1x12x6; name"):
+    subject = EvalContext(
+        load_run(run).adapter, source._replace(shape=(4, 6, 3)), 0, False, Evaluate(against=str(long))
+    )
+    with pytest.raises(
+        UserError, match=r"--against .*: its images are 1x6x12, those that the model makes 1x12x6; name"
+    ):
         evaluators(["fid"], subject)
     for against, said in ((plain, "it holds latents; name images"), (tmp_path / "none", "there is no such file")):
-        with pytest.raises(Refused, match=f"^--against {against}: {said}"):
+        with pytest.raises(UserError, match=f"^--against {against}: {said}"):
             evaluated(run, "--metrics", "fid", "--against", against)
 
 
@@ -442,12 +448,12 @@ def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, 
     shutil.copytree(run, tmp_path / "run")
     for other, said in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
         (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(plain), str(other)))
-        with pytest.raises(Refused, match=f"the run's data, {other}, are {said} now; put back"):
+        with pytest.raises(UserError, match=f"the run's data, {other}, are {said} now; put back"):
             evaluated(tmp_path / "run")
 
 
 def test_the_card_names_the_autoencoder_and_the_sheet_shows_images(run: Path, plain: Path) -> None:
-    told = json.loads((plain / cache.MANIFEST).read_text())["autoencoder"]
+    told = json.loads((plain / latents.MANIFEST).read_text())["autoencoder"]
     card = (run / "model" / "README.md").read_text()
     assert "the `AutoencoderKL` that encoded the images is in this folder and decodes them. SHA-256 of its" in card
     assert f"`{told['sha256']}`" in card
@@ -456,6 +462,6 @@ def test_the_card_names_the_autoencoder_and_the_sheet_shows_images(run: Path, pl
 
 @pytest.mark.slow
 def test_processes_share_the_images(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, program) -> None:
-    program("pretrain/latents.py", vaes / "kl", "--data", pictures, "-o", tmp_path / "latents", processes=2)
+    program("pretrain/data/encode_latents.py", vaes / "kl", "--data", pictures, "-o", tmp_path / "latents", processes=2)
     one, two = opened(plain).train, opened(tmp_path / "latents").train
     assert all(torch.equal(one[3, n].image, two[3, n].image) for n in range(43))

@@ -13,8 +13,9 @@ from programs import train
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from pretrain import export, look
-from pretrain.evaluate.__main__ import main as evaluate
+from pretrain.evaluation import visualize
+from pretrain.evaluation.evaluate import main as evaluate
+from pretrain.export import export
 
 SHAPES = {"grey": (1, 12, 12), "four channels": (4, 12, 12), "not square": (3, 8, 20)}
 CLASSES, TRAIN, TEST = 3, 300, 300
@@ -88,7 +89,7 @@ def test_an_export_made_again_is_the_same(run: Run, capsys: pytest.CaptureFixtur
 
 def test_what_it_has_learned_can_be_looked_at(run: Run) -> None:
     evaluate([str(run.folder), "--metrics", "attentive-probe,finetune", "--probe-epochs", "1"])
-    look.main(run.folder, n=6)
+    visualize.main(run.folder, n=6)
     for name in ("reconstructions", "attention", "neighbours", "map"):
         with Image.open(run.folder / "pictures" / f"{name}.png") as picture:
             assert picture.mode == ("L" if run.shape[0] == 1 and name != "map" else "RGB"), "nothing transparent"

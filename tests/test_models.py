@@ -4,10 +4,9 @@ import pytest
 import timm
 import torch
 from einops import rearrange
-
-from models.dit import DiT, DiTConfig, angles, turn
-from models.mae import MAEConfig
-from models.unet import UNetConfig
+from pretrain.models.dit import DiT, DiTConfig, angles, turn
+from pretrain.models.mae import MAEConfig
+from pretrain.models.unet import UNetConfig
 
 SMALL_DIT = {"patch": 2, "width": 16, "depth": 2, "heads": 2}
 SMALL_MAE = {"encoder": "vit_tiny_patch16_224", "width": 32, "depth": 2, "heads": 2}

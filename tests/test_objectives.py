@@ -8,26 +8,26 @@ from denoisers import SHAPE, Best, Oracle, batch, column, signal
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from pretrain.models.dit import DiTConfig
 from torch import Tensor, nn
 
-from models.dit import DiTConfig
-from pretrain.adapter import Batch, Losses
+from pretrain.adapters import Batch, Losses
+from pretrain.adapters._uncertainty import UncertaintyHead, oversample_below
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
-from pretrain.objective import Uncertain, favoured
-from pretrain.rng import Draws, generator
+from pretrain.core.rng import SampleRNG, generator
 
 
 def asked(adapter, b: Batch, answer: Tensor | None = None) -> tuple[Losses, Tensor, Tensor]:
     """What an oracle makes of it, and what it was asked: losses, noisy image and time."""
     oracle = Oracle(torch.zeros_like(b.image) if answer is None else answer)
-    losses = adapter(oracle, b, Draws(0, index=b.index))
+    losses = adapter(oracle, b, SampleRNG(0, index=b.index))
     return losses, oracle.asked[0], oracle.asked[1]
 
 
 def noise_of(b: Batch) -> Tensor:
-    return Draws(0, index=b.index).normal(*b.image.shape[1:])
+    return SampleRNG(0, index=b.index).normal(*b.image.shape[1:])
 
 
 def test_flow_is_the_straight_path() -> None:
@@ -122,7 +122,7 @@ def test_levels_spread_like_the_normal_distribution_that_is_asked_for(adapter) -
 def test_favoured_levels_are_as_many_times_as_dense(below: float, times: float) -> None:
     """In order, below 1, the two parts' shares as their densities ask, and each part even; 1 changes nothing."""
     level = torch.arange(20_000) / 20_000
-    spread = favoured(level, below, times)
+    spread = oversample_below(level, below, times)
     assert (spread.diff() >= 0).all() and spread[0] == 0 and spread[-1] < 1
     dense = spread < below
     share = times * below / (times * below + 1 - below)
@@ -132,7 +132,7 @@ def test_favoured_levels_are_as_many_times_as_dense(below: float, times: float) 
             torch.testing.assert_close(
                 part, low + (high - low) * (torch.arange(len(part)) + 0.5) / len(part), atol=0.02, rtol=0
             )
-    assert torch.equal(favoured(level, below, 1.0), level)
+    assert torch.equal(oversample_below(level, below, 1.0), level)
 
 
 def test_early_timesteps_are_drawn_as_speed_draws_them() -> None:
@@ -146,18 +146,18 @@ def test_early_timesteps_are_drawn_as_speed_draws_them() -> None:
         assert part.float().mean().item() / 100_000 == pytest.approx(probability, rel=0.02)
 
 
-def heads(adapter: EDM, network: nn.Module) -> Uncertain:
+def heads(adapter: EDM, network: nn.Module) -> UncertaintyHead:
     prepared = adapter.prepare(network)
-    assert isinstance(prepared, Uncertain)
+    assert isinstance(prepared, UncertaintyHead)
     return prepared
 
 
 def test_fresh_uncertainty_changes_no_loss() -> None:
     b = batch()
     network = DiTConfig(patch=2, width=16, depth=1, heads=2).build(SHAPE, 3)
-    plain = EDM()(EDM().prepare(network), b, Draws(0, index=b.index))
+    plain = EDM()(EDM().prepare(network), b, SampleRNG(0, index=b.index))
     adapter = EDM(uncertainty=True)
-    loss, score = adapter(heads(adapter, network), b, Draws(0, index=b.index))
+    loss, score = adapter(heads(adapter, network), b, SampleRNG(0, index=b.index))
     assert torch.equal(loss, plain.loss) and score is not None and torch.equal(score, plain.loss)
     assert EDM().prepare(network) is network
 
@@ -172,8 +172,8 @@ def test_uncertainty_learns_the_error_at_every_level_and_makes_them_count_alike(
     level = (index + 0.5) / 256
     for step in range(200):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
-        image = 0.1 + 0.2 * Draws(1, step, index=index).normal(*SHAPE)
-        loss, score = adapter(model, Batch(image, index, index, level), Draws(0, step, index=index))
+        image = 0.1 + 0.2 * SampleRNG(1, step, index=index).normal(*SHAPE)
+        loss, score = adapter(model, Batch(image, index, index, level), SampleRNG(0, step, index=index))
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
@@ -185,7 +185,7 @@ def test_uncertainty_learns_the_error_at_every_level_and_makes_them_count_alike(
 
 
 def test_uncertainty_keeps_its_precision_under_autocast() -> None:
-    model = Uncertain(Oracle(torch.zeros(2, *SHAPE)))
+    model = UncertaintyHead(Oracle(torch.zeros(2, *SHAPE)))
     nn.init.normal_(model.log_error.weight, generator=generator(3))
     time = torch.tensor([-1.0, 0.7])
     plain = model(time, time, time, uncertainty=True)[1]

@@ -12,10 +12,10 @@ from PIL import Image
 from programs import common, final, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import charts
-from pretrain.config import Data
-from pretrain.rng import generator
-from pretrain.sources import open_data
+from pretrain.config.schema import Data
+from pretrain.core.rng import generator
+from pretrain.data.sources import open_data
+from pretrain.training import plots
 
 
 @pytest.mark.parametrize(("script", "image"), [("train_diffusion.py", 2 * 98), ("train_mae.py", 12 * 98)])
@@ -51,17 +51,17 @@ def test_the_sheet_shows_who_was_visited_least_and_most(pictures: Path, monkeypa
     monkeypatch.setattr(source.train, "batches", lambda index, size: [asked.append(index), whole(index, size)][1])
     count = torch.randint(2, 5, (43,), generator=rng, dtype=torch.int32)
     score = torch.rand(43, generator=rng) * 3
-    assert charts.visits(count, score, source) is not None
+    assert plots.visits(count, score, source) is not None
     order = sorted(range(43), key=lambda n: (count[n].item(), score[n].item()))
     assert asked == [order[:12], order[:-13:-1]]
-    assert charts.visits(torch.full_like(count, 3), score, source) is None
+    assert plots.visits(torch.full_like(count, 3), score, source) is None
 
 
 @pytest.mark.parametrize("largest", [2.0, 200.0])
 def test_the_loss_by_level_is_drawn(largest: float) -> None:
     """Whatever its range, and where a level has none; the newest evaluation changes the picture."""
     rows = [{"epoch": n, "heldout_loss_by_level": [largest / (n + 1), 1.0, None, 0.1]} for n in range(3)]
-    pictures = [charts.loss_by_level(rows[: n + 1]) for n in range(3)]
+    pictures = [plots.loss_by_level(rows[: n + 1]) for n in range(3)]
     assert all(picture.shape == (396, 660, 3) and picture.dtype == torch.uint8 for picture in pictures)
-    assert charts.loss_by_level([]).shape == (396, 660, 3)  # of a run whose folder was removed
+    assert plots.loss_by_level([]).shape == (396, 660, 3)  # of a run whose folder was removed
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.plan import Plan, permuted
-from pretrain.policies import MOST_EDGES, POLICIES, Known, Policy, Rule, checked, histogram
-from pretrain.rng import generator
+from pretrain.core.rng import generator
+from pretrain.infobatch.plan import Plan, permuted
+from pretrain.infobatch.policies import MOST_EDGES, POLICIES, Policy, SamplingRule, ScoreStats, checked, histogram
 
 SHARE = {"random", "budget", "joint"}  # policies that keep to a share
 ALL = {name: partial(policy, share=0.6) if name in SHARE else policy for name, policy in POLICIES.items()}
 ALL["joint, levels"] = partial(POLICIES["joint"], share=0.6, over="levels")
 ALL["joint, samples"] = partial(POLICIES["joint"], share=0.6, over="samples")
 policies = st.sampled_from(sorted(ALL))
-KNOWN = Known(torch.linspace(3, 0.1, 32, dtype=torch.float64), 0.8)
+KNOWN = ScoreStats(torch.linspace(3, 0.1, 32, dtype=torch.float64), 0.8)
 
 
 def scores(size: int, seed: int, unseen: float = 0.2) -> Tensor:
@@ -31,7 +31,7 @@ def scores(size: int, seed: int, unseen: float = 0.2) -> Tensor:
     return score.masked_fill(torch.rand(size, generator=rng) < unseen, math.nan)
 
 
-def plan(policy: Policy, score: Tensor, seed: int = 0, known: Known = KNOWN, **more: bool) -> Plan:
+def plan(policy: Policy, score: Tensor, seed: int = 0, known: ScoreStats = KNOWN, **more: bool) -> Plan:
     return Plan(checked(policy(score, known)), score, (seed, 3), **more)
 
 
@@ -64,7 +64,7 @@ def test_bands_are_what_comparing_says(edges: list[float], size: int, seed: int)
         score[number % size] = edge
     score[0] = -0.0
     keep = torch.rand(len(limits) + 1, generator=rng, dtype=torch.float64).clamp(min=0.1)
-    found = Plan(Rule(limits, keep, 0.5), score, (seed, 0))
+    found = Plan(SamplingRule(limits, keep, 0.5), score, (seed, 0))
     band = torch.tensor([sum(s >= e for e in limits.tolist()) for s in score.tolist()])
     band[score.isnan()] = len(keep)
     share = torch.cat([keep, torch.tensor([0.5])])
@@ -103,7 +103,7 @@ def test_nobody_starves(policy: str, size: int, seed: int) -> None:
 
 def test_bands_that_are_due_less_than_a_visit_take_none_from_the_unseen() -> None:
     score = torch.cat([torch.arange(1.0, 41), torch.full((5,), math.nan)])
-    found = Plan(Rule(torch.arange(1.5, 40), torch.full((40,), 0.3).double()), score, (0, 0))
+    found = Plan(SamplingRule(torch.arange(1.5, 40), torch.full((40,), 0.3).double()), score, (0, 0))
     assert (found.weight == 1).all() and found.length == 45  # nobody of a band of one can be left out for ever
 
 
@@ -222,7 +222,9 @@ def test_every_set_of_k_is_as_likely() -> None:
     count: dict[tuple[int, ...], int] = {}
     score = torch.ones(5)
     for draw in range(3000):
-        kept = tuple(sorted(Plan(Rule(torch.empty(0), torch.tensor([0.4]).double()), score, (draw, 1)).order.tolist()))
+        kept = tuple(
+            sorted(Plan(SamplingRule(torch.empty(0), torch.tensor([0.4]).double()), score, (draw, 1)).order.tolist())
+        )
         count[kept] = count.get(kept, 0) + 1
     assert len(count) == 10
     assert sum((c - 300) ** 2 / 300 for c in count.values()) < 27.9  # one in a thousand, 9 degrees
@@ -321,14 +323,14 @@ def test_levels_follow_the_density_and_weigh_one_over_it() -> None:
     ("rule", "said"),
     [
         (torch.ones(3), "a Rule"),
-        (Rule(torch.tensor([1.0, 0.5]), torch.ones(3)), "ascending"),
-        (Rule(torch.tensor([math.nan]), torch.ones(2)), "finite"),
-        (Rule(torch.tensor([1.0]), torch.ones(3)), "one share a band, 2"),
-        (Rule(torch.tensor([1.0]), torch.tensor([0.0, 1.0])), "nobody may starve"),
-        (Rule(torch.tensor([1.0]), torch.tensor([0.5, 1.5])), "nobody may starve"),
-        (Rule(torch.empty(0), torch.ones(1), 0.0), "unseen"),
-        (Rule(torch.empty(0), torch.ones(1), 1.0, torch.tensor([1.0, 0.0])), "density"),
-        (Rule(torch.arange(500.0), torch.ones(501)), "at most 200"),
+        (SamplingRule(torch.tensor([1.0, 0.5]), torch.ones(3)), "ascending"),
+        (SamplingRule(torch.tensor([math.nan]), torch.ones(2)), "finite"),
+        (SamplingRule(torch.tensor([1.0]), torch.ones(3)), "one share a band, 2"),
+        (SamplingRule(torch.tensor([1.0]), torch.tensor([0.0, 1.0])), "nobody may starve"),
+        (SamplingRule(torch.tensor([1.0]), torch.tensor([0.5, 1.5])), "nobody may starve"),
+        (SamplingRule(torch.empty(0), torch.ones(1), 0.0), "unseen"),
+        (SamplingRule(torch.empty(0), torch.ones(1), 1.0, torch.tensor([1.0, 0.0])), "density"),
+        (SamplingRule(torch.arange(500.0), torch.ones(501)), "at most 200"),
     ],
 )
 def test_a_rule_that_is_none_is_refused(rule: object, said: str) -> None:

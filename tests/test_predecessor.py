@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pretrain import Indexed, InfoBatch
-from pretrain.rng import generator
+from pretrain.core.rng import generator
 
 SIZE = 3000  # above what half precision counts exactly: 256 in bfloat16, 2048 in float16
 

@@ -19,7 +19,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.errors import one_sentence
+from pretrain.core.errors import exit_on_user_error
 
 COSTS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45)
 
@@ -196,7 +196,7 @@ def command(folder: Path, *more: str) -> list[str]:
 def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_out_as_random(tmp_path: Path) -> None:
     planted = tmp_path / "planted.py"
     planted.write_text(
-        "import torch\nfrom pretrain.policies import Rule\n\n\n"
+        "import torch\nfrom pretrain.infobatch.policies import Rule\n\n\n"
         "def clever(score, known, *, share):\n"
         "    return Rule(torch.empty(0), torch.full((1,), share, dtype=torch.float64), share)\n"
     )
@@ -239,7 +239,7 @@ def test_what_can_not_be_compared_is_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", command(tmp_path / "out", *more)[1:])
-    with pytest.raises(SystemExit) as stopped, one_sentence():
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         compare.main()
     assert stopped.value.code == 2 and said in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("runs/*"))

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from pretrain.command_line import parse
-from pretrain.cost import planned_visit
-from pretrain.sources import open_data
+from pretrain.config.cli import parse
+from pretrain.data.sources import open_data
+from pretrain.training.flops import profile_config
 
 ROW = re.compile(
     r"^\| `(\w+)` \| ([\d,]+) of (\d+)x(\d+)x(\d+)(?:, (\d+) classes)? "
@@ -44,7 +44,7 @@ def test_a_recipe_costs_what_is_said(name: str) -> None:
     with torch.device("meta"):
         model = config.part("model").build(images, int(classes or 0))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    flops = planned_visit(config.part("model"), config.part("adapter"), images, int(classes or 0)).flops
+    flops = profile_config(config.part("model"), config.part("adapter"), images, int(classes or 0)).flops
     total = flops * int(size.replace(",", "")) * config.epochs
     for said, counted in ((parameters, millions), (visit, flops / 1e9), (everybody, total)):
         assert float(said) == float(f"{counted:.3g}") or float(said) == float(f"{counted:.2g}"), (said, counted)

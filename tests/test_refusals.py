@@ -12,9 +12,9 @@ from programs import common, final, refused, same, train
 
 import train_diffusion
 import train_mae
-from pretrain import checkpoint, run
-from pretrain.command_line import parse
-from pretrain.errors import Refused
+from pretrain.checkpoint import run_dir, storage
+from pretrain.config.cli import parse
+from pretrain.core.errors import UserError
 
 
 @pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
@@ -45,7 +45,7 @@ def test_a_folder_that_holds_another_run(pictures: Path, finished: Path, tmp_pat
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000000", "step-00000004"]
 
 
-@pytest.mark.parametrize("cut", range(len(run.FILES)))
+@pytest.mark.parametrize("cut", range(len(run_dir.FILES)))
 def test_a_replacement_that_is_interrupted_can_be_begun_again(
     cut: int, finished: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -67,9 +67,9 @@ def test_a_replacement_that_is_interrupted_can_be_begun_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", until(shutil.rmtree))
         patch.setattr(Path, "unlink", until(Path.unlink))
-        run.prepare(config, None)
+        run_dir.prepare(config, None)
         raise KeyboardInterrupt  # where there was less to remove
-    run.prepare(config, None)
+    run_dir.prepare(config, None)
 
 
 def test_a_folder_with_something_else_is_never_overwritten(pictures: Path, tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
     assert "the data set has changed: 43 images then, 42 now" in sentence
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = storage.newest(folder / "checkpoints")
     assert newest is not None
-    state = checkpoint.load(newest)
+    state = storage.load(newest)
     state.tensors["model"] = {"x": torch.zeros(1)}
-    checkpoint.save(folder / "checkpoints", int(newest.name[5:]), state, keep=1)
+    storage.save(folder / "checkpoints", int(newest.name[5:]), state, keep=1)
     assert "of another model" in refused("train_diffusion.py", "--resume", "--output-dir", folder)
 
 
@@ -195,7 +195,7 @@ def test_parts_that_do_not_go_together(pictures: Path, tmp_path: Path) -> None:
     def main(module, *words: object) -> str:
         words = ("--data", pictures, "--output-dir", tmp_path / "run", *words)
         recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(UserError) as refusal:
             module.main(parse([*map(str, words)], adapter="flow", model="unet", recipe=recipe, output_dir="", help=""))
         return str(refusal.value)
 
@@ -217,18 +217,19 @@ def test_a_mae_that_cant_be_is_refused(pictures: Path, tmp_path: Path) -> None:
 
 def test_parameters_that_the_loss_does_not_reach_are_known() -> None:
     """Or several processes would wait for their gradients: here a norm that only the pooled features pass."""
-    from models.mae import MAEConfig
+    from pretrain.models.mae import MAEConfig
+
     from pretrain.adapters.mae import MAE
-    from pretrain.cost import first_visit
+    from pretrain.training.flops import profile_sample
 
     model = MAEConfig("vit_base_patch16_reg4_gap_256", 4, 16, 1, 2, 16, 1, 2).build((1, 12, 12), 0)
-    visit = first_visit(MAE(), model, (1, 12, 12), 0)
+    visit = profile_sample(MAE(), model, (1, 12, 12), 0)
     assert visit.flops > 0 and visit.unreached and {*visit.unreached} <= {*model.encoder.fc_norm.parameters()}
 
 
 OWN = '''
 from dataclasses import dataclass
-from pretrain.adapter import Losses
+from pretrain.adapters import Losses
 from pretrain.adapters.flow import Flow as Ours
 
 @dataclass(frozen=True)

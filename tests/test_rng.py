@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.rng import MASK, Draws, _mix, _mix_tensor, _signed, key
+from pretrain.core.rng import MASK, SampleRNG, _mix, _mix_tensor, _signed, key
 
 integers = st.integers(0, MASK)
 
@@ -24,7 +24,7 @@ def test_keys_differ_by_every_part_and_their_order(parts: list[int], seed: int) 
 @given(st.permutations(range(6)), st.integers(1, 5), st.integers(1, 9))
 def test_a_sample_draws_the_same_in_any_batch(order: list[int], cut: int, n: int) -> None:
     def draw(index: list[int]) -> torch.Tensor:
-        rng = Draws(3, 1, index=torch.tensor(index))
+        rng = SampleRNG(3, 1, index=torch.tensor(index))
         return torch.cat([rng.uniform(n), rng.normal(2, n).flatten(1), rng.uniform(1)], dim=1)
 
     together = draw(list(range(6)))
@@ -33,24 +33,26 @@ def test_a_sample_draws_the_same_in_any_batch(order: list[int], cut: int, n: int
 
 
 def test_a_slot_that_does_not_count_draws_as_its_sample_does() -> None:
-    assert torch.equal(Draws(1, index=torch.tensor([~5])).normal(4), Draws(1, index=torch.tensor([5])).normal(4))
+    assert torch.equal(
+        SampleRNG(1, index=torch.tensor([~5])).normal(4), SampleRNG(1, index=torch.tensor([5])).normal(4)
+    )
 
 
 def test_draws_are_uniform_and_normal() -> None:
     index = torch.arange(2000)
-    for other in (Draws(0, 0, index=index), Draws(0, 1, index=index), Draws(1, 0, index=index)):
+    for other in (SampleRNG(0, 0, index=index), SampleRNG(0, 1, index=index), SampleRNG(1, 0, index=index)):
         u = other.uniform(500).double()  # 10^6 numbers: five standard errors allowed
         z = other.normal(500).double()
         assert u.min() >= 0 and u.max() < 1
         for value, mean, variance in ((u, 0.5, 1 / 12), (z, 0.0, 1.0), (z**2, 1.0, 2.0), (z**3, 0.0, 15.0)):
             assert abs(value.mean() - mean) < 5 * (variance / value.numel()) ** 0.5
         # Neither neighbouring samples, nor neighbouring numbers, nor epochs are correlated.
-        for a, b in ((z[1:], z[:-1]), (z[:, 1:], z[:, :-1]), (z, Draws(0, 7, index=index).normal(500).double())):
+        for a, b in ((z[1:], z[:-1]), (z[:, 1:], z[:, :-1]), (z, SampleRNG(0, 7, index=index).normal(500).double())):
             assert abs((a * b).mean()) < 5 / a.numel() ** 0.5
 
 
 def test_fresh_numbers_each_time_and_no_global_generator() -> None:
     before = torch.get_rng_state()
-    rng = Draws(0, index=torch.arange(3))
+    rng = SampleRNG(0, index=torch.arange(3))
     assert not torch.equal(rng.normal(4), rng.normal(4))
     assert torch.equal(before, torch.get_rng_state())

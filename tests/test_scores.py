@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pretrain import InfoBatch
-from pretrain.rng import generator
+from pretrain.core.rng import generator
 
 
 def simulated(noise: float, epochs: int = 12, size: int = 3000, **more) -> tuple[InfoBatch, Tensor, list[str]]:

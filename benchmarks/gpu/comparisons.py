@@ -24,8 +24,8 @@ import yaml
 from sharing import runs_at_once
 from toy import TOY, TOY_EPOCHS, toy_data
 
-from pretrain.config import Data
-from pretrain.sources import open_data
+from pretrain.config.schema import Data
+from pretrain.data.sources import open_data
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SEEDS = (0, 1, 2)

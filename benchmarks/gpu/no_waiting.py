@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 import train_diffusion
-from pretrain import loop
-from pretrain.average import Averages
-from pretrain.command_line import parse
-from pretrain.infobatch import InfoBatch
+from pretrain.checkpoint.ema import EMACollection
+from pretrain.config.cli import parse
+from pretrain.infobatch.sampler import InfoBatch
+from pretrain.training import loop
 
 FIRST = 3  # steps in which allocators and libraries set themselves up
 checked = step = 0
@@ -24,7 +24,7 @@ checked = step = 0
 
 def main() -> None:
     """Train, and say how many steps were checked."""
-    counted, update = InfoBatch.counted, Averages.update
+    counted, update = InfoBatch.counted, EMACollection.update
 
     def begins(infobatch: InfoBatch, index: torch.Tensor) -> int:
         global checked
@@ -35,13 +35,13 @@ def main() -> None:
             checked += 1
         return count
 
-    def ends(averages: Averages, *arguments: object) -> None:
+    def ends(averages: EMACollection, *arguments: object) -> None:
         global step
         update(averages, *arguments)
         torch.cuda.set_sync_debug_mode("default")
         step += 1
 
-    InfoBatch.counted, Averages.update = begins, ends
+    InfoBatch.counted, EMACollection.update = begins, ends
     train_diffusion.main(parse(sys.argv[1:], **train_diffusion.START, output_dir="runs/no-waiting", help=""))
     print(f"{checked} of {step} steps made without waiting for the device")
     if not checked:

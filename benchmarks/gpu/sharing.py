@@ -20,11 +20,12 @@ def _process(recipe: Path, flags: list[str], pipe: Connection) -> None:
     import torch
     from torch.nn.attention import SDPBackend  # noqa: F401  # loads what the first attention needs
 
-    from pretrain.adapter import Batch
-    from pretrain.command_line import parse
-    from pretrain.rng import Draws
-    from pretrain.sources import open_data
-    from pretrain.training import adamw, build
+    from pretrain.adapters import Batch
+    from pretrain.config.build import build
+    from pretrain.config.cli import parse
+    from pretrain.core.rng import SampleRNG
+    from pretrain.data.sources import open_data
+    from pretrain.training.optim import adamw
 
     arguments = ["--config", str(recipe), *flags]
     config = parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="", help="")
@@ -42,7 +43,7 @@ def _process(recipe: Path, flags: list[str], pipe: Connection) -> None:
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = adapter(model, batch, Draws(0, index=index)).loss.mean()
+            loss = adapter(model, batch, SampleRNG(0, index=index)).loss.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -80,7 +80,16 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
         return [sys.executable, "-c", OPEN, str(run(name)), "3", "32", "32"]
 
     bf16 = ["--precision", "bf16"]
-    generate = [sys.executable, "-m", "pretrain.generate", str(run("diffusion-bf16")), "--n", "16", "--steps", "5"]
+    generate = [
+        sys.executable,
+        "-m",
+        "pretrain.evaluation.generate",
+        str(run("diffusion-bf16")),
+        "--n",
+        "16",
+        "--steps",
+        "5",
+    ]
     generate += ["--output-dir", str(run("generated"))]
     one = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     killed = program("diffusion", "killed", *bf16, "--infobatch", "--epochs", "4", "--checkpoint.every", "2")

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from einops import reduce
 from torch import nn
 
-from pretrain.adapter import Batch, Losses, drop_labels
-from pretrain.objective import favoured, snr_weight
-from pretrain.rng import Draws
+from pretrain.adapters import Batch, Losses, drop_labels
+from pretrain.adapters._uncertainty import oversample_below, snr_weight
+from pretrain.core.rng import SampleRNG
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class DDPM:
             rescale_betas_zero_snr=self.zero_terminal_snr,
         )
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """One forward pass; the level picks the timestep, the timestep the weight: the loss serves as the score."""
         x, noise = batch.image, rng.normal(*batch.image.shape[1:])
-        t = (favoured(batch.level, 0.7, self.early) * self.timesteps).long()
+        t = (oversample_below(batch.level, 0.7, self.early) * self.timesteps).long()
         output = model(self.noising.add_noise(x, noise, t), t, drop_labels(batch.label, self.label_dropout, rng))
         targets = {"epsilon": noise, "sample": x, "v_prediction": self.noising.get_velocity(x, noise, t)}
         error = reduce((output - targets[self.prediction]).square(), "b c h w -> b", "mean")

@@ -6,9 +6,9 @@ from typing import Any
 from einops import rearrange, reduce
 from torch import nn
 
-from pretrain.adapter import Batch, Losses, bare, drop_labels
-from pretrain.objective import Uncertain, normal_quantile
-from pretrain.rng import Draws
+from pretrain.adapters import Batch, Losses, bare, drop_labels
+from pretrain.adapters._uncertainty import UncertaintyHead, normal_quantile
+from pretrain.core.rng import SampleRNG
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class EDM:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """What is trained: the network, with the head that learns u beside it if there is one."""
-        return Uncertain(model) if self.uncertainty else model
+        return UncertaintyHead(model) if self.uncertainty else model
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """One forward pass; the level picks sigma.
 
         Raises:
             ValueError: `uncertainty` is asked for and the model does not come from `prepare`.
         """
-        if self.uncertainty and not isinstance(bare(model), Uncertain):
+        if self.uncertainty and not isinstance(bare(model), UncertaintyHead):
             raise ValueError("uncertainty must be trained with the network: give the model that prepare(model) returns")
         y, noise = batch.image, rng.normal(*batch.image.shape[1:])
         label = drop_labels(batch.label, self.label_dropout, rng)

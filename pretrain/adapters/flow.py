@@ -6,9 +6,9 @@ from typing import Any, Literal
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from pretrain.adapter import Batch, Losses, drop_labels
-from pretrain.objective import normal_quantile
-from pretrain.rng import Draws
+from pretrain.adapters import Batch, Losses, drop_labels
+from pretrain.adapters._uncertainty import normal_quantile
+from pretrain.core.rng import SampleRNG
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Flow:
         t = level if self.times == "uniform" else normal_quantile(level, self.mean, self.std).sigmoid()
         return self.shift * t / (1 + (self.shift - 1) * t)
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """One forward pass; the level picks the time t."""
         noise, time = rng.normal(*batch.image.shape[1:]), self.time(batch.level)
         t = rearrange(time, "b -> b 1 1 1")

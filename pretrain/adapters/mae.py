@@ -6,9 +6,9 @@ import torch
 from einops import reduce
 from torch import Tensor, nn
 
-from pretrain.adapter import Batch, Losses, bare
-from pretrain.objective import Masks, random_masks
-from pretrain.rng import Draws
+from pretrain.adapters import Batch, Losses, bare
+from pretrain.adapters._uncertainty import Masks, random_masks
+from pretrain.core.rng import SampleRNG
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MAE:
         if not 0 < self.predict <= 1:
             raise ValueError(f"predict must be in (0, 1], got {self.predict}")
 
-    def masks(self, patches: int, level: Tensor, rng: Draws, share: float = 1.0) -> Masks:
+    def masks(self, patches: int, level: Tensor, rng: SampleRNG, share: float = 1.0) -> Masks:
         """See `random_masks`."""
         return random_masks(patches, self.mask_ratio, self.most_masked, share, level, rng)
 
@@ -52,7 +52,7 @@ class MAE:
         mean, scale = patch.mean(dim=-1, keepdim=True), (patch.var(dim=-1, keepdim=True) + 1e-6).sqrt()
         return (patch - mean) / scale, mean, scale
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: Draws) -> Losses:
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """One forward pass."""
         network = bare(model)
         share = self.predict if network.training else 1.0
@@ -65,7 +65,7 @@ class MAE:
         meant = there[:, visible.shape[1] :]
         return Losses(torch.where(meant, error, 0.0).sum(dim=1) / meant.sum(dim=1))
 
-    def reconstruct(self, model: nn.Module, batch: Batch, rng: Draws) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] as seen and as completed; under `norm_pix` their own mean and contrast are put back."""
         network = bare(model)
         visible, hidden, there = self.masks(network.patches, batch.level, rng)

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import psutil
 
-from pretrain import checkpoint
-from pretrain.command_line import command
-from pretrain.errors import Refused
-from pretrain.verify_resume import differences
+from pretrain.checkpoint import storage
+from pretrain.checkpoint.verify_resume import differences
+from pretrain.config.cli import command
+from pretrain.core.errors import UserError
 from tests.conftest import PRUNED, draw_images, journal
 from tests.faults.trainers import PROGRAMS, Trainers, impatient, keeping_nothing
 
@@ -224,10 +224,10 @@ class Soak:
         if re.search(r"Traceback(?:.|\n)*File .*/(pretrain|models)/", said[self.read :]):
             raise Broken("a traceback")  # not one of a worker's, whose trainer was killed while they talked
         self.read = len(said)
-        newest = checkpoint.newest_whole(folder / "checkpoints")
+        newest = storage.newest_whole(folder / "checkpoints")
         if newest is not None:
             other = self.undisturbed[program] / "checkpoints" / newest.path.name
-            if newest.state.values["infobatch"]["epoch"] != checkpoint.load(other).values["infobatch"]["epoch"]:
+            if newest.state.values["infobatch"]["epoch"] != storage.load(other).values["infobatch"]["epoch"]:
                 return  # told to stop at an epoch's last step: its scores are still losses; the end will show
             if found := differences(newest.path, other):
                 raise Broken(f"{newest.path.name}: {len(found)} differences, the first: {found[0]}")
@@ -294,7 +294,7 @@ def main(minutes: float = 30.0, kills: int | None = None, processes: int = 1, se
             soak.run(faults, goes_on)
             counts = ", ".join(f"{count} {what}" for what, count in soak.counts.items())
             print(f"{(time.monotonic() - began) / 60:.1f} min: {counts}", flush=True)
-    except (Broken, Refused) as error:
+    except (Broken, UserError) as error:
         print(f"BROKEN: {error}; seed {seed}, all is in {work}", flush=True)
         sys.exit(1)
     shutil.rmtree(work)

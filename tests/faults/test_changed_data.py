@@ -18,14 +18,14 @@ from programs import common, refused, same, train
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from pretrain import patient
-from pretrain.config import Data
-from pretrain.data import Images, Visits, loader
-from pretrain.errors import Refused
-from pretrain.fingerprint import changed, fingerprints
-from pretrain.infobatch import InfoBatch
-from pretrain.patient import Patient
-from pretrain.sources import Source, open_data
+from pretrain.config.schema import Data
+from pretrain.core.errors import UserError
+from pretrain.data import loader
+from pretrain.data.fingerprint import changed, fingerprints
+from pretrain.data.images import Images
+from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
+from pretrain.data.sources import Source, open_data
+from pretrain.infobatch.sampler import InfoBatch
 
 
 def source(folder: Path, **settings) -> Source:
@@ -130,9 +130,9 @@ def visited(batches, infobatch: InfoBatch, harm=lambda: None) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(patient, "PATIENCE", 1.0 if number == signal.SIGSTOP else 60.0)
+    monkeypatch.setattr(loader, "PATIENCE", 1.0 if number == signal.SIGSTOP else 60.0)
     data = images(draw_images(tmp_path, 90), workers=2)
-    expected = visited(loader(images(tmp_path), Visits(whole := InfoBatch(len(data), epochs=2)), 8), whole)
+    expected = visited(make_loader(images(tmp_path), EpochSampler(whole := InfoBatch(len(data), epochs=2)), 8), whole)
     before, told = {*multiprocessing.active_children()}, []
 
     def harm() -> None:
@@ -140,7 +140,7 @@ def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch)
             os.kill(worker.pid or 0, number)
 
     infobatch = InfoBatch(len(data), epochs=2)
-    batches = Patient(lambda: loader(data, Visits(infobatch), 8), told.append)
+    batches = RestartingLoader(lambda: make_loader(data, EpochSampler(infobatch), 8), told.append)
     assert visited(batches, infobatch, harm) == expected
     assert len(told) == 1 and "new ones go on with the same batch" in told[0]
 
@@ -167,7 +167,7 @@ def test_an_interrupt_while_workers_are_started_leaves_none() -> None:
             return iter([1])
 
     started: list[multiprocessing.Process] = []
-    batches = Patient(Starting, lambda sentence: None)  # type: ignore[arg-type]
+    batches = RestartingLoader(Starting, lambda sentence: None)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt), batches:
         next(iter(batches))
     (worker,) = started
@@ -189,15 +189,15 @@ class Dying:
 @pytest.mark.slow
 def test_workers_that_die_again_end_the_run() -> None:
     told: list[str] = []
-    batches = Patient(lambda: DataLoader(Dying(), num_workers=1), told.append)  # type: ignore[arg-type]
-    with pytest.raises(Refused, match=r"lost twice for one batch .*exited unexpectedly"):
+    batches = RestartingLoader(lambda: DataLoader(Dying(), num_workers=1), told.append)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"lost twice for one batch .*exited unexpectedly"):
         next(iter(batches))
     assert len(told) == 1
 
 
 def test_workers_that_can_not_be_started_end_the_run() -> None:
-    batches = Patient(NoRoom, lambda sentence: None)  # type: ignore[arg-type]
-    with pytest.raises(Refused, match=r"can't be started .*No space left on device.*more room in /dev/shm"):
+    batches = RestartingLoader(NoRoom, lambda sentence: None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"can't be started .*No space left on device.*more room in /dev/shm"):
         next(iter(batches))
 
 
@@ -207,7 +207,7 @@ def test_an_error_of_the_data_sets_own_is_passed_on() -> None:
             raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
-        next(iter(Patient(lambda: DataLoader(Wrong(), num_workers=0), lambda sentence: None)))  # type: ignore[arg-type]
+        next(iter(RestartingLoader(lambda: DataLoader(Wrong(), num_workers=0), lambda sentence: None)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -225,7 +225,7 @@ def test_a_run_with_a_lost_worker_is_the_same_run(
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(AdamW, "step", stepped)
-    monkeypatch.setattr("pretrain.kept.MOST", 0)  # read at every visit
+    monkeypatch.setattr("pretrain.data.image_cache.MOST", 0)  # read at every visit
     words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--data.workers", 1]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")

@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import common, refused, same, train
 
-from pretrain import checkpoint, writer
-from pretrain.config import Checkpoint
-from pretrain.errors import Refused
-from pretrain.journal import Journal
-from pretrain.run import Lock
-from pretrain.trained import open_run
+from pretrain.checkpoint import async_writer, storage
+from pretrain.checkpoint.load_run import load_run
+from pretrain.checkpoint.run_dir import Lock
+from pretrain.config.schema import Checkpoint
+from pretrain.core.errors import UserError
+from pretrain.training.metrics_log import MetricsLog
 
 
-def state(step: int, seconds: float = 0.0) -> checkpoint.State:
+def state(step: int, seconds: float = 0.0) -> storage.State:
     tensors = {"model": {"a": torch.full((7,), float(step)), "b": torch.arange(3)}, "average": {"a": torch.ones(2, 2)}}
-    return checkpoint.State(tensors, {"step": step, "seconds": seconds})
+    return storage.State(tensors, {"step": step, "seconds": seconds})
 
 
 def steps(folder: Path) -> list[int]:
@@ -39,7 +39,7 @@ def steps(folder: Path) -> list[int]:
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     for step in (1, 2, 3):
-        checkpoint.save(folder, step, state(step), keep=9)
+        storage.save(folder, step, state(step), keep=9)
     return folder
 
 
@@ -55,7 +55,7 @@ def damaged(file: Path, content: bytes | None) -> Iterator[None]:
 
 
 def test_what_is_saved_is_what_is_loaded(three: Path) -> None:
-    found = checkpoint.newest_whole(three)
+    found = storage.newest_whole(three)
     assert found is not None and found.path.name == "step-00000003" and not found.skipped
     assert found.state.values == {"step": 3, "seconds": 0.0}
     for file, tensors in state(3).tensors.items():
@@ -74,7 +74,7 @@ def test_any_flipped_bit_any_cut_any_missing_file_is_noticed(three: Path, data: 
     flipped = bytes([*good[:place], good[place] ^ 1 << data.draw(st.integers(0, 7)), *good[place + 1 :]])
     content = {"flip": flipped, "cut": good[:place], "gone": None, "longer": good + b"\n"}[kind]
     with damaged(file, content):
-        found = checkpoint.newest_whole(three)
+        found = storage.newest_whole(three)
         assert found is not None
         if file.name == "manifest.json" and found.path == newest:  # spaces, or a number that says nothing of the files
             assert json.loads(good)["files"] == json.loads(file.read_text())["files"]
@@ -88,7 +88,7 @@ def test_something_smuggled_in_is_not_loaded(three: Path) -> None:
     extra = three / "step-00000003" / "more.safetensors"
     shutil.copy(three / "step-00000002" / "model.safetensors", extra)
     try:
-        found = checkpoint.newest_whole(three)
+        found = storage.newest_whole(three)
         assert found is not None and [*found.skipped.values()] == ["more.safetensors is not in its manifest"]
     finally:
         extra.unlink()
@@ -101,31 +101,31 @@ def test_a_manifest_names_nothing_elsewhere(name: str, three: Path, tmp_path: Pa
     manifest = json.loads((newest / "manifest.json").read_text())
     manifest["files"][name] = manifest["files"]["model.safetensors"]
     (newest / "manifest.json").write_text(json.dumps(manifest))
-    found = checkpoint.newest_whole(newest.parent)
+    found = storage.newest_whole(newest.parent)
     assert found is not None and found.path.name == "step-00000002" and "is missing" in found.skipped[newest]
 
 
 def test_never_silently_from_the_start(three: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    assert checkpoint.newest_whole(folder) is None
+    assert storage.newest_whole(folder) is None
     shutil.copytree(three, folder)
     for path in folder.glob("*/model.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(Refused, match=r"all 3 checkpoints are damaged: .*0 bytes, its manifest says"):
-        checkpoint.newest_whole(folder)
+    with pytest.raises(UserError, match=r"all 3 checkpoints are damaged: .*0 bytes, its manifest says"):
+        storage.newest_whole(folder)
 
 
 def test_kept_by_number_and_by_age(tmp_path: Path) -> None:
     for step in range(1, 13):
-        checkpoint.save(tmp_path, step, state(step, seconds=1200 * step), keep=2, hours=1)
+        storage.save(tmp_path, step, state(step, seconds=1200 * step), keep=2, hours=1)
     assert steps(tmp_path) == [1, 3, 6, 9, 11, 12]  # at 20 min, 1 h, 2 h, 3 h; and the newest two
-    checkpoint.save(tmp_path, 7, state(7, 8400), keep=1)
+    storage.save(tmp_path, 7, state(7, 8400), keep=1)
     assert steps(tmp_path) == [7]  # of another past
 
 
 def test_at_no_moment_of_a_save_is_there_none(tmp_path: Path, monkeypatch) -> None:
     """Killed at any of its calls, the one of before or the new one is whole; also where both are of one step."""
-    checkpoint.save(tmp_path, 5, state(5), keep=1)
+    storage.save(tmp_path, 5, state(5), keep=1)
     for step in (5, 6):
         for calls in range(1, 40):
             left = [calls]
@@ -142,15 +142,15 @@ def test_at_no_moment_of_a_save_is_there_none(tmp_path: Path, monkeypatch) -> No
             with monkeypatch.context() as patch:
                 patch.setattr(os, "fsync", count(os.fsync))
                 patch.setattr(Path, "rename", count(Path.rename))
-                patch.setattr(checkpoint, "save_file", count(checkpoint.save_file))
+                patch.setattr(storage, "save_file", count(storage.save_file))
                 patch.setattr(shutil, "rmtree", count(shutil.rmtree))
                 try:
-                    checkpoint.save(tmp_path, step, state(step), keep=1)
+                    storage.save(tmp_path, step, state(step), keep=1)
                 except KeyboardInterrupt:
                     done = False
                 else:
                     done = True
-            found = checkpoint.newest_whole(tmp_path)
+            found = storage.newest_whole(tmp_path)
             assert found is not None and found.state.values["step"] in (5, step)
             if done:
                 break
@@ -170,45 +170,45 @@ def full_disk(limit: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_nothing_behind_and_the_old_ones_alone(tmp_path: Path, monkeypatch) -> None:
-    checkpoint.save(tmp_path, 1, state(1), keep=1)
+    storage.save(tmp_path, 1, state(1), keep=1)
     with full_disk(100), pytest.raises(OSError, match=r"step-00000002 can't be written: .*File too large"):
-        checkpoint.save(tmp_path, 2, state(2), keep=1)
+        storage.save(tmp_path, 2, state(2), keep=1)
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
         with pytest.raises(OSError, match=r"it needs 0\.0 MB, the disk has 0\.0 MB left"):
-            checkpoint.save(tmp_path, 2, state(2), keep=1)
+            storage.save(tmp_path, 2, state(2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert checkpoint.newest_whole(tmp_path) is not None
+    assert storage.newest_whole(tmp_path) is not None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path, monkeypatch) -> None:
     told: list[str] = []
-    work = writer.Writer(tmp_path, Checkpoint(), None, told.append)
+    work = async_writer.Writer(tmp_path, Checkpoint(), None, told.append)
 
     def broken(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(checkpoint, "sync", broken)
+    monkeypatch.setattr(storage, "sync", broken)
     work.save(1, state(1))
-    with pytest.raises(Refused, match=f"{os.strerror(number)}; there is no earlier checkpoint"):
+    with pytest.raises(UserError, match=f"{os.strerror(number)}; there is no earlier checkpoint"):
         work.report()
     monkeypatch.undo()
     work.save(1, state(1))
     work.report(must=True)
-    monkeypatch.setattr(checkpoint, "sync", broken)
+    monkeypatch.setattr(storage, "sync", broken)
     work.save(2, state(2))
     work.report()
     assert len(told) == 1 and "the training goes on, the last checkpoint is step-00000001" in told[0]
     work.save(2, state(2))
-    with pytest.raises(Refused, match=r"--resume goes on from step-00000001"):
+    with pytest.raises(UserError, match=r"--resume goes on from step-00000001"):
         work.report(must=True)
 
 
 def test_a_journal_loses_no_line_to_a_full_disk(tmp_path: Path) -> None:
     told: list[str] = []
-    lines = Journal(tmp_path / "journal.jsonl", tell=told.append)
+    lines = MetricsLog(tmp_path / "journal.jsonl", tell=told.append)
     lines.write("epoch", number=0)
     with full_disk(40):
         for number in range(1, 4):
@@ -255,7 +255,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: 
     (folder / "checkpoints" / "step-00000099.part").mkdir()
     (path.with_suffix(".damaged") / "of an earlier time").mkdir(parents=True)
     steps = [path.name for path in sorted(folder.glob("checkpoints/step-????????"))]
-    open_run(folder)  # as what generates, evaluates and exports does
+    load_run(folder)  # as what generates, evaluates and exports does
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 4 and all(line.endswith(f"going by {steps[-4]}") for line in said)
     assert said[0].startswith(f"warning: {steps[-1]} is not used: the bytes of optimizer.safetensors are not those")
@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: 
     assert same(finished, folder) and journal(finished) == journal(folder)
     left = {path.suffix for path in (folder / "checkpoints").iterdir()}
     assert left == {"", ".damaged"}
-    newest = str(checkpoint.newest(folder / "checkpoints"))
+    newest = str(storage.newest(folder / "checkpoints"))
     Path(newest, "state.json").unlink()
     assert "state.json is missing; --resume alone takes" in refused("train_diffusion.py", "--resume", newest)
 
@@ -282,7 +282,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         os._exit(held.handle)
     try:
         os.read(read, 1)
-        with pytest.raises(Refused, match=rf"process {child} on .* is writing to it"):
+        with pytest.raises(UserError, match=rf"process {child} on .* is writing to it"):
             Lock(folder)
     finally:
         os.kill(child, 9)

@@ -71,7 +71,7 @@ def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(
 
 
 def test_a_disk_that_is_read_only(pictures: Path, disk: Path) -> None:
-    """Refused before anything else; what is there is left as it was."""
+    """UserError before anything else; what is there is left as it was."""
     train("train_diffusion.py", *settings(pictures, disk / "run"), "--epochs", 1)
     files = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
     assert mount("-o", "remount,ro", disk)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from programs import common, refused, train
 
-from pretrain import checkpoint, export
-from pretrain.errors import Refused
-from pretrain.trained import open_run
+from pretrain.checkpoint import storage
+from pretrain.checkpoint.load_run import load_run
+from pretrain.core.errors import UserError
+from pretrain.export import export
 
 HARM = """
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ def test_a_run_from_elsewhere(harmful: Path, pictures: Path, tmp_path: Path, mon
     train("train_diffusion.py", *common(pictures, run, 1))
     settings = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(settings.replace("name: ddpm", f"name: {harmful}", 1))
-    with pytest.raises(Refused, match=f"names {harmful}, which is code that would be run; read it"):
-        open_run(run)
+    with pytest.raises(UserError, match=f"names {harmful}, which is code that would be run; read it"):
+        load_run(run)
     assert "PRETRAIN_TRUST=" in refused("train_diffusion.py", "--resume", "--output-dir", run)
     assert not (tmp_path / "proof").exists() and not (tmp_path / "home" / "infobatch-pretrain").exists()
     monkeypatch.setenv("PRETRAIN_TRUST", str(harmful))
-    open_run(run)
+    load_run(run)
     assert (tmp_path / "proof").exists()
 
 
@@ -52,7 +53,7 @@ def test_a_run_from_elsewhere_writes_to_its_own_folder(pictures: Path, tmp_path:
     (run / "config.yaml").write_text(settings.replace(str(run), str(tmp_path / "important")))
     export.main(run)
     train("train_diffusion.py", "--resume", "--output-dir", run, "--epochs", 2)
-    train("train_diffusion.py", "--resume", checkpoint.newest(run / "checkpoints"), "--epochs", 3)
+    train("train_diffusion.py", "--resume", storage.newest(run / "checkpoints"), "--epochs", 3)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
@@ -68,5 +69,5 @@ def test_a_recipe_from_elsewhere(setting: str, harmful: Path, pictures: Path, tm
 def test_what_was_named_once_runs_by_settings_too(harmful: Path, pictures: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), "--adapter", harmful)
     train("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--epochs", 2)
-    open_run(tmp_path / "run")
+    load_run(tmp_path / "run")
     assert (tmp_path / "home" / "infobatch-pretrain" / "named.txt").read_text() == f"{harmful}\n"

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from programs import PROGRAMS, train
 from safetensors.torch import load_file, save_file
 
-from pretrain import checkpoint
-from pretrain.command_line import parse
-from pretrain.config import Config
-from pretrain.errors import Refused
-from pretrain.manifest import seal
-from pretrain.trained import open_run
+from pretrain.checkpoint import storage
+from pretrain.checkpoint.load_run import load_run
+from pretrain.checkpoint.manifest import seal
+from pretrain.config.cli import parse
+from pretrain.config.schema import Config
+from pretrain.core.errors import UserError
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,7 +55,7 @@ def read(content: bytes, folder: Path) -> None:
     recipe.write_bytes(content)
     try:
         config = parse(["--config", str(recipe)], **PROGRAMS["train_mae.py"].START, output_dir="runs/x", help="")
-    except Refused as refusal:
+    except UserError as refusal:
         assert "\n" not in str(refusal) and len(str(refusal)) < 2000
     else:
         assert isinstance(config, Config)
@@ -106,17 +106,15 @@ BOMB = "a0: &a0 {x: 1, y: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n 
 )
 def test_a_recipe_that_was_made_to_do_harm(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         parse(["--config", str(tmp_path / "r.yaml")], **PROGRAMS["train_mae.py"].START, output_dir="x", help="")
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    state = checkpoint.State(
-        {"model": {"a": torch.arange(5.0)}}, {"step": 1, "seconds": 0.5, "epoch": [1, {"b": None}]}
-    )
-    return checkpoint.save(tmp_path_factory.mktemp("fuzz"), 1, state, keep=1)
+    state = storage.State({"model": {"a": torch.arange(5.0)}}, {"step": 1, "seconds": 0.5, "epoch": [1, {"b": None}]})
+    return storage.save(tmp_path_factory.mktemp("fuzz"), 1, state, keep=1)
 
 
 def sealed_again(data: st.DataObject, whole: Path, folder: Path) -> None:
@@ -130,8 +128,8 @@ def sealed_again(data: st.DataObject, whole: Path, folder: Path) -> None:
         (path / "manifest.json").unlink()
         seal(path, step=1, seconds=0.5)
     try:
-        assert isinstance(checkpoint.load(path), checkpoint.State)
-    except Refused as refusal:
+        assert isinstance(storage.load(path), storage.State)
+    except UserError as refusal:
         assert "\n" not in str(refusal)
     assert [each.name for each in folder.iterdir()] == [path.name]
 
@@ -189,12 +187,12 @@ def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
     (path / "manifest.json").unlink()
     seal(path, step=1, seconds=0.5)
     for go_on in (
-        lambda: open_run(folder / "run"),
+        lambda: load_run(folder / "run"),
         lambda: train("train_diffusion.py", "--resume", "--output-dir", folder / "run"),
     ):
         try:
             go_on()
-        except Refused as refusal:
+        except UserError as refusal:
             assert "\n" not in str(refusal)
     assert [each.name for each in folder.iterdir()] == ["run"]
 

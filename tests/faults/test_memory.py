@@ -7,11 +7,11 @@ import torch
 from conftest import PRUNED, journal
 from programs import common, refused, same, train
 
-from pretrain import loop
 from pretrain.adapters.ddpm import DDPM
-from pretrain.errors import one_sentence
-from pretrain.preload import preload
-from pretrain.room import most
+from pretrain.core.errors import exit_on_user_error
+from pretrain.data.preload import preload
+from pretrain.training import loop
+from pretrain.training.micro_batches import most
 
 
 @pytest.mark.parametrize("room", [1, 5])
@@ -63,14 +63,14 @@ def test_a_trial_leaves_no_trace_in_the_model() -> None:
     ],
 )
 def test_it_is_said_in_one_sentence(allocate, capsys) -> None:
-    with pytest.raises(SystemExit) as exit, one_sentence():
+    with pytest.raises(SystemExit) as exit, exit_on_user_error():
         next(iter(allocate()))
     said = capsys.readouterr().err
     assert exit.value.code == 2 and said.count("\n") == 1 and "memory ran out" in said and "--micro-batch" in said
 
 
 def test_another_error_keeps_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match="mine"), one_sentence():
+    with pytest.raises(RuntimeError, match="mine"), exit_on_user_error():
         raise RuntimeError("mine")
 
 

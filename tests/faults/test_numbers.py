@@ -11,15 +11,15 @@ import torch
 from conftest import journal
 from programs import common, final, refused, same, train
 
-from pretrain import guard, replay
-from pretrain.adapter import Batch
-from pretrain.errors import Refused
-from pretrain.infobatch import InfoBatch
+from pretrain.adapters import Batch
+from pretrain.core.errors import UserError
+from pretrain.infobatch.sampler import InfoBatch
+from pretrain.training import nan_guard, replay_step
 
 OWN = '''
 from dataclasses import dataclass
 import torch
-from pretrain.adapter import Losses
+from pretrain.adapters import Losses
 from pretrain.adapters.flow import Flow as Ours
 
 @dataclass(frozen=True)
@@ -68,20 +68,20 @@ def test_too_many_of_them_stop_the_run_and_the_step_can_be_made_again(
 ) -> None:
     words = [*common(pictures, tmp_path / "run"), "--adapter", broken, "--adapter.below", 30]
     sentence = refused("train_diffusion.py", *words)
-    assert "of 43 samples are not finite, more than 1%" in sentence and "python -m pretrain.replay" in sentence
-    found = replay.replay(tmp_path / "run")
+    assert "of 43 samples are not finite, more than 1%" in sentence and "pretrain replay" in sentence
+    found = replay_step.replay(tmp_path / "run")
     bad = [index for index, loss in zip(found.index, found.loss, strict=True) if loss != loss]
     assert 1 < len(bad) < 12 == len(found.index) and all(7 <= index < 30 for index in bad)
     assert found.module == "" and found.gradients  # the network was well: it is the adapter
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
-    with pytest.raises(Refused, match="only a run that stopped because of bad numbers"):
-        replay.replay(tmp_path)
+    with pytest.raises(UserError, match="only a run that stopped because of bad numbers"):
+        replay_step.replay(tmp_path)
 
 
 def test_gradients_that_stay_bad_stop_the_run(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Losses are finite, one parameter's gradient is not: three steps in a row, of which none moves it."""
     norms: list[torch.Tensor] = []
-    gradient = guard.Guard.gradient
+    gradient = nan_guard.NanGuard.gradient
 
     def broken(self, model, norm):
         norms.append(norm)
@@ -89,10 +89,10 @@ def test_gradients_that_stay_bad_stop_the_run(pictures: Path, tmp_path: Path, mo
         gradient(self, model, torch.tensor(float("inf")))
         assert not any(value.grad is not None and value.grad.any() for value in model.parameters())
 
-    monkeypatch.setattr(guard.Guard, "gradient", broken)
+    monkeypatch.setattr(nan_guard.NanGuard, "gradient", broken)
     sentence = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
     assert "step 3: the gradients of 3 steps in a row are not finite" in sentence and len(norms) == 3
-    replay.main([str(tmp_path / "run")])
+    replay_step.main([str(tmp_path / "run")])
     out = capsys.readouterr().out
     assert "12 visits, the losses of 0 are not finite" in out and "gradients that are not finite: 0" in out
 
@@ -101,7 +101,7 @@ def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
     words = [*common(pictures, tmp_path / "run"), "--optim.lr", 1e30, "--optim.clip", 0, "--optim.warmup", 0]
     sentence = refused("train_diffusion.py", *words)
     assert "not finite" in sentence
-    found = replay.replay(tmp_path / "run")
+    found = replay_step.replay(tmp_path / "run")
     assert found.module
     assert all(value.isfinite().all() for value in final(tmp_path / "run", "average").values())
 
@@ -109,7 +109,7 @@ def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
 def test_who_is_set_aside_is_blank_where_images_are_kept_on_a_device() -> None:
     """On the meta device; their indices are on the CPU."""
     images: Any = SimpleNamespace(settle=lambda problems: None)
-    ours = guard.Guard(InfoBatch(5, epochs=1), images, torch.device("cpu"), {"set_aside": [1]})
+    ours = nan_guard.NanGuard(InfoBatch(5, epochs=1), images, torch.device("cpu"), {"set_aside": [1]})
     image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")
     batch = ours.admit(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])
     assert batch.index.tolist() == [0, ~1, 2] and batch.image.device.type == batch.label.device.type == "meta"

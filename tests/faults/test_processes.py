@@ -14,8 +14,8 @@ import pytest
 from conftest import PRUNED, ROOT, TINY, journal
 from programs import common, wait_for
 
-from pretrain import checkpoint
-from pretrain.processes import Stop
+from pretrain.checkpoint import storage
+from pretrain.distributed.launch import Stop
 from tests.faults.trainers import Trainers, impatient, keeping_nothing
 
 LONG = 3000  # epochs
@@ -27,8 +27,8 @@ def settings(pictures: Path, folder: Path, epochs: int = LONG) -> list[object]:
 
 def steps(folder: Path) -> int:
     """That the newest checkpoint has."""
-    newest = checkpoint.newest(folder / "checkpoints")
-    return int(newest.name.removeprefix(checkpoint.PREFIX)) if newest else -1
+    newest = storage.newest(folder / "checkpoints")
+    return int(newest.name.removeprefix(storage.PREFIX)) if newest else -1
 
 
 def under_way(folder: Path):
@@ -45,7 +45,7 @@ def test_one_of_two_is_told_to_stop_and_both_save_and_leave(number: int, picture
     said = (tmp_path / "out.txt").read_text()
     stop = re.search(rf"stopped by {signal.Signals(number).name} in epoch (\d+) after step (\d+)", said)
     assert stop and int(stop[2]) == steps(folder) and said.count("stopped by") == 1
-    assert checkpoint.newest_whole(folder / "checkpoints").skipped == {}  # type: ignore[union-attr]
+    assert storage.newest_whole(folder / "checkpoints").skipped == {}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
@@ -63,16 +63,16 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
         assert not trainers.over
         trainers.send(number, 0)
         assert trainers.wait(60) == [status]
-    found = checkpoint.newest_whole(folder / "checkpoints")
+    found = storage.newest_whole(folder / "checkpoints")
     assert found is not None and steps(folder) >= reached
-    assert all(path.suffix == checkpoint.PART for path in found.skipped)
+    assert all(path.suffix == storage.PART for path in found.skipped)
 
 
 def slow_saves() -> None:
     """Once told to stop, a save takes a minute."""
-    from pretrain import processes
+    from pretrain.distributed import launch
 
-    save, note, told = checkpoint.seal, processes.Stop._note, []
+    save, note, told = storage.seal, launch.Stop._note, []
 
     def noted(self, number, frame) -> None:
         told.append(number)
@@ -84,7 +84,7 @@ def slow_saves() -> None:
             time.sleep(60)
         save(folder, **about)
 
-    checkpoint.seal, processes.Stop._note = slowly, noted
+    storage.seal, launch.Stop._note = slowly, noted
 
 
 def test_a_program_that_fails_does_not_wait_for_its_workers(pictures: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_others_leave(
         rf"error: \[rank {1 - rank}\] rank {rank} \(process {gone.pid} on .*\) (.*), epoch \d+, step \d+", said
     )
     assert line and ("gave no sign of life" in line[1] or "is gone" in line[1]), said
-    assert "Traceback" not in said and checkpoint.newest_whole(folder / "checkpoints") is not None
+    assert "Traceback" not in said and storage.newest_whole(folder / "checkpoints") is not None
 
 
 def test_nobody_is_left_where_the_launcher_is_killed(pictures: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_nobody_is_left_where_the_launcher_is_killed(pictures: Path, tmp_path: P
         process.kill()
     assert not alive
     assert "stopped by SIGTERM" in (tmp_path / "out.txt").read_text()
-    assert checkpoint.newest_whole(folder / "checkpoints") is not None
+    assert storage.newest_whole(folder / "checkpoints") is not None
 
 
 def test_what_the_journal_has_is_what_was_trained(pictures: Path, tmp_path: Path) -> None:

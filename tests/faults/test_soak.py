@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import checkpoint
+from pretrain.checkpoint import storage
 from tests.faults import soak
 from tests.faults.trainers import impatient
 
@@ -39,22 +39,22 @@ def test_faults_of_all_kinds(undisturbed: soak.Soak) -> None:
 
 def forgetful() -> None:
     """A resumed run that has lost its averages' past, or anything else that no error tells of."""
-    from pretrain.average import Averages
+    from pretrain.checkpoint.ema import EMACollection
 
     impatient()
-    restored = checkpoint.fill
+    restored = storage.fill
 
     def fill(model, tensors, path) -> None:
         restored(model, {name: value.clone() for name, value in tensors.items()}, path)
-        if not isinstance(model, Averages):
+        if not isinstance(model, EMACollection):
             next(model.parameters()).data.view(-1)[0] += 1e-6
 
-    checkpoint.fill = fill
+    storage.fill = fill
 
 
 def silent_stop() -> None:
     """A signal is an end like any other."""
-    from pretrain import loop
+    from pretrain.training import loop
 
     impatient()
     loop.STOPPED = 0

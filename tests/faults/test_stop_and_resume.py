@@ -13,7 +13,7 @@ import torch
 from conftest import PRUNED, ROOT, TINY, journal
 from programs import common, final, refused, same, train, wait_for
 
-from pretrain import checkpoint
+from pretrain.checkpoint import storage
 
 
 def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, prog
     words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder)), *PRUNED]
     words += ["--micro-batch", "6", "--checkpoint.every", "1", "--data.workers", "1"]
     process = subprocess.Popen([sys.executable, ROOT / "train_diffusion.py", *words], stdout=subprocess.DEVNULL)
-    wait_for(lambda: checkpoint.newest(folder / "checkpoints"), process)
+    wait_for(lambda: storage.newest(folder / "checkpoints"), process)
     process.kill()
     process.wait()
     assert not (folder / "summary.json").exists()

@@ -10,7 +10,7 @@ from accelerate.tracking import TensorBoardTracker
 from conftest import journal
 from programs import common, same, train
 
-from pretrain import trackers
+from pretrain.training import trackers
 
 
 def raising(*_: Any, **__: Any) -> None:

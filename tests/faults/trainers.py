@@ -16,17 +16,29 @@ import diffusers.schedulers.scheduling_dpmsolver_multistep
 import matplotlib.pyplot
 import psutil
 
-import models.mae
-import models.unet
 import train_diffusion
 import train_mae
-from pretrain import export, kept, loop, patient, pictures, sources, training, watch
-from pretrain.command_line import parse
-from pretrain.errors import one_sentence
+from pretrain.config.cli import parse
+from pretrain.core.errors import exit_on_user_error
+from pretrain.data import image_cache, loader, sources
+from pretrain.distributed import heartbeat
+from pretrain.evaluation import previews
+from pretrain.export import export
+from pretrain.training import loop, state
 from tests.conftest import TINY
 
 PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
-IMPORTED = (export, loop, pictures, sources, training, models.mae, models.unet, matplotlib.pyplot, diffusers.schedulers)
+IMPORTED = (
+    export,
+    loop,
+    previews,
+    sources,
+    state,
+    mae,
+    unet,
+    matplotlib.pyplot,
+    diffusers.schedulers,
+)
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
@@ -39,13 +51,13 @@ def free_port() -> int:
 
 def impatient() -> None:
     """Another process is taken to be gone after seconds, and so is a worker, which can't hand over a batch, say."""
-    watch.BEAT, watch.PATIENCE = 0.5, 6.0
-    patient.PATIENCE = 20.0
+    heartbeat.BEAT, heartbeat.PATIENCE = 0.5, 6.0
+    loader.PATIENCE = 20.0
 
 
 def keeping_nothing(first: Callable[[], None] | None = None) -> None:
     """Images are read at every visit, as those of a large data set are: by workers, if there are some."""
-    kept.MOST = 0
+    image_cache.MOST = 0
     if first is not None:
         first()
 
@@ -65,7 +77,7 @@ def _trainer(
     if first is not None:
         first()
     try:
-        with one_sentence():
+        with exit_on_user_error():
             program = PROGRAMS[script]
             program.main(parse(words, **program.START, output_dir="runs/x", help=""))
     except SystemExit:

@@ -1,0 +1,1 @@
+"""A run's directory: its state on disk, averages of the parameters, opening a finished run."""

@@ -1,0 +1,1 @@
+"""Settings: their dataclasses, the command line, finding components by name, building them."""

@@ -1,0 +1,65 @@
+"""How the programs say no (one sentence, exit status 2, no traceback) and how they warn."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+class UserError(ValueError):
+    """Something the user gave can't be used. The message says what was given, what is allowed, what to do.
+
+    Args:
+        sentence: the message.
+        local: this process alone knows of it (its share of the data), so it speaks whatever its rank.
+    """
+
+    def __init__(self, sentence: str, *, local: bool = False) -> None:
+        # What was given may hold line breaks and what steers a terminal.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
+        self.local = local
+
+
+def warn(sentence: str) -> None:
+    """A line on stderr, where no `Display` speaks; from rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        _say(f"warning: {sentence}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a full disk under it
+        print(line, file=sys.stderr, flush=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that a device, or this machine, has no memory left."""
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # as torch has it on a CPU
+        return True
+    return bool({"OutOfMemoryError", "MemoryError"} & {kind.__name__ for kind in type(error).__mro__})
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn `UserError`, or a lack of memory, into a line on stderr and exit status 2, an interrupt into 130."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        yield
+    except UserError as refusal:
+        if rank == "0" or refusal.local:
+            _say(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}")
+        sys.exit(2)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        _say(
+            f"error: [rank {rank}] memory ran out ({' '.join(str(error).split('. ')[0].split())}); push fewer images "
+            "through at once (in training --micro-batch N or auto, elsewhere --batch-size), or train with --recompute; "
+            "a run goes on from its last checkpoint with --resume"
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if rank == "0":
+            _say(
+                "interrupted at once; what was written is kept, and --resume goes on from the last checkpoint of a run"
+            )
+        sys.exit(130)

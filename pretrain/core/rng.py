@@ -1,0 +1,88 @@
+"""Randomness as a function of what it is for: (seed, epoch, index), never of who ran before.
+
+A run that stops and goes on, or that is spread over other processes, then draws the same numbers
+without a generator's state in its checkpoint. The mixing function is SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), once for Python integers and
+once for int64 tensors; the two agree (tests/test_rng.py).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: SplitMix64's increment
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+SHIFTS = (30, 27, 31)
+MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """The int64 that has the same 64 bits."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(value: int) -> int:
+    value &= MASK
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+        value = ((value ^ (value >> shift)) * multiplier) & MASK
+    return value
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+        # `>>` keeps the sign of an int64; the mask makes it the unsigned shift.
+        high = (value >> shift) & ((1 << (64 - shift)) - 1)
+        value = (value ^ high) * _signed(multiplier)  # int64 products wrap around
+    return value
+
+
+def key(*parts: int) -> int:
+    """A 63-bit seed for what `parts` name, for example ``key(seed, epoch, index)``."""
+    state = 0
+    for part in parts:
+        state = _mix((state ^ part) + GOLDEN)
+    return state >> 1
+
+
+def generator(*parts: int) -> torch.Generator:
+    """A CPU generator of its own for what `parts` name."""
+    return torch.Generator().manual_seed(key(*parts))
+
+
+class SampleRNG:
+    """Random numbers that belong to samples: row i depends on the clock and ``index[i]`` alone.
+
+    Asking twice gives fresh numbers; a new object with the same arguments gives the same ones again,
+    on any device, in any batch, on any number of processes. Noise and masks come from here.
+
+    Args:
+        clock: whatever else the numbers depend on, usually (seed, epoch).
+        index: int64 [B]; which samples. A slot that does not count, ``~i``, draws as ``i`` does.
+    """
+
+    def __init__(self, *clock: int, index: Tensor) -> None:
+        state = _signed(key(*clock) << 1)
+        self.state = _mix_tensor((torch.where(index < 0, ~index, index) ^ state) + _signed(GOLDEN))
+        self.count = 0
+
+    def _bits(self, n: int) -> Tensor:
+        """int64 [B, n], all 64 bits random."""
+        step = torch.arange(self.count + 1, self.count + 1 + n, device=self.state.device)
+        self.count += n
+        return _mix_tensor(self.state[:, None] + step * _signed(GOLDEN))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 [B, *shape] in [0, 1)."""
+        bits = self._bits(math.prod(shape))
+        return (((bits >> 40) & 0xFFFFFF).float() * 2.0**-24).view(-1, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """float32 [B, *shape], standard normal, by the method of Box and Muller (1958)."""
+        n = math.prod(shape)
+        bits = self._bits((n + 1) // 2)
+        # 32 bits each; the half keeps the logarithm's argument above 0 (so |z| < 6.7).
+        radius = ((bits & 0xFFFFFFFF).float() + 0.5).mul_(2.0**-32).clamp_(max=1.0).log_().mul_(-2.0).sqrt_()
+        angle = ((bits >> 32) & 0xFFFFFFFF).float().mul_(2.0 * math.pi * 2.0**-32)
+        both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+        return both[:, :n].reshape(-1, *shape)

@@ -1,0 +1,1 @@
+"""Images and latents: finding, decoding, transforming, loading and keeping them."""

@@ -1,0 +1,1 @@
+"""The processes of one launch: starting, agreeing, noticing that one is gone."""

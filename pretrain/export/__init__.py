@@ -1,0 +1,1 @@
+"""Trained weights for other libraries and back, the model card, the hub."""

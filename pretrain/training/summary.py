@@ -1,0 +1,97 @@
+"""What a run came to, for programs and for people."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from pretrain.config.schema import Config
+from pretrain.core.console import duration
+
+
+def summarise(
+    config: Config,
+    *,
+    size: int,
+    visited: int,
+    progress: float,
+    steps: int,
+    seconds: float,
+    model: nn.Module,
+    bad_images: Iterable[str],
+    evaluations: list[dict[str, Any]],
+    flops: int,
+    peak: float | None = None,
+) -> dict[str, Any]:
+    """The run in numbers.
+
+    Args:
+        config: its settings.
+        size: images of the data set.
+        visited: images pushed through.
+        progress: share of the epochs that is done.
+        steps: of the optimizer.
+        seconds: spent on them.
+        model: the network.
+        bad_images: those that couldn't be read.
+        evaluations: as the journal has them, oldest first.
+        flops: of one visit.
+        peak: FLOP/s of all its devices together, None where that is not known. The share of it that went into visits is
+            the model FLOPs utilisation (MFU; Chowdhery et al. 2022, appendix B).
+    """
+    full = round(size * config.epochs * progress)
+    quality = [
+        {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
+    ]
+    return {
+        "adapter": config.adapter.name,
+        "policy": config.policy,
+        "epochs": config.epochs,
+        "progress": progress,
+        "dataset_size": size,
+        "visited": visited,
+        "full_visits": full,
+        "saved_fraction": 1 - visited / full if full else 0.0,
+        "steps": steps,
+        "seconds": seconds,
+        "images_per_second": visited / seconds if seconds else None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_flops": flops * visited,
+        "full_train_flops": flops * full,
+        "mfu": flops * visited / seconds / peak if seconds and peak else None,
+        "bad_images": sorted(bad_images),
+        "quality_before": quality[0] if quality else {},
+        "quality": quality[-1] if quality else {},
+        "pictures": str(config.output_dir / "pictures"),
+        "model": str(config.output_dir / "model"),
+    }
+
+
+def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The summary's rows for a person."""
+    before, after = summary["quality_before"], summary["quality"]
+    epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
+    everybody = f"everybody in {epochs} would have been {summary['full_visits']:,}"
+    speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
+    if summary["mfu"] is not None:
+        speed += f", {summary['mfu']:.1%} of the devices' peak (MFU)"
+    rows = [
+        ("visited", f"{summary['visited']:,} images; {everybody}: {summary['saved_fraction']:.1%} saved"),
+        ("time", f"{duration(summary['seconds'])} of training, {speed}"),
+        ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),
+    ]
+    for name, value in after.items():
+        if not isinstance(value, list):
+            rows.append(
+                (
+                    "quality",
+                    f"{name} {value:.4f}" + (f" (before training {before[name]:.4f})" if name in before else ""),
+                )
+            )
+    if summary["bad_images"]:
+        rows.append(("bad images", f"{len(summary['bad_images'])} skipped, the first: {summary['bad_images'][0]}"))
+    return [
+        *rows,
+        *((name, summary[name]) for name in ("pictures", "model")),
+        ("open with", summary["open_model_with"]),
+    ]
