@@ -12,14 +12,18 @@ START = {"adapter": "ddpm", "model": "unet", "recipe": Path(__file__).parent / "
 def main(config: Config) -> None:
     """Build the parts and train."""
     from pretrain.adapters import Generative
-    from pretrain.config.build import build
+    from pretrain.config.build import build_model
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
     from pretrain.evaluation.previews import Generated
+    from pretrain.export import hub
     from pretrain.export.export import export_model
+    from pretrain.export.publish import publish
     from pretrain.training.loop import train
 
+    if config.push_to_hub:
+        hub.check(config.push_to_hub)
     source = open_data(config.data, config.seed)
     if config.conditional and not source.classes:
         raise UserError(
@@ -27,19 +31,19 @@ def main(config: Config) -> None:
             "or a column of labels, or leave it out"
         )
     classes = source.classes if config.conditional else 0
-    adapter, model, shown = config.part("adapter"), build(config, source.shape, classes), config.evaluate
+    adapter, model, shown = config.part("adapter"), build_model(config, source.shape, classes), config.evaluate
     subject = EvalContext(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
     vae = source.autoencoder
     picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed, vae)
-    train(
+    run, summary = train(
         config,
         adapter,
         model,
         source,
         evaluators=evaluators(shown.metrics, subject),
         draw=picture if isinstance(adapter, Generative) else None,
-        export=lambda model: export_model(model, config, source.shape, config.output_dir / "model", vae),
     )
+    publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder, vae))
 
 
 def run() -> None:

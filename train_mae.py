@@ -12,37 +12,41 @@ START = {"adapter": "mae", "model": "mae", "recipe": Path(__file__).parent / "co
 
 def main(config: Config) -> None:
     """Build the parts and train."""
-    from pretrain.config.build import build
+    from pretrain.config.build import build_model
     from pretrain.core.console import Display
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
     from pretrain.evaluation.previews import Reconstructed
+    from pretrain.export import hub
     from pretrain.export.export import export_model
     from pretrain.export.from_encoder import start_from
+    from pretrain.export.publish import publish
     from pretrain.training.loop import train
 
     if config.conditional:
         raise UserError("--conditional: a masked autoencoder is told no labels; leave it out")
+    if config.push_to_hub:
+        hub.check(config.push_to_hub)
     source = open_data(config.data, config.seed)
     if source.autoencoder is not None:
         raise UserError(f"--data {config.data.source}: these are latents, for train_diffusion.py; name images")
-    adapter, model = config.part("adapter"), build(config, source.shape, source.classes)
+    adapter, model = config.part("adapter"), build_model(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise UserError(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
     if (init := getattr(config.model, "init", None)) and not config.resume:
         said = start_from(model, Path(init).expanduser(), config.model.encoder)
         Display(os.environ.get("RANK", "0") == "0").say(said)
     subject = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")
-    train(
+    run, summary = train(
         config,
         adapter,
         model,
         source,
         evaluators=evaluators(config.evaluate.metrics, subject),
         draw=Reconstructed(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None,
-        export=lambda model: export_model(model, config, source.shape, config.output_dir / "model"),
     )
+    publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder))
 
 
 def run() -> None:

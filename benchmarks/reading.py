@@ -23,7 +23,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pretrain.adapters import Batch
-from pretrain.config.build import build
+from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.rng import SampleRNG, generator
@@ -86,7 +86,7 @@ def measure(made: Config, kept: Images, anew: Images, steps: int) -> str:
 
     if steps:
         source = open_data(made.data, 0)
-        adapter, model = made.part("adapter"), build(made, source.shape, source.classes)
+        adapter, model = made.part("adapter"), build_model(made, source.shape, source.classes)
         optimizer = adamw(model, made.optim)
 
     def visit(images: Images, step: int) -> None:

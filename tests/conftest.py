@@ -90,5 +90,5 @@ def finished(tmp_path_factory, pictures: Path) -> Path:
 
 def journal(folder: Path) -> list[dict]:
     """A run's statuses without the wall clock."""
-    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]

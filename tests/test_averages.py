@@ -251,7 +251,7 @@ def test_killed_anywhere_and_resumed_the_snapshots_are_the_same(averaged: Path, 
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copytree(step, folder / "checkpoints" / step.name)
         shutil.copytree(averaged / "averages", folder / "averages")
-        for name in ("config.yaml", "journal.jsonl"):
+        for name in ("config.yaml", "metrics.jsonl"):
             shutil.copy(averaged / name, folder / name)
         (folder / "averages" / "step-00000001-length-0.05.part").write_text("half")
         (folder / "averages" / "step-00000999-length-0.05.safetensors").write_text("of another past")
@@ -298,7 +298,7 @@ def test_a_run_is_given_more_epochs_but_no_other_lengths(averaged: Path, tmp_pat
     last = newest(averaged / "checkpoints")
     assert last is not None
     shutil.copytree(last, folder / "checkpoints" / last.name)
-    for name in ("config.yaml", "journal.jsonl"):
+    for name in ("config.yaml", "metrics.jsonl"):
         shutil.copy(averaged / name, folder / name)
     shutil.copytree(averaged / "averages", folder / "averages")
     words = ["--resume", "--output-dir", folder]

@@ -182,7 +182,7 @@ def test_a_run_that_was_killed_over_its_journal_is_exported(run: Path, tmp_path:
     """What it had begun to write is not read; what can't be read is one sentence."""
     shutil.copytree(run, tmp_path / "run")
     export.main(tmp_path / "run")
-    card, journal = tmp_path / "run" / "model" / "README.md", tmp_path / "run" / "journal.jsonl"
+    card, journal = tmp_path / "run" / "model" / "README.md", tmp_path / "run" / "metrics.jsonl"
     written, whole = card.read_text(), journal.read_bytes()
     journal.write_bytes(whole + b'{"kind": "eval')
     export.main(tmp_path / "run")

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from pretrain.__main__ import main as pretrain_command
 from pretrain.config import registry
-from pretrain.config.build import scheduler
+from pretrain.config.build import build_infobatch
 from pretrain.config.cli import command, parse
 from pretrain.config.schema import Config, Data, Pruning, flat
 from pretrain.core.errors import UserError
@@ -258,8 +258,8 @@ def test_help_comes_without_torch(script: str) -> None:
 def test_a_recipe_plans_with_and_without_pruning(recipe: Path) -> None:
     everybody, pruned = config("--config", str(recipe)), config("--config", str(recipe), "--infobatch")
     assert everybody.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
-    assert scheduler(everybody, 1000, print).budget is None
-    assert (scheduler(pruned, 1000, print).budget is None) == (pruned.pruning.budget is None)
+    assert build_infobatch(everybody, 1000, print).budget is None
+    assert (build_infobatch(pruned, 1000, print).budget is None) == (pruned.pruning.budget is None)
 
 
 def test_a_rate_may_be_that_of_256_images() -> None:

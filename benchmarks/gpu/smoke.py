@@ -179,7 +179,7 @@ def made(check: Check, work: Path) -> dict[str, Any]:
 def trained(run: Path) -> dict[str, Any]:
     """What a run came to; its speed is that of the last epoch, after libraries are loaded and kernels compiled."""
     summary = json.loads((run / "summary.json").read_text())
-    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, last = [record for record in records if record["kind"] == "epoch"][-2:]
     speed = (last["visited"] - before["visited"]) / (last["seconds"] - before["seconds"])
     mfu = summary["mfu"] and summary["mfu"] * speed / summary["images_per_second"]

@@ -90,7 +90,7 @@ class EMACollection:
 
     def all(self) -> dict[str, EMA]:
         """Every average by the name of its file in a checkpoint."""
-        return {"average": self.plain} | {f"average-{length}": average for length, average in self.powers.items()}
+        return {"ema": self.plain} | {f"ema-{length}": average for length, average in self.powers.items()}
 
     def to(self, device: torch.device) -> None:
         """Move them."""

@@ -9,7 +9,7 @@ from torch import nn
 from pretrain.adapters import Adapter
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.ema_snapshots import reconstruct
-from pretrain.config.build import build
+from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, warn
@@ -100,9 +100,9 @@ def load_run(folder: Path, length: float | None = None) -> LoadedRun:
     with storage.restoring(found):
         channels, height, width = state.values["images"]["shape"]
         shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
-        model = build(config, shape, classes).eval()
+        model = build_model(config, shape, classes).eval()
         try:
-            average = state.tensors["average"] if length is None else reconstruct(folder, length)[0]
+            average = state.tensors["ema"] if length is None else reconstruct(folder, length)[0]
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"--length: {error}") from None
         storage.fill(model, average, path)

@@ -20,7 +20,7 @@ from pretrain.core.files import replacing
 LOCK = ".lock"
 FILES = {
     "config.yaml",
-    "journal.jsonl",
+    "metrics.jsonl",
     "summary.json",
     "evaluation.json",
     "bad-step.safetensors",

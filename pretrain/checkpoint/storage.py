@@ -201,11 +201,11 @@ VALUES: dict[str, type | tuple[type, ...]] = {
     "progress": float,
     "optimizer": list,
     "infobatch": dict,
-    "journal": int,
+    "nan_guard": dict,
+    "metrics": int,
     "bad_images": list,
+    "bad_heldout_images": list,
     "images": dict,
-    "set_aside": list,
-    "streak": int,
     "config": dict,
 }  # that a run's state has
 

@@ -10,17 +10,17 @@ from pretrain.adapters import Prepares
 from pretrain.config import registry
 from pretrain.config.schema import Config, Pruning
 from pretrain.core.errors import UserError
-from pretrain.core.rng import key
+from pretrain.core.rng import fold_seed
 from pretrain.infobatch.sampler import InfoBatch
 
 
-def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The config's network with the parameters that its seed gives, and those of the adapter, if it has some.
 
     Raises:
         UserError: it doesn't fit the images.
     """
-    torch.manual_seed(key(config.seed))
+    torch.manual_seed(fold_seed(config.seed))
     try:
         model = config.part("model").build(shape, classes)
     except ValueError as error:
@@ -29,7 +29,7 @@ def build(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Modul
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 
-def scheduler(config: Config, size: int, tell: Callable[[str], Any]) -> InfoBatch:
+def build_infobatch(config: Config, size: int, tell: Callable[[str], Any]) -> InfoBatch:
     """What plans a run's epochs.
 
     Args:

@@ -37,8 +37,8 @@ def _mix_tensor(value: Tensor) -> Tensor:
     return value
 
 
-def key(*parts: int) -> int:
-    """A 63-bit seed for what `parts` name, for example ``key(seed, epoch, index)``."""
+def fold_seed(*parts: int) -> int:
+    """A 63-bit seed for what `parts` name, for example ``fold_seed(seed, epoch, index)``."""
     state = 0
     for part in parts:
         state = _mix((state ^ part) + GOLDEN)
@@ -47,7 +47,7 @@ def key(*parts: int) -> int:
 
 def generator(*parts: int) -> torch.Generator:
     """A CPU generator of its own for what `parts` name."""
-    return torch.Generator().manual_seed(key(*parts))
+    return torch.Generator().manual_seed(fold_seed(*parts))
 
 
 class SampleRNG:
@@ -62,7 +62,7 @@ class SampleRNG:
     """
 
     def __init__(self, *clock: int, index: Tensor) -> None:
-        state = _signed(key(*clock) << 1)
+        state = _signed(fold_seed(*clock) << 1)
         self.state = _mix_tensor((torch.where(index < 0, ~index, index) ^ state) + _signed(GOLDEN))
         self.count = 0
 

@@ -1,21 +1,30 @@
-"""The processes of `torch.distributed`, for whoever uses InfoBatch without the trainers."""
+"""What the processes of `torch.distributed` tell each other; with a single process nothing is sent."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from pretrain.core.errors import UserError
 
-def place() -> tuple[int, int]:
+T = TypeVar("T", bound=Hashable)
+
+
+def _initialized() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rank_and_world_size() -> tuple[int, int]:
     """This process's rank and the number of processes.
 
     Raises:
         ValueError: there are several that don't know of each other yet.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -25,35 +34,53 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-def maximum(table: Tensor) -> Tensor:
-    """The element-wise maximum over all processes, if there are several; all of them must call it."""
-    return _reduced(table, torch.distributed.ReduceOp.MAX)
+def all_reduce_max(table: Tensor) -> Tensor:
+    """The element-wise maximum over all processes; all of them must call it."""
+    return _all_reduce(table, torch.distributed.ReduceOp.MAX)
 
 
-def total(table: Tensor) -> Tensor:
-    """The element-wise sum over all processes, if there are several; all of them must call it."""
-    return _reduced(table, torch.distributed.ReduceOp.SUM)
+def all_reduce_sum(table: Tensor) -> Tensor:
+    """The element-wise sum over all processes; all of them must call it."""
+    return _all_reduce(table, torch.distributed.ReduceOp.SUM)
 
 
-def _reduced(table: Tensor, by: Any) -> Tensor:
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+def _all_reduce(table: Tensor, by: Any) -> Tensor:
+    if not _initialized():
         return table
     shared = table.cuda() if torch.distributed.get_backend() == "nccl" else table
     torch.distributed.all_reduce(shared, op=by)
     return shared.to(table.device)
 
 
-def gathered(columns: Sequence[Tensor]) -> list[Tensor]:
+def max_over_ranks(*numbers: int) -> list[int]:
+    """The largest of each number that any process has; all of them must call it."""
+    return all_reduce_max(torch.tensor(numbers)).tolist()
+
+
+def _all_gather_object(item: Any) -> list[Any]:
+    """By rank; all processes must call it."""
+    if not _initialized():
+        return [item]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, item)
+    return found
+
+
+def all_gather_set(items: set[T]) -> set[T]:
+    """The union of every process's set; all of them must call it."""
+    return set().union(*_all_gather_object(items))
+
+
+def all_gather_rows(columns: Sequence[Tensor]) -> list[Tensor]:
     """Tensors whose rows are those of all processes, by rank, on the CPU; all of them must call it.
 
     Args:
         columns: of one shape beyond the rows on every process; a process that has no rows may give none.
     """
     columns = [column.detach().cpu() for column in columns]
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not _initialized():
         return columns
-    shapes: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shapes, [(tuple(column.shape), column.dtype) for column in columns])
+    shapes = _all_gather_object([(tuple(column.shape), column.dtype) for column in columns])
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     found = []
     for number, (shape, dtype) in enumerate(max(shapes, key=len)):
@@ -65,3 +92,22 @@ def gathered(columns: Sequence[Tensor]) -> list[Tensor]:
         torch.distributed.all_gather(every, padded)
         found.append(torch.cat([part[:count].cpu() for part, count in zip(every, rows, strict=True)]))
     return found
+
+
+@contextmanager
+def raise_on_all_ranks() -> Iterator[None]:
+    """Where one process raises `UserError` in here, all of them do, with the first one's sentence.
+
+    All processes must enter it, and not wait for each other in it.
+    """
+    error = None
+    try:
+        yield
+    except UserError as raised:
+        error = raised
+    if rank_and_world_size()[1] == 1:
+        if error is not None:
+            raise error
+    elif max_over_ranks(int(error is not None))[0]:
+        said = [sentence for sentence in _all_gather_object(str(error) if error else "") if sentence]
+        raise UserError(said[0]) from error

@@ -6,37 +6,36 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list
 
-from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
-from pretrain.distributed import collectives
 from pretrain.distributed.heartbeat import Heartbeat
 
-T = TypeVar("T", bound=Hashable)
 
-
-def start(config: Config) -> Accelerator:
+def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
     """This process's accelerator.
+
+    Args:
+        output_dir: folder of the run.
+        precision: "no", "fp16" or "bf16".
+        tracker: experiment tracker that accelerate knows.
 
     Raises:
         UserError: the launcher started another number of processes than it was asked for, the batch can't be divided
             among them, the model is to be sharded, or precision or tracker are not to be had here.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", config.precision):
+    if launched not in ("no", precision):
         raise UserError(
-            f"accelerate was told to compute in {launched}, this run in {config.precision}; say --precision {launched}"
+            f"accelerate was told to compute in {launched}, this run in {precision}; say --precision {launched}"
         )
     for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true":
@@ -44,23 +43,23 @@ def start(config: Config) -> Accelerator:
                 f"accelerate was told to use {way}, which shards the model; here it has to fit each device: start it "
                 "without, and save memory by --recompute and --micro-batch auto"
             )
-    folder = ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=str(config.output_dir / "trackers"))
+    folder = ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers"))
     try:
         accelerator = Accelerator(
             # Without it, torchrun on a CPU gives independent runs that all take themselves for rank 0.
             cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(),
-            mixed_precision=config.precision,
+            mixed_precision=precision,
             # Stated, because accelerate would take it from its own config file, and divide losses by it.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=config.tracker,
+            log_with=tracker,
             project_config=folder,
         )
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
     _all_there(accelerator.num_processes)
     _end_with_the_launcher()
-    if config.tracker and not accelerator.log_with:
-        raise UserError(f"--tracker {config.tracker}: its package is not installed; pip install {config.tracker}")
+    if tracker and not accelerator.log_with:
+        raise UserError(f"--tracker {tracker}: its package is not installed; pip install {tracker}")
     atexit.register(accelerator.state.destroy_process_group)
     return accelerator
 
@@ -83,7 +82,7 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def watch(accelerator: Accelerator) -> Heartbeat:
+def heartbeat(accelerator: Accelerator) -> Heartbeat:
     """Whether the other processes live, while it is entered."""
     rank, world = accelerator.process_index, accelerator.num_processes
     return Heartbeat(rank, world, lambda port: broadcast_object_list([port])[0])
@@ -114,56 +113,7 @@ def _asked_for() -> int:
     return asked.num_processes or 1
 
 
-def micro_batch(config: Config, world: int) -> int:
-    """Images that each process pushes through at once; where that is to be found out, the most it could be.
-
-    Raises:
-        UserError: the optimizer step's images are not that many times a whole number on each process.
-    """
-    share, rest = divmod(config.batch_size, world)
-    size = min(config.micro_batch, share) if isinstance(config.micro_batch, int) else share
-    if rest or not share:
-        raise UserError(
-            f"--batch-size {config.batch_size} can't be shared by {world} processes; give a multiple of {world}"
-        )
-    if share % size:
-        raise UserError(
-            f"--micro-batch {size} does not divide the {share} images of --batch-size that each process has; "
-            f"give a divisor of {share}, or auto"
-        )
-    return size
-
-
-@contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
-    """Agree on what is refused in here: where one process refuses, all do, and the first says why.
-
-    All of them must enter it, and not wait for each other in it.
-    """
-    refusal = None
-    try:
-        yield
-    except UserError as refused:
-        refusal = refused
-    if accelerator.num_processes == 1:
-        if refusal is not None:
-            raise refusal
-    elif int(collectives.maximum(torch.tensor(int(refusal is not None)))):
-        said = [sentence for sentence in gather_object([str(refusal) if refusal else ""]) if sentence]
-        raise UserError(said[0]) from refusal
-
-
-def most(*numbers: int) -> list[int]:
-    """The largest of each number that any process has; all of them must call it."""
-    return collectives.maximum(torch.tensor(numbers)).tolist()
-
-
-def union(items: set[T], accelerator: Accelerator) -> set[T]:
-    """What any of the processes has; all of them must call it."""
-    return items if accelerator.num_processes == 1 else set(gather_object([*items]))
-
-
-class Stop:
+class StopSignal:
     """While it is entered, notes the signals that tell a run to stop; a second one acts as if nobody listened.
 
     Within a second it counts as the first again: of one Ctrl-C a launcher makes two, its own and the terminal's.
@@ -175,7 +125,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal, self.since = 0, 0.0
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopSignal":
         self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 

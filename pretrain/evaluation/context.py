@@ -12,7 +12,7 @@ from pretrain.config.schema import Evaluate
 from pretrain.core.errors import UserError
 from pretrain.data.images import Images, on_device
 from pretrain.data.sources import Source
-from pretrain.distributed.collectives import gathered, place
+from pretrain.distributed.collectives import all_gather_rows, rank_and_world_size
 
 BATCH = 64  # images at once. The number is part of a result's last digits, so it does not depend on the processes.
 LEAST = 4  # labelled images that something is learned from
@@ -57,7 +57,7 @@ class EvalContext:
 def together(parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
     """Rows that all processes found, in the order of the first column, which is left out; on every one, on the CPU."""
     rows = [torch.cat(column) for column in zip(*parts, strict=True)]
-    number, *columns = gathered(rows)
+    number, *columns = all_gather_rows(rows)
     order = number.argsort()
     return [column[order] for column in columns]
 
@@ -76,7 +76,7 @@ def over(
     Returns:
         The tensors with the rows of all images, in the order of `index`, on the CPU.
     """
-    batches = (on_device(plain, device) for plain in images.batches(index, BATCH, *place()))
+    batches = (on_device(plain, device) for plain in images.batches(index, BATCH, *rank_and_world_size()))
     with torch.no_grad():
         return together((batch.index, *rows(batch)) for batch in batches)
 

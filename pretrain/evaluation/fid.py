@@ -16,7 +16,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
-from pretrain.distributed.collectives import maximum, place
+from pretrain.distributed.collectives import all_reduce_max, rank_and_world_size
 from pretrain.evaluation.context import BATCH, EvalContext, evenly, over, over_seeds, together
 from pretrain.evaluation.feature_extractors import Features, load
 from pretrain.evaluation.previews import pixels
@@ -93,7 +93,7 @@ class Likeness:
     def made(self, model: nn.Module, seed: int) -> Tensor:
         """Features [n, D] of the images that the model makes."""
         settings, classes = self.subject.settings, self.subject.classes
-        device, (rank, world) = next(model.parameters()).device, place()
+        device, (rank, world) = next(model.parameters()).device, rank_and_world_size()
 
         def rows(which: Tensor) -> tuple[Tensor, Tensor]:
             noise = SampleRNG(seed, index=which).normal(*self.subject.source.shape)
@@ -171,12 +171,12 @@ class Likeness:
         name = f"{told}-{network.fingerprint()}.safetensors"
         file = cached_assets_path("infobatch-pretrain", "evaluate", "reference") / name
         # All processes do the same: on one of several machines the file may be missing.
-        if not maximum(torch.tensor(not file.exists())).item():
+        if not all_reduce_max(torch.tensor(not file.exists())).item():
             return load_file(file)
         (feature,) = over(images, chosen, network.device, encode)
         statistics = fid_features_to_statistics(feature)
         found = {"feature": feature, **{key: torch.from_numpy(value) for key, value in statistics.items()}}
-        if place()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             _keep(found, file)
         return found
 

@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.adapters import Batch, bare
 from pretrain.core.errors import UserError
-from pretrain.core.rng import SampleRNG, generator, key
+from pretrain.core.rng import SampleRNG, fold_seed, generator
 from pretrain.data.images import on_device
-from pretrain.distributed.collectives import place
+from pretrain.distributed.collectives import rank_and_world_size
 from pretrain.evaluation.context import EvalContext, labelled, over, over_seeds
 from pretrain.evaluation.finetune_augment import Augmentation, seeded
 from pretrain.evaluation.heads import Attentive, DropPath, tunable, tuning
@@ -32,7 +32,7 @@ def make(subject: EvalContext, names: list[str]) -> "Supervised":
         UserError: there are fewer labelled images in a step than processes can share.
     """
     found = Supervised(subject, tuple(names), labelled(subject, names))
-    if found.batch < 2 * (world := place()[1]):
+    if found.batch < 2 * (world := rank_and_world_size()[1]):
         raise UserError(
             f"{subject.flag}metrics {','.join(names)}: {len(found.index)} labelled images are too few for {world} "
             "processes; start fewer"
@@ -74,7 +74,7 @@ class Supervised:
         for name in self.names:
             encoder = copy.deepcopy(bare(model).encoder)
             with torch.random.fork_rng(devices=[]):
-                torch.random.default_generator.manual_seed(key(seed))
+                torch.random.default_generator.manual_seed(fold_seed(seed))
                 network = tunable(encoder, classes) if name == "finetune" else Attentive(encoder, classes)
             self.learn(name, network.to(device), seed)
 
@@ -90,7 +90,7 @@ class Supervised:
     def learn(self, name: str, network: nn.Module, seed: int) -> None:
         """Train a metric's classifier; every process with its share of each step, as one would alone."""
         tuned = name == "finetune"
-        rank, world = place()
+        rank, world = rank_and_world_size()
         device = next(network.parameters()).device
         rate, decay = tuning(network)[1:3] if tuned else (RATE, None)
         optimizer = create_optimizer_v2(

@@ -11,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from pretrain.core.rng import key
+from pretrain.core.rng import fold_seed
 
 
 class Augmentation:
@@ -45,7 +45,7 @@ class Augmentation:
 @contextmanager
 def seeded(*parts: int) -> Iterator[None]:
     """Timm draws from the global generators, of Python, numpy and torch; they are put back as they were."""
-    seed, before, numpys = key(*parts), random.getstate(), np.random.get_state()  # noqa: NPY002
+    seed, before, numpys = fold_seed(*parts), random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         random.setstate(random.Random(seed).getstate())
         np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002

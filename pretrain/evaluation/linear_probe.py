@@ -9,7 +9,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pretrain.core.rng import generator, key
+from pretrain.core.rng import fold_seed, generator
 from pretrain.evaluation.context import EvalContext, labelled, over_seeds
 from pretrain.evaluation.knn import encoded
 
@@ -56,7 +56,7 @@ def fit(feature: Tensor, label: Tensor, classes: int, epochs: int, seed: int) ->
     width, batch = feature.shape[1], min(MOST, max(2, len(feature) // STEPS))
     linear: Any = nn.utils.skip_init(nn.Linear, width, classes, device=feature.device)
     head = nn.Sequential(nn.BatchNorm1d(width, eps=1e-6, affine=False, device=feature.device), linear)
-    nn.init.normal_(linear.weight, std=0.01, generator=torch.Generator(feature.device).manual_seed(key(seed)))
+    nn.init.normal_(linear.weight, std=0.01, generator=torch.Generator(feature.device).manual_seed(fold_seed(seed)))
     nn.init.zeros_(linear.bias)
     steps = epochs * (len(feature) // batch)
     optimizer = create_optimizer_v2(head, "lars", lr=RATE * batch / 256, weight_decay=0.0, momentum=0.9)

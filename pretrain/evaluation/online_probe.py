@@ -1,5 +1,6 @@
 """A linear probe that follows an encoder while it is pretrained, from features that the training computes anyway."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from pretrain.adapters import Batch, bare
 from pretrain.checkpoint.ema import exponential
 from pretrain.core.rng import SampleRNG
-from pretrain.distributed.collectives import place, total
+from pretrain.distributed.collectives import all_reduce_sum, rank_and_world_size
 from pretrain.evaluation.context import EvalContext, labelled, over
 
 HALFLIFE = 0.05  # of what was seen, as a share of the training: old features are another encoder's
@@ -32,24 +33,18 @@ class OnlineProbe:
         subject: what is trained.
     """
 
+    name = "online-probe"  # of its file in a checkpoint
+
     def __init__(self, subject: EvalContext) -> None:
         self.subject, self.progress = subject, 0.0
         self.sums: Tensor
         self.seen: Tensor | None = None
 
-    def attach(self, model: nn.Module, progress: float, device: torch.device, saved: dict[str, Tensor] | None) -> None:
-        """Look on, from now on, as `model` encodes.
-
-        Args:
-            model: the network in training, bare; copies made of it later would look on, too.
-            progress: of the training.
-            device: of the features.
-            saved: `state` of the run that goes on.
-        """
+    def attach(self, model: nn.Module, device: torch.device) -> None:
+        """Follow `model`, the bare network in training, from now on; copies made of it later would be followed, too."""
         encoder: Any = model.encoder
-        shape = encoder.embed_dim + 1, encoder.embed_dim + 1 + self.subject.source.classes
-        mine = saved["sums"] if saved and place()[0] == 0 else torch.zeros(shape)  # they are added up
-        self.sums, self.progress = mine.to(device), progress
+        width = encoder.embed_dim + 1
+        self.sums = torch.zeros(width, width + self.subject.source.classes, device=device)
         self._watch(model)
 
     def _watch(self, model: nn.Module) -> Any:
@@ -61,7 +56,7 @@ class OnlineProbe:
         return encoder.norm.register_forward_hook(note)
 
     @torch.no_grad()
-    def learn(self, batch: Batch, progress: float) -> None:
+    def observe(self, batch: Batch, progress: float) -> None:
         """Take in the batch that was encoded last; what was seen before fades.
 
         Args:
@@ -77,9 +72,15 @@ class OnlineProbe:
         self.sums += (x * counts).T @ torch.cat([x, y.float()], dim=1)
         self.progress = progress
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What a resume needs; all processes must call it."""
-        return {"sums": total(self.sums.clone())}
+        return {"sums": all_reduce_sum(self.sums.clone())}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], progress: float) -> None:
+        """Go on from a `state_dict` at this progress of the training."""
+        if rank_and_world_size()[0] == 0:  # those of all processes are added up
+            self.sums.copy_(state["sums"])
+        self.progress = progress
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """The share of held-out images told rightly; before any visit, that of the first class."""
@@ -97,7 +98,7 @@ class OnlineProbe:
         finally:
             watching.remove()
             self.seen = kept
-        sums = self.state()["sums"].double().cpu()
+        sums = self.state_dict()["sums"].double().cpu()
         square, product = sums[:, : len(sums)], sums[:, len(sums) :]
         ridge = RIDGE * square.diagonal().mean().clamp(min=1e-12)
         weight = torch.linalg.solve(square + ridge * torch.eye(len(square), dtype=torch.float64), product)

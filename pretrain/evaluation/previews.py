@@ -12,7 +12,7 @@ from pretrain.adapters._sampling import check, generate
 from pretrain.core.rng import SampleRNG
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.data.images import Images, on_device
-from pretrain.distributed.collectives import gathered, place
+from pretrain.distributed.collectives import all_gather_rows, rank_and_world_size
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
@@ -64,13 +64,13 @@ class Generated:
 
     def __call__(self, model: nn.Module) -> Tensor:
         """The picture; every process makes its share of it, and all of them must call it."""
-        rank, world = place()
+        rank, world = rank_and_world_size()
         which = torch.arange(rank, self.count, world, device=next(model.parameters()).device)
         noise = SampleRNG(self.seed, index=which).normal(*self.shape)
         label = which % self.classes if self.classes else torch.full_like(which, -1)
         made = {"steps": self.steps, "guidance": self.guidance, "autoencoder": self.autoencoder}
         share = [which, generate(model, self.adapter, noise, label, **made)] if len(which) else []
-        which, images = gathered(share)
+        which, images = all_gather_rows(share)
         return grid(images[which.argsort()], columns=round(self.count**0.5))
 
 

@@ -125,7 +125,7 @@ def _measured(run: Path, step: int, length: float | None) -> tuple[list[dict[str
     Raises:
         UserError: a file of it can't be read.
     """
-    file = run / "journal.jsonl"
+    file = run / "metrics.jsonl"
     try:
         trained = MetricsLog(file, writes=False).read("evaluation") if length is None else []
         file = run / "evaluation.json"
@@ -162,13 +162,8 @@ def main(
     evaluations, notes = _measured(run, values["step"], length)
     summary = summarise(
         config,
-        size=len(trained.state.tensors["infobatch"]["score"]),
-        visited=values["infobatch"]["visited"] + values["infobatch"]["seen"],
-        progress=values["progress"],
-        steps=values["step"],
-        seconds=values["seconds"],
+        trained.state,
         model=trained.model,
-        bad_images={*values["bad_images"], *values.get("bad_heldout_images", [])},
         evaluations=evaluations,
         flops=profile_sample(trained.adapter, trained.model, trained.shape, trained.classes).flops,
     )

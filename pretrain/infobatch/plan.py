@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.core.rng import key
+from pretrain.core.rng import fold_seed
 from pretrain.infobatch.policies import SamplingRule
 
 CHUNK = 1 << 20  # samples planned at a time
@@ -76,7 +76,7 @@ class Plan:
 
     def at(self, position: np.ndarray) -> np.ndarray:
         """int64; the samples visited at these positions of the epoch, int64 in [0, K)."""
-        place = permuted(position, self.length, key(*self.clock, 0))
+        place = permuted(position, self.length, fold_seed(*self.clock, 0))
         return place if self.kept is None else self.kept[place].astype(np.int64)
 
     def visits(self, start: int, step: int = 1) -> Iterator[int]:
@@ -93,7 +93,7 @@ class Plan:
         every part of the axis, and so do the visits of one sample. The seed moves them all.
         """
         seed, epoch = self.clock
-        start = key(seed, 1) * 2 + epoch * TURN
+        start = fold_seed(seed, 1) * 2 + epoch * TURN
         bits = index * _signed(STEP) + _signed(start)  # products of int64 wrap around: that is the fraction
         return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
 
@@ -146,7 +146,7 @@ class Plan:
         some = self.at(np.linspace(0, self.length - 1, 64).astype(np.int64))
         kept = 0 if self.kept is None else int(self.kept.sum(dtype=np.int64))
         weights = torch.cat(self._on(torch.device("cpu"))).view(torch.int32)
-        return key(self.length, kept, *some.tolist(), *(int(value) & 0xFFFFFFFF for value in weights))
+        return fold_seed(self.length, kept, *some.tolist(), *(int(value) & 0xFFFFFFFF for value in weights))
 
 
 def _beyond(edges: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def _choose(band: np.ndarray, n: np.ndarray, k: np.ndarray, clock: tuple[int, in
     filled, near, taken = 0, [], np.zeros(len(n), dtype=np.int64)
     for first in range(0, len(band), CHUNK):
         part = band[first : first + CHUNK]
-        stream = np.random.SFC64(key(*clock, 2, first))
+        stream = np.random.SFC64(fold_seed(*clock, 2, first))
         draw = stream.random_raw((len(part) + 1) // 2).view(np.int32)[: len(part)]
         draw &= most
         above = draw - low.take(part)
@@ -257,8 +257,8 @@ def permuted(position: np.ndarray, size: int, seed: int) -> np.ndarray:
     while len(outside):
         a, b = np.divmod(place[outside], columns)
         for turn in range(ROUNDS):
-            a = _turned(a, b, rows, key(seed, 2 * turn))
-            b = _turned(b, a, columns, key(seed, 2 * turn + 1))
+            a = _turned(a, b, rows, fold_seed(seed, 2 * turn))
+            b = _turned(b, a, columns, fold_seed(seed, 2 * turn + 1))
         moved = a * columns + b
         place[outside] = moved
         outside = outside[moved >= size]

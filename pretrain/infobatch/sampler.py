@@ -83,7 +83,7 @@ class InfoBatch(Sampler[int]):
         if (rank is None) != (world is None):
             raise ValueError(f"rank and world belong together, got rank {rank} and world {world}")
         if rank is None or world is None:
-            rank, world = collectives.place()
+            rank, world = collectives.rank_and_world_size()
         for name, value, good, allowed in (
             ("size", size, size >= 1, ">= 1"),
             ("epochs", epochs, epochs >= 1, ">= 1"),
@@ -95,7 +95,7 @@ class InfoBatch(Sampler[int]):
             if not good:
                 raise ValueError(f"{name} must be {allowed}, got {value}")
         self.size, self.total_epochs, self.seed = size, epochs, seed
-        self.rank, self.world, self.merge, self.tell = rank, world, merge or collectives.maximum, tell
+        self.rank, self.world, self.merge, self.tell = rank, world, merge or collectives.all_reduce_max, tell
         self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # less what floats add
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
         self.policy = with_settings(policy, budget is not None, settings)

@@ -1,4 +1,4 @@
-"""How many images the memory of a device has room for at once."""
+"""How many images a process pushes through the network at once."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,35 @@ import torch
 from torch import nn
 
 from pretrain.adapters import Batch
+from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, out_of_memory
 
 COPIES = 3  # of the parameters, that a trial leaves room for: the optimizer's two, and one to work with
 
 
-def most(step: Callable[[Batch], None], model: nn.Module, share: int, shape: tuple[int, ...], classes: int) -> int:
+def micro_batch_size(config: Config, world: int) -> int:
+    """Images that each process pushes through at once; where that is to be found out, the most it could be.
+
+    Raises:
+        UserError: the optimizer step's images are not that many times a whole number on each process.
+    """
+    share, rest = divmod(config.batch_size, world)
+    size = min(config.micro_batch, share) if isinstance(config.micro_batch, int) else share
+    if rest or not share:
+        raise UserError(
+            f"--batch-size {config.batch_size} can't be shared by {world} processes; give a multiple of {world}"
+        )
+    if share % size:
+        raise UserError(
+            f"--micro-batch {size} does not divide the {share} images of --batch-size that each process has; "
+            f"give a divisor of {share}, or auto"
+        )
+    return size
+
+
+def find_micro_batch_size(
+    step: Callable[[Batch], None], model: nn.Module, share: int, shape: tuple[int, ...], classes: int
+) -> int:
     """The most images that can be pushed through at once: all of a share, or half of it, a quarter, ...
 
     Each size is tried on black images. What a trial does to gradients and buffers is undone.

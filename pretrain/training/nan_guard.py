@@ -23,19 +23,23 @@ class NanGuard:
         infobatch: of the run; its losses are looked at.
         images: that it is trained on.
         device: of the gradients.
-        state: that of before a resume, if it is one.
     """
 
-    def __init__(self, infobatch: InfoBatch, images: Images, device: torch.device, state: Mapping[str, Any]) -> None:
+    def __init__(self, infobatch: InfoBatch, images: Images, device: torch.device) -> None:
         self.infobatch, self.images = infobatch, images
-        self.aside: set[int] = {*state.get("set_aside", [])}
+        self.aside: set[int] = set()
         self.refusal: UserError | None = None  # that this process met since the last look
         self.recent: list[tuple[int, float]] = []  # index and level of the visits since then
-        self._streak = self._longest = torch.tensor(state.get("streak", 0), device=device)
+        self._streak = self._longest = torch.tensor(0, device=device)
 
-    def state(self) -> dict[str, Any]:
-        """Who is set aside, and the bad steps in a row. Waits for the device."""
+    def state_dict(self) -> dict[str, Any]:
+        """Which samples are left out, and the bad steps in a row. Waits for the device."""
         return {"set_aside": sorted(self.aside), "streak": int(self._streak)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.aside = {*state["set_aside"]}
+        self._streak = self._longest = torch.tensor(state["streak"], device=self._streak.device)
 
     def admit(self, batch: Batch, problems: Iterable[str]) -> Batch:
         """The batch without those who were set aside: their slots are blank and don't count.

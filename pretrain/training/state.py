@@ -1,19 +1,50 @@
 """All that a run changes as it goes, as one thing that is saved and restored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretrain.adapters import Batch
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.ema import EMACollection
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
+from pretrain.data.sources import Source
 from pretrain.infobatch.epoch_losses import UNSEEN
 from pretrain.infobatch.sampler import InfoBatch
+from pretrain.training.nan_guard import NanGuard
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """An evaluator that also follows the training: the loop tells it of every batch.
+
+    Attributes:
+        name: of its file in a checkpoint.
+    """
+
+    name: str
+
+    def attach(self, model: nn.Module, device: torch.device) -> None:
+        """Called once with the bare network, before the training."""
+        ...
+
+    def observe(self, batch: Batch, progress: float) -> None:
+        """Called after each forward pass."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resume needs; called on all ranks."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor], progress: float) -> None:
+        """Go on from a `state_dict`."""
+        ...
 
 
 @dataclass
@@ -22,20 +53,28 @@ class TrainState:
 
     Attributes:
         model: the bare network.
-        averages: of its parameters.
+        ema: averages of its parameters.
         optimizer: the bare optimizer.
         infobatch: scores and position.
+        nan_guard: samples that are left out because their losses were not finite.
         scaler: of the gradients under fp16, else None.
+        observers: evaluators that follow the training.
+        source: the data; the names of bad images are part of the state.
+        fingerprints: of the data, see `pretrain.data.fingerprint`.
         step: optimizer steps made.
         seconds: spent on them.
-        visits: int32 [N]; of each sample, in the epochs that are over.
+        visits: int32 [N]; how often each sample was used, in the epochs that are over.
     """
 
     model: nn.Module
-    averages: EMACollection
+    ema: EMACollection
     optimizer: torch.optim.Optimizer
     infobatch: InfoBatch
+    nan_guard: NanGuard
     scaler: Any
+    observers: Sequence[Observer]
+    source: Source
+    fingerprints: dict[str, Tensor]
     step: int = 0
     seconds: float = 0.0
     visits: Tensor = field(init=False)
@@ -48,77 +87,106 @@ class TrainState:
         kept = self.infobatch.plan.kept
         self.visits[slice(None) if kept is None else torch.from_numpy(kept)] += 1
 
-    def state(self, config: Config, journal: int, bad_images: list[str]) -> storage.State:
-        """Everything, not copied, and beside it config, journal position and bad images; call it on all ranks."""
-        memory = self.infobatch.state_dict()
+    def state_dict(self, config: Config, metrics: int) -> storage.State:
+        """Everything, not copied; call it on all ranks.
+
+        Args:
+            config: the run's settings, kept beside it.
+            metrics: length in bytes of the log of metrics that belongs to it.
+        """
+        scheduler, source = self.infobatch.state_dict(), self.source
         moments, groups = storage.pack_optimizer(self.optimizer.state_dict())
         tensors: dict[str, dict[str, Tensor]] = {
             "model": self.model.state_dict(),
-            **{name: average.model.state_dict() for name, average in self.averages.all().items()},
+            **{name: ema.model.state_dict() for name, ema in self.ema.all().items()},
             "optimizer": moments,
-            "infobatch": {name: value for name, value in memory.items() if isinstance(value, Tensor)},
+            "infobatch": {name: value for name, value in scheduler.items() if isinstance(value, Tensor)},
             "visits": {"visits": self.visits},
+            "data": self.fingerprints,
+            **{observer.name: observer.state_dict() for observer in self.observers},
         }
         values = {
             "step": self.step,
             "seconds": self.seconds,
-            "progress": self.averages.progress,
+            "progress": self.ema.progress,
             "optimizer": groups,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-            "infobatch": {name: value for name, value in memory.items() if not isinstance(value, Tensor)},
-            "journal": journal,
-            "bad_images": bad_images,
+            "infobatch": {name: value for name, value in scheduler.items() if not isinstance(value, Tensor)},
+            "nan_guard": self.nan_guard.state_dict(),
+            "metrics": metrics,
+            "bad_images": sorted(source.train.bad),
+            "bad_heldout_images": sorted(source.test.bad),
+            "images": {"shape": source.shape, "classes": source.classes, "autoencoder": source.made_by},
             "config": config.to_dict(),
         }
         return storage.State(tensors, values)
 
-    def restore(self, state: storage.State, config: Config, path: Path) -> None:
-        """Go on from a state.
+    def load_state_dict(self, state: storage.State, config: Config, path: Path) -> None:
+        """Go on from the state of the checkpoint `path`.
 
         Raises:
             UserError: it is of another model, adapter or data set.
         """
         tensors, values = state
-        for name in ("model", "adapter"):
-            theirs, ours = values["config"][name], config.to_dict()[name]
-            if theirs != ours:
-                differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-                raise UserError(
-                    f"--resume {path}: the checkpoint is of another {name} ({name}.{differing[0]} is "
-                    f"{theirs.get(differing[0])!r} there, {ours.get(differing[0])!r} here); leave these settings out"
-                )
+        _same_components(values["config"], config.to_dict(), path)
         size = len(tensors["infobatch"]["score"])
         if size != self.infobatch.size:
             raise UserError(
                 f"--resume {path}: the checkpoint is of {size} images, --data has {self.infobatch.size} now"
             )
         storage.fill(self.model, tensors["model"], path)
-        averages = self.averages.all()
-        if {name for name in tensors if name.startswith("average")} != averages.keys():
-            lengths = " ".join(sorted(name[len("average-") :] for name in tensors if "average-" in name)) or "none"
-            raise UserError(f"--resume {path}: the checkpoint's --average.lengths are {lengths}; leave the setting out")
-        for name, average in averages.items():
-            storage.fill(average.model, tensors[name], path)
-        self.optimizer.load_state_dict(storage.unpack_optimizer(tensors["optimizer"], values["optimizer"]))
-        for parameter, moments in self.optimizer.state.items():
-            if wrong := [name for name, value in moments.items() if value.shape not in (parameter.shape, ())]:
-                raise ValueError(f"the optimizer's {wrong[0]} is not of its parameter's shape")
+        self._load_ema(tensors, path)
+        self._load_optimizer(tensors["optimizer"], values["optimizer"])
         if tensors["visits"]["visits"].shape != self.visits.shape:
             raise ValueError("visits are not one number for each image")
-        for name, value in values["infobatch"].items():
-            if not isinstance(value, int) or (value < 0 and name != "plan"):
-                raise TypeError(f"{name} is {value!r}")
-        memory = self.infobatch
-        try:
-            memory.load_state_dict({**tensors["infobatch"], **values["infobatch"]})
-            ahead = memory.plan.at(np.arange(memory.seen, memory.length)) if memory.seen else []
-            if (memory.ledger.loss[ahead] != UNSEEN).any():
-                raise ValueError("it has losses of samples that are yet to be visited")
-        except ValueError as error:
-            raise UserError(f"--resume {path}: {error}") from None
+        self._load_infobatch(tensors["infobatch"], values["infobatch"], path)
         self.step, self.seconds = values["step"], values["seconds"]
         self.visits = tensors["visits"]["visits"].to(torch.int32)
         # A run that is given more epochs has its clock set back; what a power average weighs does not notice.
-        self.averages.progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
+        self.ema.progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
+        self.source.train.bad |= {*values["bad_images"]}
+        self.source.test.bad |= {*values["bad_heldout_images"]}
+        self.nan_guard.load_state_dict(values["nan_guard"])
+        for observer in self.observers:
+            if observer.name in tensors:
+                observer.load_state_dict(tensors[observer.name], self.infobatch.progress)
+
+    def _load_ema(self, tensors: dict[str, dict[str, Tensor]], path: Path) -> None:
+        own = self.ema.all()
+        if {name for name in tensors if name == "ema" or name.startswith("ema-")} != own.keys():
+            lengths = " ".join(sorted(name.removeprefix("ema-") for name in tensors if "ema-" in name)) or "none"
+            raise UserError(f"--resume {path}: the checkpoint's --average.lengths are {lengths}; leave the setting out")
+        for name, ema in own.items():
+            storage.fill(ema.model, tensors[name], path)
+
+    def _load_optimizer(self, moments: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+        self.optimizer.load_state_dict(storage.unpack_optimizer(moments, groups))
+        for parameter, own in self.optimizer.state.items():
+            if wrong := [name for name, value in own.items() if value.shape not in (parameter.shape, ())]:
+                raise ValueError(f"the optimizer's {wrong[0]} is not of its parameter's shape")
+
+    def _load_infobatch(self, tensors: dict[str, Tensor], values: dict[str, Any], path: Path) -> None:
+        for name, value in values.items():
+            if not isinstance(value, int) or (value < 0 and name != "plan"):
+                raise TypeError(f"{name} is {value!r}")
+        infobatch = self.infobatch
+        try:
+            infobatch.load_state_dict({**tensors, **values})
+            ahead = infobatch.plan.at(np.arange(infobatch.seen, infobatch.length)) if infobatch.seen else []
+            if (infobatch.ledger.loss[ahead] != UNSEEN).any():
+                raise ValueError("it has losses of samples that are yet to be visited")
+        except ValueError as error:
+            raise UserError(f"--resume {path}: {error}") from None
+
+
+def _same_components(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    for name in ("model", "adapter"):
+        theirs, ours = saved[name], now[name]
+        if theirs != ours:
+            differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+            raise UserError(
+                f"--resume {path}: the checkpoint is of another {name} ({name}.{differing[0]} is "
+                f"{theirs.get(differing[0])!r} there, {ours.get(differing[0])!r} here); leave these settings out"
+            )

@@ -1,24 +1,19 @@
 """What a run came to, for programs and for people."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
+from pretrain.checkpoint.storage import State
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
 
 
 def summarise(
     config: Config,
+    state: State,
     *,
-    size: int,
-    visited: int,
-    progress: float,
-    steps: int,
-    seconds: float,
     model: nn.Module,
-    bad_images: Iterable[str],
     evaluations: list[dict[str, Any]],
     flops: int,
     peak: float | None = None,
@@ -27,19 +22,16 @@ def summarise(
 
     Args:
         config: its settings.
-        size: images of the data set.
-        visited: images pushed through.
-        progress: share of the epochs that is done.
-        steps: of the optimizer.
-        seconds: spent on them.
+        state: as a checkpoint has it.
         model: the network.
-        bad_images: those that couldn't be read.
-        evaluations: as the journal has them, oldest first.
-        flops: of one visit.
-        peak: FLOP/s of all its devices together, None where that is not known. The share of it that went into visits is
-            the model FLOPs utilisation (MFU; Chowdhery et al. 2022, appendix B).
+        evaluations: as metrics.jsonl has them, oldest first.
+        flops: of one sample.
+        peak: FLOP/s of all its devices together, None where that is not known. The share of it that went into samples
+            is the model FLOPs utilisation (MFU; Chowdhery et al. 2022, appendix B).
     """
-    full = round(size * config.epochs * progress)
+    values, size = state.values, len(state.tensors["infobatch"]["score"])
+    visited, seconds = values["infobatch"]["visited"] + values["infobatch"]["seen"], values["seconds"]
+    full = round(size * config.epochs * values["progress"])
     quality = [
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
@@ -47,19 +39,19 @@ def summarise(
         "adapter": config.adapter.name,
         "policy": config.policy,
         "epochs": config.epochs,
-        "progress": progress,
+        "progress": values["progress"],
         "dataset_size": size,
         "visited": visited,
         "full_visits": full,
         "saved_fraction": 1 - visited / full if full else 0.0,
-        "steps": steps,
+        "steps": values["step"],
         "seconds": seconds,
         "images_per_second": visited / seconds if seconds else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_flops": flops * visited,
         "full_train_flops": flops * full,
         "mfu": flops * visited / seconds / peak if seconds and peak else None,
-        "bad_images": sorted(bad_images),
+        "bad_images": sorted({*values["bad_images"], *values["bad_heldout_images"]}),
         "quality_before": quality[0] if quality else {},
         "quality": quality[-1] if quality else {},
         "pictures": str(config.output_dir / "pictures"),

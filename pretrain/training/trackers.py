@@ -79,4 +79,4 @@ class Trackers:
             return
         self.deaf = True
         name = ", ".join(str(getattr(each, "value", each)) for each in self.accelerator.log_with)
-        self.tell(f"warning: --tracker {name} {why}; it is told no more, the training goes on, journal.jsonl has all")
+        self.tell(f"warning: --tracker {name} {why}; it is told no more, the training goes on, metrics.jsonl has all")

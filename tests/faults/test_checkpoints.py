@@ -208,7 +208,7 @@ def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path
 
 def test_a_journal_loses_no_line_to_a_full_disk(tmp_path: Path) -> None:
     told: list[str] = []
-    lines = MetricsLog(tmp_path / "journal.jsonl", tell=told.append)
+    lines = MetricsLog(tmp_path / "metrics.jsonl", tell=told.append)
     lines.write("epoch", number=0)
     with full_disk(40):
         for number in range(1, 4):

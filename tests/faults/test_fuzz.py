@@ -174,7 +174,7 @@ def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
     shutil.rmtree(folder / "run", ignore_errors=True)
     path = folder / "run" / "checkpoints" / sorted((finished / "checkpoints").iterdir())[-3].name
     shutil.copytree(finished / "checkpoints" / path.name, path)
-    for name in ("config.yaml", "journal.jsonl"):
+    for name in ("config.yaml", "metrics.jsonl"):
         shutil.copy(finished / name, folder / "run" / name)
     if data.draw(st.booleans()):
         state = json.loads((path / "state.json").read_text())

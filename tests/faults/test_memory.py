@@ -11,7 +11,7 @@ from pretrain.adapters.ddpm import DDPM
 from pretrain.core.errors import exit_on_user_error
 from pretrain.data.preload import preload
 from pretrain.training import loop
-from pretrain.training.micro_batches import most
+from pretrain.training.micro_batches import find_micro_batch_size
 
 
 @pytest.mark.parametrize("room", [1, 5])
@@ -49,7 +49,12 @@ def test_a_trial_leaves_no_trace_in_the_model() -> None:
         if len(batch.image) > 10:
             raise torch.OutOfMemoryError
 
-    assert most(step, model, 60, (1, 5, 5), 3) == 6 and tried == [60, 30, 15, 6]  # 6: what divides 60 and is half of 15
+    assert find_micro_batch_size(step, model, 60, (1, 5, 5), 3) == 6 and tried == [
+        60,
+        30,
+        15,
+        6,
+    ]  # 6: what divides 60 and is half of 15
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

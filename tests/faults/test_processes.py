@@ -15,7 +15,6 @@ from conftest import PRUNED, ROOT, TINY, journal
 from programs import common, wait_for
 
 from pretrain.checkpoint import storage
-from pretrain.distributed.launch import Stop
 from tests.faults.trainers import Trainers, impatient, keeping_nothing
 
 LONG = 3000  # epochs
@@ -59,7 +58,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
         trainers.send(number, 0)
         trainers.until(lambda: (tmp_path / "saving").exists())
         trainers.send(number, 0)  # the terminal's beside the launcher's
-        time.sleep(Stop.ECHO)
+        time.sleep(StopSignal.ECHO)
         assert not trainers.over
         trainers.send(number, 0)
         assert trainers.wait(60) == [status]
@@ -72,7 +71,7 @@ def slow_saves() -> None:
     """Once told to stop, a save takes a minute."""
     from pretrain.distributed import launch
 
-    save, note, told = storage.seal, launch.Stop._note, []
+    save, note, told = storage.seal, launch.StopSignal._note, []
 
     def noted(self, number, frame) -> None:
         told.append(number)
@@ -84,7 +83,7 @@ def slow_saves() -> None:
             time.sleep(60)
         save(folder, **about)
 
-    storage.seal, launch.Stop._note = slowly, noted
+    storage.seal, launch.StopSignal._note = slowly, noted
 
 
 def test_a_program_that_fails_does_not_wait_for_its_workers(pictures: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Pat
         folder = tmp_path / step.name
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copytree(step, folder / "checkpoints" / step.name)
-        for name in ("config.yaml", "journal.jsonl"):  # the journal runs ahead of the checkpoint, as after a kill
+        for name in ("config.yaml", "metrics.jsonl"):  # the journal runs ahead of the checkpoint, as after a kill
             shutil.copy(finished / name, folder / name)
         train("train_diffusion.py", "--resume", "--output-dir", folder)
         assert same(finished, folder), step
@@ -94,7 +94,7 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
         text=True,
         start_new_session=True,
     )
-    wait_for(lambda: len(journal(folder)) > 2 if (folder / "journal.jsonl").exists() else False, process)
+    wait_for(lambda: len(journal(folder)) > 2 if (folder / "metrics.jsonl").exists() else False, process)
     os.killpg(process.pid, number)  # as a terminal does: the workers get it too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err

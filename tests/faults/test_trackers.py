@@ -46,7 +46,7 @@ def test_a_tracker_that_fails_is_told_of_once(method: str, untold: Path, told, m
     folder, said = told()
     assert said == [
         "warning: --tracker tensorboard failed (ConnectionError: no route to host); it is told no more, the training "
-        "goes on, journal.jsonl has all"
+        "goes on, metrics.jsonl has all"
     ]
     assert same(untold, folder) and timeless(untold) == timeless(folder)
     assert (folder / "summary.json").is_file()

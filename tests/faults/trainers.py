@@ -15,6 +15,7 @@ from pathlib import Path
 import diffusers.schedulers.scheduling_dpmsolver_multistep
 import matplotlib.pyplot
 import psutil
+from pretrain.models import mae, unet
 
 import train_diffusion
 import train_mae
