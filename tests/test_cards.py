@@ -21,9 +21,9 @@ from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import parse
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
+from pretrain.data.grid import pixels
 from pretrain.evaluation import evaluate, generate
 from pretrain.evaluation.heldout_loss import HeldOutLoss
-from pretrain.evaluation.previews import pixels
 from pretrain.export import export, hub, model_card
 
 

@@ -22,12 +22,12 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data import encode_latents, latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
+from pretrain.data.grid import pixels
 from pretrain.data.images import Images, collate, on_device
 from pretrain.data.loader import make_loader
 from pretrain.data.sources import Source, open_data
 from pretrain.evaluation import evaluate, evaluators
 from pretrain.evaluation.context import EvalContext
-from pretrain.evaluation.previews import pixels
 
 
 def kl(**more: Any) -> AutoencoderKL:

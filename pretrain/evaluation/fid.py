@@ -14,12 +14,12 @@ from pretrain.adapters import Batch
 from pretrain.adapters._sampling import check, generate, sampler
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
+from pretrain.data.grid import pixels
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
 from pretrain.distributed.collectives import all_reduce_max, rank_and_world_size
 from pretrain.evaluation.context import BATCH, EvalContext, evenly, over, over_seeds, together
 from pretrain.evaluation.feature_extractors import Features, load
-from pretrain.evaluation.previews import pixels
 
 LEAST = 4  # images on either side: a neighbourhood is that of the third neighbour
 SUBSET = 1000  # images that one estimate of the kernel distance looks at, at most

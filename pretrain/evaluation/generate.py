@@ -52,8 +52,8 @@ def main(
     from pretrain.checkpoint.load_run import load_run
     from pretrain.core.console import Display
     from pretrain.core.rng import SampleRNG
+    from pretrain.data.grid import grid, pixels
     from pretrain.distributed import launch
-    from pretrain.evaluation.previews import grid, pixels
 
     for name, value, least in (("n", n, 1), ("steps", steps, 1), ("batch-size", batch_size, 1), ("seed", seed, 0)):
         if value < least:

@@ -22,9 +22,10 @@ from pretrain.adapters import Batch, bare
 from pretrain.checkpoint.load_run import load_run
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
+from pretrain.data.grid import grid
 from pretrain.data.images import Images, on_device
 from pretrain.evaluation.context import evenly, over
-from pretrain.evaluation.previews import Reconstructed, grid
+from pretrain.evaluation.previews import Reconstructed
 
 MOST = 10_000  # images that are compared at most
 NEAREST = 9  # training images beside each held-out one

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.grid import grid
 from pretrain.data.images import on_device
 from pretrain.data.sources import Source
-from pretrain.evaluation.previews import grid
 
 SHOWN = 12  # images in a row of the sheet
 INK, PALE = "#1b4f8a", "#b9c4d0"

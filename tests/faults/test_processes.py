@@ -15,6 +15,7 @@ from conftest import PRUNED, ROOT, TINY, journal
 from programs import common, wait_for
 
 from pretrain.checkpoint import storage
+from pretrain.distributed.launch import StopSignal
 from tests.faults.trainers import Trainers, impatient, keeping_nothing
 
 LONG = 3000  # epochs
