@@ -25,12 +25,12 @@ def main(config: Config) -> None:
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     source = open_data(config.data, config.seed)
-    if config.conditional and not source.classes:
+    if config.class_conditional and not source.classes:
         raise UserError(
-            f"--conditional: the images of {config.data.source} have no labels; give each class a folder of its own, "
-            "or a column of labels, or leave it out"
+            f"--class-conditional: the images of {config.data.source} have no labels; give each class a folder of its "
+            "own, or a column of labels, or leave it out"
         )
-    classes = source.classes if config.conditional else 0
+    classes = source.classes if config.class_conditional else 0
     adapter, model, shown = config.part("adapter"), build_model(config, source.shape, classes), config.evaluate
     subject = EvalContext(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
     vae = source.autoencoder

@@ -24,8 +24,8 @@ def main(config: Config) -> None:
     from pretrain.export.publish import publish
     from pretrain.training.loop import train
 
-    if config.conditional:
-        raise UserError("--conditional: a masked autoencoder is told no labels; leave it out")
+    if config.class_conditional:
+        raise UserError("--class-conditional: a masked autoencoder is told no labels; leave it out")
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     source = open_data(config.data, config.seed)

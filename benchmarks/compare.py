@@ -4,8 +4,8 @@
     python benchmarks/compare.py --config ... --output-dir ... --seeds 0 1 2 3 4 --arms full shortened levels
     python benchmarks/compare.py --config ... --output-dir ... --arms full "mine=--pruning.policy mine.py"
 
-An arm is a run's settings: a family of this file (full, shortened, random, published, infobatch, budget, levels,
-joint), or NAME=FLAGS of your own. Whatever this program does not know goes to the runs, `--data` for example.
+An arm is a run's settings: a family of this file (full, shortened, random, infobatch, samples, levels,
+importance), or NAME=FLAGS of your own. Whatever this program does not know goes to the runs, `--data` for example.
 
 Killed, it goes on where it was when it is started again. Started twice with the same folder, the two share the
 work. Under `accelerate launch`, or torchrun, every run is spread over all processes. proof.py says what the table
@@ -47,7 +47,7 @@ from pretrain.core.errors import UserError, exit_on_user_error
 from pretrain.data.sources import open_data
 from pretrain.evaluation.feature_extractors import load
 
-FAMILIES = ("full", "shortened", "random", "published", "infobatch", "budget", "levels", "joint")
+FAMILIES = ("full", "shortened", "random", "infobatch", "samples", "levels", "importance")
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def _shortened(comparison: Comparison, base: Config) -> Iterator[Arm]:
 
 def _pruned(comparison: Comparison, family: str) -> Iterator[Arm]:
     policy = {
-        "published": ["--pruning.policy", "infobatch", "--pruning.raw"],
-        "levels": ["--pruning.policy", "joint", "--pruning.over", "levels"],
+        "samples": ["--pruning.policy", "importance", "--pruning.over", "samples"],
+        "levels": ["--pruning.policy", "importance", "--pruning.over", "levels"],
     }.get(family, ["--pruning.policy", family])
     budgets: Sequence[float | None] = [None] if policy[1] == "infobatch" else comparison.budgets
     for budget in budgets:

@@ -155,10 +155,10 @@ def policies(run: LoadedRun, visits: Visits) -> dict[str, Estimate]:
     raw = visits.loss[:, 0].float()  # one visit's loss, at a level by chance
     below = raw < raw.mean()
     p = torch.where(below, 0.5, 1.0).double()
-    found["published"] = Estimate(p, p.mean().item(), uniform)
-    found["infobatch"] = ruled(visits, POLICIES["infobatch"](score, known), score)
-    for name, settings in (("budget", {}), ("levels", {"over": "levels"}), ("joint", {})):
-        policy = POLICIES["joint" if name == "levels" else name]
+    found["infobatch"] = Estimate(p, p.mean().item(), uniform)
+    found["infobatch rule, corrected scores"] = ruled(visits, POLICIES["infobatch"](score, known), score)
+    for name, settings in (("samples", {"over": "samples"}), ("levels", {"over": "levels"}), ("importance", {})):
+        policy = POLICIES["importance"]
         found[name] = ruled(visits, policy(score, known, share=SHARE, **settings), score)
     by_sample = visits.square[..., 0].mean(dim=1)
     density = torch.zeros(BINS, dtype=torch.float64).index_add_(

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 BATCH = 256
-OURS = {"infobatch": {}, "quantile": {}, "budget": {"budget": 0.7}, "joint": {"budget": 0.7}}
+OURS = {"infobatch": {}, "quantile": {}, "importance": {"budget": 0.7}}
 
 
 def median(call: Callable[[], object], times: int) -> float:

@@ -86,7 +86,9 @@ def frechet_distance(run: LoadedRun, features: str, count: int, steps: int) -> f
 
     Image n has the same noise, and the same label, in every run.
     """
-    settings = dataclasses.replace(run.config.evaluate, features=features, n=count, steps=steps, reference=MOST)
+    settings = dataclasses.replace(
+        run.config.evaluate, features=features, num_images=count, steps=steps, max_reference=MOST
+    )
     subject = EvalContext(run.adapter, run.source, run.classes, False, settings)
     return make(subject, ["fid"])(run.model)["fid"]
 

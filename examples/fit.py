@@ -23,7 +23,7 @@ class TrainState:
         epochs: passes over the data.
         batch_size: samples of a step.
         lr: peak learning rate of AdamW; it falls to 0 over the training.
-        policy: who is visited: full, infobatch, quantile, or with a budget random, budget, joint.
+        policy: which samples are used: full, infobatch, quantile, or with a budget random, importance.
         budget: share of the visits to spend.
         seed: of parameters and plans.
     """
@@ -68,7 +68,7 @@ def fit(
     """
     how = {"policy": training.policy, "budget": training.budget, "seed": training.seed}
     try:
-        infobatch = InfoBatch(size, epochs=training.epochs, tell=print, **how)
+        infobatch = InfoBatch(size, epochs=training.epochs, warn=print, **how)
     except ValueError as error:
         raise UserError(str(error)) from None
     optimizer = torch.optim.AdamW(model.parameters(), training.lr)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pretrain.infobatch.indexed import Indexed
     from pretrain.infobatch.sampler import InfoBatch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # In a checkout models, configs and programs lie beside this package; in an installed one inside it. Either way they are
 # pretrain.models, pretrain.train_mae, ..., so that the name `models` stays the user's own.
 _CHECKOUT = Path(__file__).resolve().parents[1]

@@ -28,7 +28,7 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
     network = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-2)
-    infobatch = InfoBatch(SIZE, epochs=EPOCHS, policy="budget", budget=0.7, tell=lambda sentence: None)
+    infobatch = InfoBatch(SIZE, epochs=EPOCHS, policy="importance", budget=0.7, warn=lambda sentence: None)
     if state:
         saved = load_file(f"{state}.safetensors")
         numbers = {name: int(saved.pop(name)) for name in ("epoch", "seen", "visited", "dropped", "plan")}

@@ -176,14 +176,14 @@ def written(folder: Path, count: int, tracked) -> tuple[EMACollection, Path]:
     network, other = Network(), Network()
     averages, beside = EMACollection(network, 0.05, LENGTHS), EMACollection(other, 0.05, tracked)
     folder.mkdir()
-    snapshots = Snapshots(folder / "averages", averages, count, 7, 0, writes=True)
+    snapshots = Snapshots(folder / "ema", averages, count, 7, 0, writes=True)
     for step, (point, value) in enumerate(zip(points, values, strict=True)):
         network.go(value)
         other.go(value)
         averages.update(network, point)
         beside.update(other, point)
         snapshots.take(step + 1)
-    assert len(list((folder / "averages").iterdir())) == 2 * count
+    assert len(list((folder / "ema").iterdir())) == 2 * count
     return beside, folder
 
 
@@ -211,21 +211,21 @@ def test_averages_of_other_lengths_are_made_afterwards(tmp_path: Path) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "averages").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((folder / "ema").iterdir())}
 
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory, pictures: Path) -> Path:
     """An uninterrupted run with a checkpoint at every step, five snapshots of two averages, and epochs that shrink."""
     folder = tmp_path_factory.mktemp("averaged") / "run"
-    words = ["--checkpoint.every", 1, "--checkpoint.keep", 1000, *PRUNED, "--average.lengths", *LENGTHS]
-    train("train_diffusion.py", *common(pictures, folder), *words, "--average.snapshots", 5)
+    words = ["--checkpoint.every", 1, "--checkpoint.keep", 1000, *PRUNED, "--ema.sigma-rel", *LENGTHS]
+    train("train_diffusion.py", *common(pictures, folder), *words, "--ema.snapshots", 5)
     return folder
 
 
 def test_snapshots_come_evenly_over_progress(averaged: Path) -> None:
     found = {}
-    for path in sorted((averaged / "averages").iterdir()):
+    for path in sorted((averaged / "ema").iterdir()):
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["snapshot"])
         found.setdefault(about["length"], []).append(about["epochs"] / 4)
@@ -234,13 +234,13 @@ def test_snapshots_come_evenly_over_progress(averaged: Path) -> None:
         assert number / 5 <= progress + 1e-9 < number / 5 + 12 / 32 / 4  # 12 images a step, 32 an epoch at least
     assert found[0.05][-1] == 1.0
     for length in LENGTHS:
-        last = load_file(sorted((averaged / "averages").glob(f"*-length-{length}.safetensors"))[-1])
-        assert all(torch.equal(value, final(averaged, f"average-{length}")[name]) for name, value in last.items())
+        last = load_file(sorted((averaged / "ema").glob(f"*-length-{length}.safetensors"))[-1])
+        assert all(torch.equal(value, final(averaged, f"ema-{length}")[name]) for name, value in last.items())
 
 
 def test_power_averages_change_nothing_else(averaged: Path, pictures: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", *common(pictures, tmp_path / "run"), *PRUNED)
-    assert same(averaged, tmp_path / "run") and not (tmp_path / "run" / "averages").exists()
+    assert same(averaged, tmp_path / "run") and not (tmp_path / "run" / "ema").exists()
 
 
 def test_killed_anywhere_and_resumed_the_snapshots_are_the_same(averaged: Path, tmp_path: Path) -> None:
@@ -250,15 +250,15 @@ def test_killed_anywhere_and_resumed_the_snapshots_are_the_same(averaged: Path, 
         folder = tmp_path / step.name
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copytree(step, folder / "checkpoints" / step.name)
-        shutil.copytree(averaged / "averages", folder / "averages")
+        shutil.copytree(averaged / "ema", folder / "ema")
         for name in ("config.yaml", "metrics.jsonl"):
             shutil.copy(averaged / name, folder / name)
-        (folder / "averages" / "step-00000001-length-0.05.part").write_text("half")
-        (folder / "averages" / "step-00000999-length-0.05.safetensors").write_text("of another past")
+        (folder / "ema" / "step-00000001-length-0.05.part").write_text("half")
+        (folder / "ema" / "step-00000999-length-0.05.safetensors").write_text("of another past")
         train("train_diffusion.py", "--resume", "--output-dir", folder)
         assert same(averaged, folder) and files(averaged) == files(folder), step
         for length in LENGTHS:
-            one, other = (final(run, f"average-{length}") for run in (averaged, folder))
+            one, other = (final(run, f"ema-{length}") for run in (averaged, folder))
             assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -271,7 +271,7 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
         out = tmp_path / f"{length}.safetensors"
         ema_snapshots.main(averaged, length, out)
         network.load_state_dict(load_file(out))
-        stored = final(averaged, "average-0.05")
+        stored = final(averaged, "ema-0.05")
         assert all(torch.allclose(v, stored[k], atol=1e-6) for k, v in load_file(out).items()) == (length == 0.05)
     assert "the average of length 0.05, 0.0% off what it should weigh" in capsys.readouterr().out
 
@@ -286,8 +286,8 @@ def test_the_command_says_what_it_can_not_do(length: float, said: str, finished:
 
 
 def test_a_broken_snapshot_is_refused(averaged: Path, tmp_path: Path) -> None:
-    shutil.copytree(averaged / "averages", tmp_path / "averages")
-    next((tmp_path / "averages").iterdir()).write_text("no tensors")
+    shutil.copytree(averaged / "ema", tmp_path / "ema")
+    next((tmp_path / "ema").iterdir()).write_text("no tensors")
     with pytest.raises(UserError, match="can't be read"):
         reconstruct(tmp_path, 0.1)
 
@@ -300,13 +300,13 @@ def test_a_run_is_given_more_epochs_but_no_other_lengths(averaged: Path, tmp_pat
     shutil.copytree(last, folder / "checkpoints" / last.name)
     for name in ("config.yaml", "metrics.jsonl"):
         shutil.copy(averaged / name, folder / name)
-    shutil.copytree(averaged / "averages", folder / "averages")
+    shutil.copytree(averaged / "ema", folder / "ema")
     words = ["--resume", "--output-dir", folder]
-    assert "--average.lengths are 0.05 0.1; leave" in refused(
-        "train_diffusion.py", *words, "--epochs", 6, "--average.lengths", 0.05
+    assert "--ema.sigma-rel are 0.05 0.1; leave" in refused(
+        "train_diffusion.py", *words, "--epochs", 6, "--ema.sigma-rel", 0.05
     )
     train("train_diffusion.py", *words, "--epochs", 6)
     assert {*files(averaged)} < {*files(folder)}  # the old ones, and those of the new epochs
     tensors, error = reconstruct(folder, 0.05)
-    stored = final(folder, "average-0.05")
+    stored = final(folder, "ema-0.05")
     assert all(torch.allclose(value, stored[name], atol=1e-6) for name, value in tensors.items()) and error < 1e-6

@@ -30,7 +30,7 @@ from pretrain.export import export, hub, model_card
 @pytest.fixture(scope="module")
 def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cards") / "run"
-    lengths = ["--average.lengths", 0.1, 0.2, "--average.snapshots", 4, "--checkpoint.every", 2, "--checkpoint.keep", 9]
+    lengths = ["--ema.sigma-rel", 0.1, 0.2, "--ema.snapshots", 4, "--checkpoint.every", 2, "--checkpoint.keep", 9]
     train("train_diffusion.py", *common(pictures, folder), "--infobatch", *lengths)
     return folder
 
@@ -57,7 +57,7 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
         f"{summary['saved_fraction']:.1%} of the visits were saved, counted against 4 epochs of 43 images",
         f"| heldout_loss | {before:.4f} | {summary['quality']['heldout_loss']:.4f} |",
         "DiffusionPipeline.from_pretrained('.')",
-        "pruned dynamically (joint)",
+        "pruned dynamically (importance)",
         "python train_diffusion.py --config recipe.yaml",
         "`evaluate` in `recipe.yaml` says how it was measured.",
         "![What it makes](epoch-0004.png)",
@@ -120,13 +120,13 @@ def test_a_name_that_the_hub_will_not_take_is_refused_before_anything_else(pictu
 
 
 def test_another_average_is_exported(run: Path) -> None:
-    export.main(run, length=0.15)
+    export.main(run, sigma_rel=0.15)
     found, _ = reconstruct(run, 0.15)
     exported = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert exported.keys() == {name.removeprefix("network.") for name in found}
     assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in found.items())
-    with pytest.raises(UserError, match=r"--length: the length of a power average must be above 0 and at most 0.28"):
-        export.main(run, length=0.5)
+    with pytest.raises(UserError, match=r"--sigma-rel: the length of a power average must be above 0 and at most 0.28"):
+        export.main(run, sigma_rel=0.5)
 
 
 def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Path, tmp_path: Path) -> None:
@@ -136,19 +136,19 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     trained = load_run(folder)
     trained.model.load_state_dict(reconstruct(folder, 0.15)[0])
     expected = HeldOutLoss(trained.adapter, trained.source.test)(trained.model)["heldout_loss"]
-    evaluate.main([str(folder), "--metrics", "heldout,fid", "--n", "8", "--length", "0.15"])
-    evaluate.main([str(folder), "--metrics", "kid", "--n", "8"])
+    evaluate.main([str(folder), "--metrics", "heldout,fid", "--num-images", "8", "--sigma-rel", "0.15"])
+    evaluate.main([str(folder), "--metrics", "kid", "--num-images", "8"])
     other, plain = json.loads((folder / "evaluation.json").read_text())
     assert other["found"]["heldout_loss"] == expected and (other["length"], plain["length"]) == (0.15, None)
     for length, record, said in ((0.15, other, f"| heldout_loss |  | {expected:.4f} |"), (None, plain, "heldout_loss")):
-        export.main(folder, length=length)
+        export.main(folder, sigma_rel=length)
         card = (folder / "model" / "README.md").read_text()
         assert said in card and f"{record['notes'][0]}." in card and str(pictures.parent) not in card
         assert ("its parameters are their power average of length 0.15" in card) == (length is not None)
         assert [name for name in ("fid", "kid") if f"| {name} |" in card] == [
             name for name in record["found"] if name[1:] == "id"
         ]
-    generate.main(folder, n=2, steps=2, length=0.15)
+    generate.main(folder, num_images=2, steps=2, sigma_rel=0.15)
     made = _sampling.generate(
         trained.model,
         trained.adapter,
@@ -175,7 +175,7 @@ def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_pat
     seen = values["infobatch"]["visited"] + values["infobatch"]["seen"]
     assert f"| visits | {seen:,} | {round(43 * 4 * values['progress'])} |" in (folder / "model/README.md").read_text()
     exported = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(exported[k.removeprefix("network.")], v) for k, v in final(folder, "average").items())
+    assert all(torch.equal(exported[k.removeprefix("network.")], v) for k, v in final(folder, "ema").items())
 
 
 def test_a_run_that_was_killed_over_its_journal_is_exported(run: Path, tmp_path: Path) -> None:

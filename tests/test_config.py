@@ -56,7 +56,7 @@ def test_another_part_on_the_command_line_drops_the_files_fields_of_the_first(tm
         (("--infobatch",), "infobatch"),
         (("--pruning.policy", "infobatch"), "infobatch"),
         (("--infobatch", "--pruning.policy", "full"), "full"),
-        (("--pruning.ratio", "0.3"), "infobatch"),
+        (("--pruning.prune-ratio", "0.3"), "infobatch"),
         (("--pruning.policy=budget", "--no-infobatch"), "full"),
     ],
 )
@@ -66,16 +66,18 @@ def test_infobatch_is_a_bare_flag(arguments: tuple[str, ...], policy: str) -> No
 
 def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("pruning: {policy: joint, over: levels, budget: 0.6, anneal: 0}\noptim: {compensation: 0.5}\n")
+    recipe.write_text(
+        "pruning: {policy: importance, over: levels, budget: 0.6, anneal: 0}\noptim: {compensation: 0.5}\n"
+    )
 
     def pruning(*arguments: str) -> tuple[str, str | None, float | None, float]:
         c = config("--config", str(recipe), *arguments)
         return c.policy, c.pruning.over, c.pruning.budget, c.optim.compensation
 
     assert pruning()[0] == "full"
-    assert pruning("--infobatch") == ("joint", "levels", 0.6, 0.5)
-    assert pruning("--pruning.budget", "0.5") == ("joint", "levels", 0.5, 0.5)
-    assert pruning("--pruning.policy", "joint") == ("joint", "levels", 0.6, 0.5)
+    assert pruning("--infobatch") == ("importance", "levels", 0.6, 0.5)
+    assert pruning("--pruning.budget", "0.5") == ("importance", "levels", 0.5, 0.5)
+    assert pruning("--pruning.policy", "importance") == ("importance", "levels", 0.6, 0.5)
     assert pruning("--pruning.policy", "infobatch") == ("infobatch", None, None, 0)  # nothing of the other one's
 
 
@@ -118,7 +120,7 @@ def test_parts_become_objects() -> None:
         ("--epochs 1.5", "--epochs must be a whole number, got '1.5'"),
         ("--data=", "data must be images, got an empty name"),
         ("--epochs 0", "epochs must be at least 1, got 0"),
-        ("--pruning.ratio 1", "pruning.ratio must be in [0, 1), got 1"),
+        ("--pruning.prune-ratio 1", "pruning.prune_ratio must be in [0, 1), got 1"),
         ("--adapter flwo", "did you mean flow? There are ddpm, edm, flow, mae"),
         ("--adapter nowhere.py", "there is no such file"),
         ("--adapter.label-dropout 2", "label_dropout must be in [0, 1], got 2"),
@@ -147,7 +149,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, said: str
         ("infobatch: maybe\n", "infobatch must be true or false, got 'maybe'"),
         ("epochs: [1, 2]\n", "epochs must be one value"),
         ("epochs: true\n", "--epochs must be a whole number, got 'True'"),
-        ("pruning: {ratio: 1.5}\n", "pruning.ratio must be in [0, 1), got 1.5"),
+        ("pruning: {prune_ratio: 1.5}\n", "pruning.prune_ratio must be in [0, 1), got 1.5"),
         ("adapter: {name: nope}\n", "There are ddpm, edm, flow, mae"),
         ("a: !!python/object/apply:os.system ['touch x']\n", "not plain YAML"),
         ("just words\n", "a recipe is settings"),
@@ -250,7 +252,7 @@ def test_help_comes_without_torch(script: str) -> None:
         "--infobatch",
     ]:
         assert f"{flag} " in done.stdout or f"{flag}," in done.stdout
-    for flag in ("--config", "--pruning.policy", "--pruning.ratio", "--tracker", "--on-bad-image"):
+    for flag in ("--config", "--pruning.policy", "--pruning.prune-ratio", "--tracker", "--on-bad-image"):
         assert flag in done.stdout
 
 

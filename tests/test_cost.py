@@ -120,7 +120,7 @@ def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
 
 def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: Path) -> None:
     """To the bit, at the same cost in numbers; and a run may begin or end it on resume."""
-    words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--recompute"]
+    words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--gradient-checkpointing"]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run")
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (finished, tmp_path / "run")]
@@ -159,6 +159,6 @@ def test_a_machine_that_can_not_compile_says_so(monkeypatch) -> None:
 
 def test_a_network_without_the_switch_is_refused() -> None:
     with pytest.raises(
-        UserError, match="--recompute: the network, a Linear, has no method enable_gradient_checkpointing"
+        UserError, match="--gradient-checkpointing: the network, a Linear, has no method enable_gradient_checkpointing"
     ):
         recompute(torch.nn.Linear(1, 1))

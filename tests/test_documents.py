@@ -46,7 +46,7 @@ def test_every_policy_is_documented() -> None:
     assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(POLICIES)
 
 
-@pytest.mark.filterwarnings("ignore:the scores have a reliability of")  # 40 samples: it may say so, by the parameters
+@pytest.mark.filterwarnings("ignore:per-sample scores carry no signal")  # 40 samples: it may say so, by the parameters
 def test_the_loop_that_is_shown_trains() -> None:
     (code,) = (block for block in blocks("README.md") if "InfoBatch(" in block)
     x = torch.randn(40, 3, generator=generator(0))

@@ -107,14 +107,14 @@ def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets
     (tmp_path / "real").mkdir()
     for n in range(43):
         shutil.copy(source.train.name_of(n), tmp_path / "real" / f"{n}.png")
-    generate.main(flow, n=70, steps=2, output_dir=tmp_path / "made")
-    found = evaluate(flow, "--metrics", "fid,kid,precision-recall", "--n", 70)
+    generate.main(flow, num_images=70, steps=2, output_dir=tmp_path / "made")
+    found = evaluate(flow, "--metrics", "fid,kid,precision-recall", "--num-images", 70)
     assert found == pytest.approx(by_hand(tmp_path / "made" / "images", tmp_path / "real", 43), rel=1e-4)
     (kept,) = assets.rglob("*.safetensors")
     before = kept.stat().st_mtime_ns
-    assert evaluate(flow, "--metrics", "fid", "--n", 70)["fid"] == found["fid"]
+    assert evaluate(flow, "--metrics", "fid", "--num-images", 70)["fid"] == found["fid"]
     assert kept.stat().st_mtime_ns == before  # read, not written
-    assert evaluate(flow, "--metrics", "fid", "--n", 70, "--reference", 20)["fid"] != found["fid"]
+    assert evaluate(flow, "--metrics", "fid", "--num-images", 70, "--max-reference", 20)["fid"] != found["fid"]
     assert len([*assets.rglob("*.safetensors")]) == 2
 
 
@@ -125,7 +125,7 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
             return torch.nn.functional.adaptive_avg_pool2d(image.float(), 2).flatten(1)
 
     torch.jit.script(Mean()).save(str(tmp_path / "mean.pt"))
-    found = evaluate(flow, "--metrics", "fid", "--n", 8, "--features", tmp_path / "mean.pt", "--seeds", 2)
+    found = evaluate(flow, "--metrics", "fid", "--num-images", 8, "--features", tmp_path / "mean.pt", "--seeds", 2)
     assert found["fid"] > 0 and found["fid_std"] > 0
     (tmp_path / "bad.pt").write_bytes(b"no")
     assert "the feature network can't be read" in refused(flow, "-m", "fid", "--features", tmp_path / "bad.pt")
@@ -145,12 +145,12 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--n 3", "--n 3: fid need at least 4 images"),
-        ("--n 0", "--n must be at least 1, got 0"),
-        ("--n abc", "--images/--n must be a whole number, got 'abc'"),
+        ("--num-images 3", "--num-images 3: fid need at least 4 images"),
+        ("--num-images 0", "--num-images must be at least 1, got 0"),
+        ("--num-images abc", "--num-images must be a whole number, got 'abc'"),
         ("--nn 3", "Unrecognized options: --nn, 3"),
-        ("--against=", "against must be images, got an empty name"),
-        ("--reference 2", "2 images to compare with are too few"),
+        ("--reference=", "reference must be images, got an empty name"),
+        ("--max-reference 2", "2 images to compare with are too few"),
         ("--guidance 2", "--guidance 2 needs a model that knows images"),
         ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
     ],
@@ -287,13 +287,13 @@ def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
     train("train_mae.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
     for name, value in final(mae).items():
         assert torch.equal(value, final(tmp_path / "run")[name])  # nothing but a look
-    whole, sums = journal(tmp_path / "run"), final(tmp_path / "run", "probe")["sums"]
+    whole, sums = journal(tmp_path / "run"), final(tmp_path / "run", "online-probe")["sums"]
     assert sums.abs().sum() > 0 and 0 <= whole[-1]["online_probe_accuracy"] <= 1
     for step in sorted((tmp_path / "run" / "checkpoints").iterdir())[3:]:
         shutil.rmtree(step)
     train("train_mae.py", "--resume", "--output-dir", tmp_path / "run")
     assert journal(tmp_path / "run") == whole
-    assert torch.equal(final(tmp_path / "run", "probe")["sums"], sums)
+    assert torch.equal(final(tmp_path / "run", "online-probe")["sums"], sums)
     assert [*evaluate(tmp_path / "run")] == ["heldout_loss", "heldout_loss_by_level", "knn_accuracy"]
     assert "looks on while a model is trained" in refused(tmp_path / "run", "--metrics", "online-probe")
 
@@ -320,12 +320,12 @@ def test_processes_together_look_on_as_one_does(pictures: Path, tmp_path: Path, 
     words = ["--evaluate.metrics", "online-probe", "--checkpoint.every", 1, "--checkpoint.keep", 99]
     train("train_mae.py", *common(pictures, tmp_path / "one", 2), *words)
     program("train_mae.py", *common(pictures, tmp_path / "two", 2), *words, processes=2)
-    one = final(tmp_path / "one", "probe")["sums"]
-    torch.testing.assert_close(final(tmp_path / "two", "probe")["sums"], one, rtol=1e-3, atol=1e-3)
+    one = final(tmp_path / "one", "online-probe")["sums"]
+    torch.testing.assert_close(final(tmp_path / "two", "online-probe")["sums"], one, rtol=1e-3, atol=1e-3)
     for step in sorted((tmp_path / "two" / "checkpoints").iterdir())[3:]:
         shutil.rmtree(step)
     train("train_mae.py", "--resume", "--output-dir", tmp_path / "two")
-    torch.testing.assert_close(final(tmp_path / "two", "probe")["sums"], one, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(final(tmp_path / "two", "online-probe")["sums"], one, rtol=1e-3, atol=1e-3)
     assert [record.get("online_probe_accuracy") for record in journal(tmp_path / "one")] == [
         record.get("online_probe_accuracy") for record in journal(tmp_path / "two")
     ]

@@ -126,7 +126,7 @@ def test_every_pipeline_opens_where_this_project_is_not(tmp_path: Path) -> None:
 def test_what_a_run_says_opens_its_average(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     pipe = eval(summary["open_model_with"], {"diffusers": diffusers})
-    found, average = pipe.unet.state_dict(), final(finished, "average")
+    found, average = pipe.unet.state_dict(), final(finished, "ema")
     assert all(torch.equal(found[name.removeprefix("network.")], value) for name, value in average.items())
 
 
@@ -160,7 +160,7 @@ with torch.no_grad():
 """
     found: Any = elsewhere(code, tmp_path)
     model = part.build((1, 12, 12), 0).eval()
-    model.load_state_dict(final(tmp_path / "run", "average"))
+    model.load_state_dict(final(tmp_path / "run", "ema"))
     with torch.no_grad():
         expected = model.encoder.forward_features(torch.linspace(-1, 1, 144).view(1, 1, 12, 12))
     assert len(found) == 5

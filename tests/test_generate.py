@@ -21,7 +21,7 @@ def conditional(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A run with labels whose data set is gone: it is asked for nothing."""
     folder, data = tmp_path_factory.mktemp("conditional") / "run", tmp_path_factory.mktemp("data") / "pictures"
     shutil.copytree(pictures, data)
-    train("train_diffusion.py", *common(data, folder, 2), "--adapter", "ddpm", "--conditional")
+    train("train_diffusion.py", *common(data, folder, 2), "--adapter", "ddpm", "--class-conditional")
     shutil.rmtree(data)
     return folder
 
@@ -45,7 +45,7 @@ def test_an_image_is_a_function_of_its_seed_and_number(conditional: Path, tmp_pa
     assert "7 images in" in capsys.readouterr().out
     assert [*one] == [f"{n:05d}.png" for n in range(7)]
     assert len({image.tobytes() for image in one.values()}) == 7
-    for name, words in (("few", ("--n", 3)), ("many", ("--n", 9)), ("at once", ("--batch-size", 5))):
+    for name, words in (("few", ("--num-images", 3)), ("many", ("--num-images", 9)), ("at once", ("--batch-size", 5))):
         for number, image in made(conditional, tmp_path / name, *WORDS, "--batch-size", 4, *words).items():
             assert number not in one or np.abs(one[number].astype(int) - image).max() <= 1, "rounded otherwise at most"
     again = made(conditional, tmp_path / "again", *WORDS, "--batch-size", 2)
@@ -56,7 +56,7 @@ def test_an_image_is_a_function_of_its_seed_and_number(conditional: Path, tmp_pa
 
 def test_the_sheet_shows_the_images_in_their_order(conditional: Path, tmp_path: Path) -> None:
     """As many to a row as there are rows, or nearly; enlarged, with a line around each."""
-    single = made(conditional, tmp_path, "--n", 6, "--steps", 2)
+    single = made(conditional, tmp_path, "--num-images", 6, "--steps", 2)
     sheet = np.asarray(Image.open(tmp_path / "grid.png"))
     side = sheet.shape[1] // 2
     assert sheet.shape == (3 * side, 2 * side)
@@ -68,9 +68,9 @@ def test_the_sheet_shows_the_images_in_their_order(conditional: Path, tmp_path: 
 
 
 def test_labels_go_round_the_classes_or_are_one(conditional: Path, tmp_path: Path) -> None:
-    both = made(conditional, tmp_path / "both", "--n", 4, "--steps", 2)
+    both = made(conditional, tmp_path / "both", "--num-images", 4, "--steps", 2)
     for label in (0, 1):
-        same = made(conditional, tmp_path / str(label), "--n", 4, "--steps", 2, "--label", label)
+        same = made(conditional, tmp_path / str(label), "--num-images", 4, "--steps", 2, "--label", label)
         assert [(both[name] == same[name]).all() for name in both] == [n % 2 == label for n in range(4)]
 
 
@@ -92,7 +92,7 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
     [
         ("--sampler hein", "sampler must be one of ddim, euler, heun, dpm[+][+] for DDPM, got hein"),
         ("--label 2", "the run has classes 0 to 1"),
-        ("--n 0", "--n must be at least 1, got 0"),
+        ("--num-images 0", "--num-images must be at least 1, got 0"),
         ("--steps 2000", "--steps 2000"),
         ("--guidance nan", "--guidance must be a finite number, got nan"),
     ],
@@ -115,13 +115,13 @@ def test_a_disk_that_is_full_is_one_sentence(conditional: Path, tmp_path: Path, 
     with pytest.raises(
         UserError, match=r"00000\.png: can't be written: .*No space left.*; the images before it are kept"
     ):
-        made(conditional, tmp_path / "images", "--n", 1, "--steps", 1)
+        made(conditional, tmp_path / "images", "--num-images", 1, "--steps", 1)
 
 
 def test_guidance_needs_a_null_class_and_a_mae_makes_no_images(finished: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--guidance 2 needs a model that knows images with a label and without one"):
         made(finished, tmp_path / "images", "--guidance", 2)
-    for words in ("", "--conditional --adapter.label-dropout 0"):
+    for words in ("", "--class-conditional --adapter.label-dropout 0"):
         words = [*common(pictures, tmp_path / "run"), "--evaluate.guidance", 2, *words.split()]
         assert "--evaluate.guidance 2 needs a model that" in refused("train_diffusion.py", *words)
     train("train_mae.py", *common(pictures, tmp_path / "mae", 1))

@@ -1,7 +1,8 @@
-"""The laws of InfoBatch (docs/design.md), over random inputs."""
+"""The laws of InfoBatch (docs/architecture.md), over random inputs."""
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from pretrain import Indexed, InfoBatch
 from pretrain.core.rng import generator
+
+SAMPLES: dict[str, Any] = {"policy": "importance", "over": "samples"}
 
 
 def run(infobatch: InfoBatch, losses: Tensor, batch_size: int = 7) -> Iterator[tuple[int, Tensor]]:
@@ -59,7 +62,7 @@ def test_once_annealing_begins_everybody_counts_once(epochs: int, anneal: float)
 
 
 def test_annealing_skips_nobody_and_goes_on_choosing_levels() -> None:
-    infobatch = InfoBatch(400, epochs=6, policy="joint", budget=0.8, anneal=0.34)
+    infobatch = InfoBatch(400, epochs=6, policy="importance", budget=0.8, anneal=0.34)
     for epoch in infobatch.epochs():
         everybody = torch.arange(400)
         annealing = epoch >= infobatch.first_full
@@ -73,7 +76,7 @@ def test_annealing_skips_nobody_and_goes_on_choosing_levels() -> None:
 
 
 @given(
-    st.sampled_from(["random", "budget", "joint"]),
+    st.sampled_from(["random", "importance"]),
     st.integers(30, 120),
     st.integers(4, 20),
     st.floats(0.5, 1),
@@ -193,7 +196,13 @@ def test_stopped_anywhere_the_rest_is_the_same(stop: int, seed: int) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"ratio": 0.4}, {"policy": "full"}, {"epochs": 3}, {"policy": "budget", "budget": 0.7}],
+    [
+        {"seed": 1},
+        {"prune_ratio": 0.4},
+        {"policy": "full"},
+        {"epochs": 3},
+        {"policy": "importance", "over": "samples", "budget": 0.7},
+    ],
     ids=str,
 )
 def test_inside_an_epoch_another_plan_is_refused(other: dict) -> None:
@@ -247,7 +256,7 @@ def test_ranks_together_visit_what_one_would(world: int, size: int, share: int) 
 # -- law 7: no sync in a step ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", [{"policy": "infobatch"}, {"policy": "joint", "budget": 0.8}])
+@pytest.mark.parametrize("policy", [{"policy": "infobatch"}, {"policy": "importance", "budget": 0.8}])
 def test_a_step_never_asks_the_device(policy: dict) -> None:
     """On the meta device there is nothing to ask for: whatever waits for a value raises."""
     infobatch = InfoBatch(64, epochs=9, **policy)
@@ -357,19 +366,25 @@ def test_misuse_is_refused_in_words() -> None:
         with pytest.raises(TypeError, match="whose samples have numbers"):
             InfoBatch(stream, epochs=1)  # pyright: ignore[reportArgumentType]
     for wrong, said in (
-        ({"ratio": 1.0}, r"ratio must be in \[0, 1\), got 1.0"),
-        ({"ratio": -0.1}, "ratio"),
+        ({"prune_ratio": 1.0}, r"ratio must be in \[0, 1\), got 1.0"),
+        ({"prune_ratio": -0.1}, "ratio"),
         ({"anneal": 2}, r"anneal must be in \[0, 1\]"),
         ({"smoothing": 1}, "smoothing"),
         ({"rank": 1, "world": 1}, "rank"),
         ({"rank": 1}, "belong together"),
         ({"epochs": 0}, "epochs"),
         ({"policy": "infobach"}, "there are full, random, infobatch"),
-        ({"budget": 0.5}, "infobatch keeps to no budget; random, budget, joint do"),
-        ({"policy": "budget"}, "needs a budget"),
-        ({"policy": "budget", "budget": 0.5, "ratio": 0.5}, "no setting 'ratio'; it has floor"),
-        ({"policy": "budget", "budget": 0.1}, "budget must be at least 0.17 here, got 0.1: 1 of 8 epochs visit"),
-        ({"policy": "joint", "budget": 0.5, "over": "pixels"}, "samples, levels or both"),
+        ({"budget": 0.5}, "infobatch keeps to no budget; random, importance do"),
+        (SAMPLES, "needs a budget"),
+        (
+            {"policy": "importance", "over": "samples", "budget": 0.5, "prune_ratio": 0.5},
+            "no setting 'ratio'; it has floor",
+        ),
+        (
+            {"policy": "importance", "over": "samples", "budget": 0.1},
+            "budget must be at least 0.17 here, got 0.1: 1 of 8 epochs visit",
+        ),
+        ({"policy": "importance", "budget": 0.5, "over": "pixels"}, "samples, levels or both"),
     ):
         with pytest.raises(ValueError, match=said):
             InfoBatch(3, **{"epochs": 8} | wrong)
@@ -399,7 +414,7 @@ def test_one_of_several_processes_that_dont_know_of_each_other(monkeypatch) -> N
 # -- law 9: scale; the rest of it is in benchmarks/planning.py -------------------------------------
 
 
-@pytest.mark.parametrize("policy", [{"policy": "full"}, {"policy": "infobatch"}, {"policy": "joint", "budget": 0.6}])
+@pytest.mark.parametrize("policy", [{"policy": "full"}, {}, {"policy": "importance", "budget": 0.6}])
 def test_at_most_twelve_bytes_a_sample_last(policy: dict) -> None:
     size = 200_000
     infobatch = InfoBatch(size, epochs=9, **policy)

@@ -327,7 +327,7 @@ def test_a_cache_that_is_cut_off_or_has_another_autoencoder(plain: Path, vaes: P
     [
         ("plain", "--adapter ddpm", "LDMPipeline"),
         ("plain", "--adapter edm", "LDMPipeline"),
-        ("cached", "--adapter flow --conditional --data.flip --pruning.policy infobatch", None),
+        ("cached", "--adapter flow --class-conditional --data.flip --pruning.policy infobatch", None),
     ],
 )
 def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, request, tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, req
     assert json.loads((run / "model" / "model_index.json").read_text())["_class_name"] == (
         stock or ["pipeline", "LabelPipeline"]
     )
-    conditional = "--conditional" in words
+    conditional = "--class-conditional" in words
     pipe: Any = diffusers.DiffusionPipeline.from_pretrained(run / "model", trust_remote_code=not stock)
     pipe.set_progress_bar_config(disable=True)
     more: Any = {"label": [0, 1, 1], "guidance": 2.0} if conditional else {"batch_size": 3}
@@ -414,10 +414,10 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
     made = generate(trained.model, trained.adapter, noise, label, steps=2, autoencoder=vae)
     for words, real, said in (
         ([], vae.decode(images(opened(plain).train)), "43 latents decoded by their autoencoder of latents"),
-        (["--against", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
+        (["--reference", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
     ):
         both = [pixels(image).movedim(-1, 1) for image in (made, real)]
-        record = evaluated(run, "--metrics", "fid,kid,precision-recall,heldout", "--n", 30, *words)
+        record = evaluated(run, "--metrics", "fid,kid,precision-recall,heldout", "--num-images", 30, *words)
         found = record["found"]
         expected = by_hand(*both, 30)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
@@ -433,15 +433,15 @@ def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictu
     source = opened(plain)
     source.train.shape = source.test.shape = (4, 6, 3)
     subject = EvalContext(
-        load_run(run).adapter, source._replace(shape=(4, 6, 3)), 0, False, Evaluate(against=str(long))
+        load_run(run).adapter, source._replace(shape=(4, 6, 3)), 0, False, Evaluate(reference=str(long))
     )
     with pytest.raises(
-        UserError, match=r"--against .*: its images are 1x6x12, those that the model makes 1x12x6; name"
+        UserError, match=r"--reference .*: its images are 1x6x12, those that the model makes 1x12x6; name"
     ):
         evaluators(["fid"], subject)
     for against, said in ((plain, "it holds latents; name images"), (tmp_path / "none", "there is no such file")):
-        with pytest.raises(UserError, match=f"^--against {against}: {said}"):
-            evaluated(run, "--metrics", "fid", "--against", against)
+        with pytest.raises(UserError, match=f"^--reference {against}: {said}"):
+            evaluated(run, "--metrics", "fid", "--reference", against)
 
 
 def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, pictures: Path, tmp_path: Path) -> None:

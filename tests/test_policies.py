@@ -15,10 +15,11 @@ from pretrain.core.rng import generator
 from pretrain.infobatch.plan import Plan, permuted
 from pretrain.infobatch.policies import MOST_EDGES, POLICIES, Policy, SamplingRule, ScoreStats, checked, histogram
 
-SHARE = {"random", "budget", "joint"}  # policies that keep to a share
+SHARE = {"random", "importance"}  # policies that keep to a share
 ALL = {name: partial(policy, share=0.6) if name in SHARE else policy for name, policy in POLICIES.items()}
-ALL["joint, levels"] = partial(POLICIES["joint"], share=0.6, over="levels")
-ALL["joint, samples"] = partial(POLICIES["joint"], share=0.6, over="samples")
+ALL["importance, levels"] = partial(POLICIES["importance"], share=0.6, over="levels")
+ALL["importance, samples"] = partial(POLICIES["importance"], share=0.6, over="samples")
+SAMPLES = partial(POLICIES["importance"], over="samples")
 policies = st.sampled_from(sorted(ALL))
 KNOWN = ScoreStats(torch.linspace(3, 0.1, 32, dtype=torch.float64), 0.8)
 
@@ -81,8 +82,8 @@ def test_bands_are_what_comparing_says(edges: list[float], size: int, seed: int)
 def test_a_share_is_met_to_the_visit(size: int, share: float, seed: int, reliability: float) -> None:
     share = round(share * size) / size
     score = scores(size, seed, unseen=0.1)
-    for policy in ("budget", "joint"):
-        found = plan(partial(POLICIES[policy], share=share), score, seed, KNOWN._replace(reliability=reliability))
+    for policy in (SAMPLES, POLICIES["importance"]):
+        found = plan(partial(policy, share=share), score, seed, KNOWN._replace(reliability=reliability))
         assert found.length == round(share * size)
     assert plan(partial(POLICIES["random"], share=share), score, seed).length == round(share * size)
 
@@ -93,7 +94,7 @@ def test_nobody_starves(policy: str, size: int, seed: int) -> None:
     """No weight exceeds what the floors allow, rounding aside: bands whose n / k is rounded have at least one of n."""
     score = scores(size, seed)
     rule = checked(ALL[policy](score, KNOWN))
-    blind = policy in ("random", "joint, levels")  # to scores: those never visited are like any other
+    blind = policy in ("random", "importance, levels")  # to scores: those never visited are like any other
     assert rule.keep.min() >= 0.2 and rule.unseen == (0.6 if blind else 1)
     if rule.density is not None:
         assert (rule.density / rule.density.mean()).min() >= 0.1
@@ -111,14 +112,14 @@ def test_bands_that_are_due_less_than_a_visit_take_none_from_the_unseen() -> Non
 def test_equal_scores_are_not_below_their_mean(value: float) -> None:
     score = torch.full((50_000,), value)
     assert plan(POLICIES["infobatch"], score).length == 50_000
-    assert plan(ALL["budget"], score).length == 30_000
+    assert plan(ALL["importance, samples"], score).length == 30_000
 
 
 def test_infobatch_is_the_published_rule() -> None:
     """Below the mean k of n are kept and weigh n / k, all others weigh 1, also where many share the mean's cell."""
     score = (1 + torch.randn(10_000, generator=generator(2)) * 1e-3).float()
     low = score < score.double().mean()
-    weight = plan(partial(POLICIES["infobatch"], ratio=0.3), score).weight
+    weight = plan(partial(POLICIES["infobatch"], prune_ratio=0.3), score).weight
     n, k = low.sum().item(), (weight[low] > 0).sum().item()
     assert k == round(0.7 * n) and (weight[~low] == 1).all()
     assert {*weight[low].tolist()} == {0.0, torch.tensor(n / k).item()}
@@ -136,7 +137,7 @@ def test_quantiles_are_exact() -> None:
 def test_water_filling_is_the_best_of_its_cost() -> None:
     """Of all shares with this mean, p ~ sqrt(score) has the least sum of score / p: moving any bit makes it more."""
     score = scores(20_000, 3, unseen=0)
-    rule = POLICIES["budget"](score, KNOWN._replace(reliability=1.0), share=0.4, floor=0.05)
+    rule = SAMPLES(score, KNOWN._replace(reliability=1.0), share=0.4, floor=0.05)
     band = torch.bucketize(score, rule.edges, right=True)
     n = torch.bincount(band).double()
     mean = torch.bincount(band, score.double()) / n
@@ -158,7 +159,7 @@ def test_water_filling_is_the_best_of_its_cost() -> None:
 
 def test_scores_that_are_not_reliable_are_drawn_together() -> None:
     score = scores(5000, 4)
-    rules = [POLICIES["budget"](score, KNOWN._replace(reliability=r), share=0.5) for r in (1.0, 0.5, 0.0)]
+    rules = [SAMPLES(score, KNOWN._replace(reliability=r), share=0.5) for r in (1.0, 0.5, 0.0)]
     spread = [rule.keep.std().item() for rule in rules]
     assert spread[0] > spread[1] > 0.01 and spread[2] < 1e-6
 
@@ -207,7 +208,7 @@ def test_the_expected_weighted_gradient_is_the_full_one(policy: str) -> None:
 
 
 def test_also_where_the_scores_are_left_out() -> None:
-    assert gradient_error(ALL["budget"], at_random=True) < 4.5
+    assert gradient_error(ALL["importance, samples"], at_random=True) < 4.5
 
 
 @pytest.mark.parametrize("policy", sorted({*ALL} - {"full"}))
@@ -260,7 +261,7 @@ def test_places_neighbours_and_epochs_are_not_correlated() -> None:
 
 def test_skipping_nobody_is_everybody_to_the_bit() -> None:
     score = scores(999, 0, unseen=0)
-    none, full = plan(partial(POLICIES["infobatch"], ratio=0.0), score), plan(POLICIES["full"], score)
+    none, full = plan(partial(POLICIES["infobatch"], prune_ratio=0.0), score), plan(POLICIES["full"], score)
     assert torch.equal(none.order, full.order) and torch.equal(none.weight, full.weight)
     assert torch.equal(none.level, full.level)
 
@@ -305,7 +306,7 @@ def test_levels_of_other_seeds_are_others() -> None:
 
 def test_levels_follow_the_density_and_weigh_one_over_it() -> None:
     score = torch.ones(50_000)
-    found = plan(partial(POLICIES["joint"], share=1.0, over="levels"), score)
+    found = plan(partial(POLICIES["importance"], share=1.0, over="levels"), score)
     level, weight = found.level, found.weight
     root = KNOWN.level.sqrt()
     density = 0.1 + 0.9 * root / root.mean()

@@ -90,7 +90,7 @@ def test_a_loss_is_not_changed_in_place() -> None:
 
 def test_it_is_copied_and_pickled() -> None:
     """There, both recurse for ever: no spawned workers."""
-    infobatch = InfoBatch(40, epochs=3, policy="joint", budget=0.8)
+    infobatch = InfoBatch(40, epochs=3, policy="importance", budget=0.8)
     next(infobatch.epochs())
     for other in (copy.deepcopy(infobatch), pickle.loads(pickle.dumps(infobatch))):
         assert list(other) == list(infobatch)

@@ -167,11 +167,14 @@ def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finis
         ),
         ("--pruning.policy ./mine.py", "there is no such file"),
         ("--pruning.policy tests/conftest.py", "exactly one function that begins with (score, known), found none"),
-        ("--pruning.policy budget", "needs a budget"),
+        ("--pruning.policy importance --pruning.over samples", "needs a budget"),
         ("--pruning.policy infobatch --pruning.budget 0.5", "infobatch keeps to no budget; random, budget, joint do"),
-        ("--pruning.policy joint --pruning.budget 0.1", "budget must be at least"),
-        ("--pruning.policy budget --pruning.budget 0.9 --pruning.ratio 0.5", "has no setting 'ratio'"),
-        ("--data.channels 1 --conditional --data ./nowhere/at/all", "there is no such file"),
+        ("--pruning.policy importance --pruning.budget 0.1", "budget must be at least"),
+        (
+            "--pruning.policy importance --pruning.over samples --pruning.budget 0.9 --pruning.prune-ratio 0.5",
+            "has no setting 'ratio'",
+        ),
+        ("--data.channels 1 --class-conditional --data ./nowhere/at/all", "there is no such file"),
     ],
 )
 def test_what_does_not_fit(arguments: str, said: str, pictures: Path, tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_labels_that_are_not_there_or_not_used(pictures: Path, tmp_path: Path) -
     flat.mkdir()
     for number, path in enumerate(sorted(pictures.rglob("*.png"))):
         shutil.copy(path, flat / f"{number}.png")
-    words = [*common(flat, tmp_path / "run"), "--conditional"]
+    words = [*common(flat, tmp_path / "run"), "--class-conditional"]
     assert "have no labels; give each class a folder of its own" in refused("train_diffusion.py", *words)
     assert "a masked autoencoder is told no labels" in refused("train_mae.py", *words)
     assert not (tmp_path / "run").exists()

@@ -56,7 +56,7 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
 def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) -> None:
     """Skipping a share of nobody is, bit for bit, the run without InfoBatch."""
     train("train_diffusion.py", *common(pictures, tmp_path / "full"))
-    train("train_diffusion.py", *common(pictures, tmp_path / "zero"), *PRUNED, "--pruning.ratio", 0)
+    train("train_diffusion.py", *common(pictures, tmp_path / "zero"), *PRUNED, "--pruning.prune-ratio", 0)
     assert same(tmp_path / "full", tmp_path / "zero")
     assert journal(tmp_path / "full") == journal(tmp_path / "zero")
 
@@ -83,10 +83,10 @@ def test_a_single_step_learns(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("over", ["samples", "levels", "both"])
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
 def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, tmp_path: Path) -> None:
-    words = ["--pruning.policy", "joint", "--pruning.budget", 0.8, "--pruning.over", over]
+    words = ["--pruning.policy", "importance", "--pruning.budget", 0.8, "--pruning.over", over]
     train(script, *common(pictures, tmp_path / "run", 6), *words)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["visited"] == round(0.8 * 6 * 43) and summary["policy"] == "joint"
+    assert summary["visited"] == round(0.8 * 6 * 43) and summary["policy"] == "importance"
     assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
 
 

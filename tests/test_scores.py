@@ -1,6 +1,7 @@
-"""What is remembered of the samples: scores, and how reliable they are (law 10 of docs/design.md)."""
+"""What is remembered of the samples: scores, and how reliable they are (law 10 of docs/architecture.md)."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.utils.data import DataLoader
 from pretrain import InfoBatch
 from pretrain.core.rng import generator
 
+SAMPLES: dict[str, Any] = {"policy": "importance", "over": "samples", "budget": 0.7}
+
 
 def simulated(noise: float, epochs: int = 12, size: int = 3000, **more) -> tuple[InfoBatch, Tensor, list[str]]:
     """Losses of samples with lasting differences, spread 0.3, and noise of every visit beside them.
@@ -18,7 +21,7 @@ def simulated(noise: float, epochs: int = 12, size: int = 3000, **more) -> tuple
     """
     truth = 1 + 0.3 * torch.randn(size, generator=generator(1)).clamp(-3, 3)
     told: list[str] = []
-    infobatch = InfoBatch(size, epochs=epochs, tell=told.append, **more)
+    infobatch = InfoBatch(size, epochs=epochs, warn=told.append, **more)
     for epoch in infobatch.epochs():
         for index in DataLoader(range(size), 500, sampler=infobatch):
             draw = torch.randn(len(index), generator=generator(epoch, int(index[0])))
@@ -27,7 +30,7 @@ def simulated(noise: float, epochs: int = 12, size: int = 3000, **more) -> tuple
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3, 0.6, 1.0])
-@pytest.mark.parametrize("policy", [{"policy": "full"}, {"policy": "infobatch"}, {"policy": "budget", "budget": 0.7}])
+@pytest.mark.parametrize("policy", [{"policy": "full"}, {"policy": "infobatch"}, SAMPLES])
 def test_reliability_is_what_it_is(noise: float, policy: dict) -> None:
     """The slope of the truth on the scores, which only a simulation knows, also where few of the easy are visited."""
     infobatch, truth, _ = simulated(noise, epochs=20, **policy)
@@ -39,7 +42,7 @@ def test_reliability_is_what_it_is(noise: float, policy: dict) -> None:
 def test_where_scores_carry_nothing_the_choice_is_uniform_and_the_user_is_told() -> None:
     size = 3000
     told: list[str] = []
-    infobatch = InfoBatch(size, epochs=8, anneal=0.0, tell=told.append)
+    infobatch = InfoBatch(size, epochs=8, warn=told.append, **SAMPLES)
     for epoch in infobatch.epochs():
         if epoch >= 3:
             assert infobatch.at_random and infobatch.reliability == pytest.approx(0, abs=0.1)
@@ -47,19 +50,19 @@ def test_where_scores_carry_nothing_the_choice_is_uniform_and_the_user_is_told()
             assert 0.6 < infobatch.length / size < 0.9  # and as many as the policy would
         for index in DataLoader(range(size), 500, sampler=infobatch):
             infobatch(torch.rand(len(index), generator=generator(epoch, int(index[0]))) + 0.1, index)
-    assert len(told) == 1 and "chosen at random" in told[0] and "reliability of 0.0" in told[0]
+    assert len(told) == 1 and "samples are drawn uniformly" in told[0] and "reliability 0.0" in told[0]
 
 
 def test_where_they_carry_something_nobody_is_told_anything() -> None:
-    infobatch, _, told = simulated(0.2)
+    infobatch, _, told = simulated(0.2, **SAMPLES)
     assert not told and not infobatch.at_random and infobatch.reliability is not None
     assert InfoBatch(3, epochs=1).reliability is None
 
 
-def test_raw_scores_are_the_last_losses_and_are_gone_by_whatever_they_tell() -> None:
+def test_the_published_method_goes_by_the_last_losses_whatever_they_tell() -> None:
     """As published: also where the choice is no better than chance, and nobody is told."""
     size, told = 3000, []
-    infobatch = InfoBatch(size, epochs=8, anneal=0.0, raw=True, tell=told.append)
+    infobatch = InfoBatch(size, epochs=8, anneal=0.0, warn=told.append)
     last = torch.full((size,), math.nan)
     for epoch in infobatch.epochs():
         if epoch:
@@ -109,7 +112,7 @@ def test_a_score_keeps_the_stated_share_of_its_past(smoothing: float) -> None:
 def test_losses_are_compared_with_what_is_usual_at_their_time() -> None:
     """The network learns while the epoch runs: an early visit's loss is no measure for a late one's."""
     difficulty = torch.rand(4000, generator=generator(0)) + 0.5
-    infobatch = InfoBatch(4000, epochs=1)
+    infobatch = InfoBatch(4000, epochs=1, policy="full")
     raw = torch.empty(4000)
     for _ in infobatch.epochs():
         for step, index in enumerate(DataLoader(range(4000), 40, sampler=infobatch)):
@@ -124,7 +127,7 @@ def test_losses_are_compared_with_what_is_usual_at_their_time() -> None:
 def test_scores_are_equally_far_spread_at_every_level() -> None:
     """Where losses spread twice as far, they count half as much."""
     noise = torch.randn(20_000, generator=generator(0)).clamp(-3, 3)
-    infobatch = InfoBatch(20_000, epochs=1)
+    infobatch = InfoBatch(20_000, epochs=1, policy="full")
     for _ in infobatch.epochs():
         for index in DataLoader(range(20_000), 500, sampler=infobatch):
             level = infobatch.level(index)
@@ -137,7 +140,7 @@ def test_scores_are_equally_far_spread_at_every_level() -> None:
 
 def test_where_levels_do_not_matter_they_do_nothing() -> None:
     losses = torch.rand(512, generator=generator(0)) + 0.1
-    infobatch = InfoBatch(512, epochs=1)
+    infobatch = InfoBatch(512, epochs=1, policy="full")
     for _ in infobatch.epochs():
         for index in DataLoader(range(512), 64, sampler=infobatch):
             infobatch(losses[index], index)

@@ -29,6 +29,7 @@ from pretrain.data.sources import open_data
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SEEDS = (0, 1, 2)
+IMPORTANCE = "--pruning.policy importance --pruning.budget 0.65 --optim.compensation 0.5"
 
 
 class Comparison(NamedTuple):
@@ -54,15 +55,14 @@ def shortened(epochs: int, share: float, rate: float) -> str:
 
 def diffusion_arms(epochs: int) -> list[str]:
     """The most telling first; the recipe's rate is 1e-3, the other of each pair is that times sqrt(1 / share)."""
-    joint = "--pruning.policy joint --pruning.budget 0.65 --optim.compensation 0.5"
     return [
         "full",
-        f"joint@0.65={joint}",
+        f"importance@0.65={IMPORTANCE}",
         shortened(epochs, 0.65, 1.24e-3),
-        f"levels@0.65={joint} --pruning.over levels",
+        f"levels@0.65={IMPORTANCE} --pruning.over levels",
         shortened(epochs, 0.65, 1e-3),
         shortened(epochs, 0.45, 1.49e-3),
-        "published=--pruning.policy infobatch --pruning.raw",
+        "infobatch=--pruning.policy infobatch",
     ]
 
 
@@ -72,7 +72,7 @@ def mae_arms(epochs: int) -> list[str]:
         "full",
         "half=--model.decoder cross --adapter.predict 0.5 --optim.lr 2.25e-3",
         shortened(epochs, 0.65, 1.86e-3),
-        "budget@0.65=--pruning.policy budget --pruning.budget 0.65 --optim.compensation 0.5",
+        f"samples@0.65={IMPORTANCE} --pruning.over samples",
         shortened(epochs, 0.45, 2.24e-3),
     ]
 

@@ -79,7 +79,7 @@ def check(adapter: Generative, classes: int, name: str | None, steps: int, guida
     if guidance != 1 and not (classes and getattr(adapter, "label_dropout", 1)):
         raise UserError(
             f"{flag}guidance {guidance:g} needs a model that knows images with a label and without one; train with "
-            "--conditional and a label_dropout above 0, or leave it out"
+            "--class-conditional and a label_dropout above 0, or leave it out"
         )
     try:
         sampler(adapter, name).set_timesteps(steps)

@@ -27,24 +27,24 @@ def exponential(halflife: float) -> Callable[[float, float], float]:
     return kept
 
 
-def exponent(length: float) -> float:
-    """Gamma of the power average of a length (sigma_rel): p(t) ~ t^gamma (Karras et al. 2024, "Analyzing and improving
-    the training dynamics of diffusion models", equations 3 and 126: the positive root of a cubic polynomial).
+def exponent(sigma_rel: float) -> float:
+    """Gamma of the power-function EMA of a sigma_rel: p(t) ~ t^gamma (Karras et al. 2024, "Analyzing and improving the
+    training dynamics of diffusion models", equations 3 and 126: the positive root of a cubic polynomial).
 
     Raises:
-        ValueError: the length is not above 0 and at most 0.28; at 0.289 all of the training weighs the same.
+        ValueError: the sigma_rel is not above 0 and at most 0.28; at 0.289 all of the training weighs the same.
     """
-    if not 0 < length <= 0.28:
-        raise ValueError(f"the length of a power average must be above 0 and at most 0.28, got {length}")
-    return float(np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max())
+    if not 0 < sigma_rel <= 0.28:
+        raise ValueError(f"the sigma_rel of a power-function EMA must be above 0 and at most 0.28, got {sigma_rel}")
+    return float(np.roots([1, 7, 16 - sigma_rel**-2, 12 - sigma_rel**-2]).real.max())
 
 
-def power(length: float) -> Callable[[float, float], float]:
-    """What the power average of a length keeps from one point of the clock to another.
+def power(sigma_rel: float) -> Callable[[float, float], float]:
+    """What the power-function EMA of a sigma_rel keeps from one point of the clock to another.
 
     In steps of equal progress it is (1 - 1/t)^(gamma + 1) (Karras et al. 2024, equation 2).
     """
-    gamma = exponent(length)
+    gamma = exponent(sigma_rel)
     return lambda before, now: (before / now) ** (gamma + 1)
 
 
@@ -70,17 +70,17 @@ class EMA:
 
 
 class EMACollection:
-    """The plain average, and power averages of several lengths, from which any other is made afterwards.
+    """The plain average, and power averages of several sigma_rels, from which any other is made afterwards.
 
     Args:
         model: the bare network.
         halflife: of the plain average, as a share of the training, above 0.
-        lengths: of the power averages: the standard deviation of what they weigh, as a share of the training so far.
+        sigma_rels: of the power averages: the standard deviation of what they weigh, as a share of the training so far.
     """
 
-    def __init__(self, model: nn.Module, halflife: float, lengths: Sequence[float] = ()) -> None:
+    def __init__(self, model: nn.Module, halflife: float, sigma_rels: Sequence[float] = ()) -> None:
         self.plain = EMA(model, exponential(halflife))
-        self.powers = {length: EMA(model, power(length)) for length in lengths}
+        self.powers = {sigma_rel: EMA(model, power(sigma_rel)) for sigma_rel in sigma_rels}
         self.progress = 0.0
 
     @property
@@ -90,7 +90,7 @@ class EMACollection:
 
     def all(self) -> dict[str, EMA]:
         """Every average by the name of its file in a checkpoint."""
-        return {"ema": self.plain} | {f"ema-{length}": average for length, average in self.powers.items()}
+        return {"ema": self.plain} | {f"ema-{sigma_rel}": average for sigma_rel, average in self.powers.items()}
 
     def to(self, device: torch.device) -> None:
         """Move them."""

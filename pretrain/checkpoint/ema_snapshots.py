@@ -1,6 +1,6 @@
-"""Power averages of any length, made after the run from snapshots of a few.
+"""Power averages of any sigma_rel, made after the run from snapshots of a few.
 
-    pretrain ema RUN --length 0.075 -o average.safetensors
+    pretrain ema RUN --sigma-rel 0.075 -o average.safetensors
 
 By Karras et al. 2024 ("Analyzing and improving the training dynamics of diffusion models", section 3 and appendix C):
 what an average weighs is a function of time; those of the snapshots are combined into the one that comes closest to
@@ -28,7 +28,7 @@ from pretrain.core.files import replacing
 
 
 class Snapshots:
-    """Writes a run's power averages now and then: one file a length, with the parameters' own names.
+    """Writes a run's power averages now and then: one file a sigma_rel, with the parameters' own names.
 
     Args:
         folder: of the files; those of steps yet to be made (of another past) are removed from it.
@@ -56,11 +56,11 @@ class Snapshots:
         due = self._due()
         if due > self.taken and self.writes and self.averages.powers:
             self.folder.mkdir(exist_ok=True)
-            for length, average in self.averages.powers.items():
-                file = self.folder / f"step-{step:08d}-length-{length}.safetensors"
+            for sigma_rel, average in self.averages.powers.items():
+                file = self.folder / f"step-{step:08d}-sigma_rel-{sigma_rel}.safetensors"
                 # In epochs, which stay what they are if the run is given more of them. One entry: the order of several
                 # in the file would be another one each time.
-                about = json.dumps({"length": length, "epochs": self.averages.progress * self.epochs})
+                about = json.dumps({"sigma_rel": sigma_rel, "epochs": self.averages.progress * self.epochs})
                 with replacing(file) as part:
                     storage.write(part, average.model.state_dict(), {"snapshot": about})
         self.taken = due
@@ -69,7 +69,7 @@ class Snapshots:
 class Snapshot(NamedTuple):
     """A power average as it was once."""
 
-    length: float
+    sigma_rel: float
     epochs: float  # credited until then
 
 
@@ -92,8 +92,8 @@ def combination(snapshots: Sequence[Snapshot], wanted: Snapshot) -> tuple[np.nda
     Returns:
         the counts, float64 [S], and the root of the mean squared error of what is weighed, as a share of its own size.
     """
-    have = np.array([[exponent(one.length) for one in snapshots], [one.epochs for one in snapshots]])
-    want = np.array([[exponent(wanted.length)], [wanted.epochs]])
+    have = np.array([[exponent(one.sigma_rel) for one in snapshots], [one.epochs for one in snapshots]])
+    want = np.array([[exponent(wanted.sigma_rel)], [wanted.epochs]])
     scale = 1 / np.sqrt(overlap(have, have))
     products = overlap(have[:, :, None], have[:, None, :]) * np.outer(scale, scale)
     aims = overlap(have, want) * scale
@@ -106,35 +106,35 @@ def combination(snapshots: Sequence[Snapshot], wanted: Snapshot) -> tuple[np.nda
     return count * scale, max(error, 0.0) ** 0.5
 
 
-def reconstruct(run: Path, length: float) -> tuple[dict[str, Tensor], float]:
-    """The power average of a length at a run's last snapshot.
+def reconstruct(run: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float]:
+    """The power average of a sigma_rel at a run's last snapshot.
 
     Args:
         run: the run's folder.
-        length: sigma_rel, above 0 and at most 0.28.
+        sigma_rel: sigma_rel, above 0 and at most 0.28.
 
     Returns:
         the parameters by name, for `load_state_dict` of the run's network; and the error, see `combination`.
 
     Raises:
         UserError: there are no snapshots, or one can't be read.
-        ValueError: there is no such length.
+        ValueError: there is no such sigma_rel.
     """
-    exponent(length)
-    files = sorted((run / "averages").glob("step-*.safetensors"))
+    exponent(sigma_rel)
+    files = sorted((run / "ema").glob("step-*.safetensors"))
     if not files:
         raise UserError(
             f"{run}: there are no snapshots of averages there; name the --output-dir of a run that was given "
-            "--average.lengths, and see that it has come as far as the first"
+            "--ema.sigma-rel, and see that it has come as far as the first"
         )
     with ExitStack() as stack:
         try:
             opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
             snapshots = [Snapshot(**json.loads(file.metadata()["snapshot"])) for file in opened]
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{run}: a snapshot in its averages/ can't be read: {error}") from None
+            raise UserError(f"{run}: a snapshot in its ema/ can't be read: {error}") from None
         last = max(range(len(snapshots)), key=lambda n: snapshots[n].epochs)
-        counts, error = combination(snapshots, Snapshot(length, snapshots[last].epochs))
+        counts, error = combination(snapshots, Snapshot(sigma_rel, snapshots[last].epochs))
         found = {}
         for name in opened[last].keys():  # noqa: SIM118
             newest = opened[last].get_tensor(name)
@@ -149,22 +149,22 @@ def reconstruct(run: Path, length: float) -> tuple[dict[str, Tensor], float]:
 
 def main(
     run: tyro.conf.Positional[Path],
-    length: float,
+    sigma_rel: float,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
 ) -> None:
-    """Write the power average of a length, made from a run's snapshots; `pretrain.export.export --length` exports it.
+    """Write the power average of a sigma_rel, made from a run's snapshots; `pretrain export --sigma-rel` exports it.
 
     Args:
         run: the run's folder.
-        length: of the average (sigma_rel), above 0 and at most 0.28.
+        sigma_rel: of the average (sigma_rel), above 0 and at most 0.28.
         output: file for the parameters, safetensors.
     """
     try:
-        tensors, error = reconstruct(run, length)
+        tensors, error = reconstruct(run, sigma_rel)
         storage.write(output, tensors)
     except (OSError, SafetensorError, ValueError) as refusal:
         raise refusal if isinstance(refusal, UserError) else UserError(str(refusal)) from None
-    Display(True).say(f"{output}: the average of length {length}, {error:.1%} off what it should weigh")
+    Display(True).say(f"{output}: the average of sigma_rel {sigma_rel}, {error:.1%} off what it should weigh")
 
 
 def run() -> None:

@@ -79,12 +79,12 @@ class LoadedRun:
         )
 
 
-def load_run(folder: Path, length: float | None = None) -> LoadedRun:
+def load_run(folder: Path, sigma_rel: float | None = None) -> LoadedRun:
     """The newest checkpoint of the run in `folder` that is whole; newer ones that are not are warned of.
 
     Args:
         folder: the run's.
-        length: of the power average to open (sigma_rel), made from the run's snapshots; None: the plain average.
+        sigma_rel: of the power-function EMA to open, made from the run's snapshots; None: the plain average.
 
     Raises:
         UserError: there is none, or it can't be read.
@@ -99,11 +99,11 @@ def load_run(folder: Path, length: float | None = None) -> LoadedRun:
         warn(f"{newer.name} is not used: {why}; going by {path.name}")
     with storage.restoring(found):
         channels, height, width = state.values["images"]["shape"]
-        shape, classes = (channels, height, width), state.values["images"]["classes"] if config.conditional else 0
+        shape, classes = (channels, height, width), state.values["images"]["classes"] if config.class_conditional else 0
         model = build_model(config, shape, classes).eval()
         try:
-            average = state.tensors["ema"] if length is None else reconstruct(folder, length)[0]
+            average = state.tensors["ema"] if sigma_rel is None else reconstruct(folder, sigma_rel)[0]
         except ValueError as error:
-            raise error if isinstance(error, UserError) else UserError(f"--length: {error}") from None
+            raise error if isinstance(error, UserError) else UserError(f"--sigma-rel: {error}") from None
         storage.fill(model, average, path)
     return LoadedRun(folder, config, config.part("adapter"), model, shape, classes, state)

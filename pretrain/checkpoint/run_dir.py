@@ -25,7 +25,7 @@ FILES = {
     "evaluation.json",
     "bad-step.safetensors",
     "checkpoints",
-    "averages",
+    "ema",
     "pictures",
     "generated",
     "model",

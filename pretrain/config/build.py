@@ -29,19 +29,19 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 
-def build_infobatch(config: Config, size: int, tell: Callable[[str], Any]) -> InfoBatch:
+def build_infobatch(config: Config, size: int, warn: Callable[[str], Any]) -> InfoBatch:
     """What plans a run's epochs.
 
     Args:
         config: the run's.
         size: samples.
-        tell: called with what the user should know.
+        warn: called with what the user should know.
 
     Raises:
         UserError: the policy can't be had with these settings.
     """
     pruning = config.pruning if config.infobatch else Pruning()  # a recipe's budget is not for everybody
-    settings = {"ratio": pruning.ratio, "over": pruning.over}
+    settings = {"prune_ratio": pruning.prune_ratio, "over": pruning.over}
     policy = registry.policy(config.policy)
     try:
         return InfoBatch(
@@ -51,9 +51,8 @@ def build_infobatch(config: Config, size: int, tell: Callable[[str], Any]) -> In
             budget=pruning.budget,
             anneal=pruning.anneal,
             smoothing=pruning.smoothing,
-            raw=pruning.raw,
             seed=config.seed,
-            tell=tell,
+            warn=warn,
             **{name: value for name, value in settings.items() if value is not None},
         )
     except ValueError as error:

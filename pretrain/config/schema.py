@@ -54,32 +54,31 @@ class Data:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Whom to skip, and what the others then count for.
+    """Which samples and noise levels an epoch uses, and with what weight.
 
     Attributes:
-        policy: how epochs are planned: full, random, infobatch, quantile, budget, joint, or the path of a file with one
+        policy: how epochs are planned: full, random, infobatch, quantile, importance, or the path of a file with one
             of your own. Another one than the recipe's drops the recipe's other settings of this section.
-        ratio: share skipped among the samples that are better learned than the mean, in [0, 1); of infobatch, 0.5
+        prune_ratio: share skipped among the samples that are better learned than the mean, in [0, 1); of infobatch, 0.5
             where not given.
-        budget: share of the visits to spend on the whole, in (0, 1]; of random, budget and joint.
-        over: what joint chooses by what was learned; both where not given.
+        budget: share of the full data set's samples to use over the whole run, in (0, 1]; of random and importance.
+        over: what importance chooses, both where not given.
         anneal: share of the epochs, the last ones, that visit everybody, in [0, 1]; where not given 0.125, but 0 with a
             budget.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
-        raw: scores as published: the last loss as it is, neither compared with what is usual at its level and time, nor
-            smoothed, and gone by whatever it tells.
     """
 
     policy: str = "infobatch"
-    ratio: float | None = None
+    prune_ratio: float | None = None
     budget: float | None = None
     over: Literal["samples", "levels", "both"] | None = None
     anneal: float | None = None
     smoothing: float = 0.7
-    raw: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.ratio is None or 0 <= self.ratio < 1, "pruning.ratio", "in [0, 1)", self.ratio)
+        _require(
+            self.prune_ratio is None or 0 <= self.prune_ratio < 1, "pruning.prune_ratio", "in [0, 1)", self.prune_ratio
+        )
         _require(self.budget is None or 0 < self.budget <= 1, "pruning.budget", "in (0, 1]", self.budget)
         _require(self.anneal is None or 0 <= self.anneal <= 1, "pruning.anneal", "in [0, 1]", self.anneal)
         _require(0 <= self.smoothing < 1, "pruning.smoothing", "in [0, 1)", self.smoothing)
@@ -119,29 +118,29 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Averaging:
+class EMASettings:
     """Averages of the parameters; progress is their clock.
 
     Attributes:
         halflife: of the exponential average, the one that is evaluated and exported, as a share of the training.
-        lengths: of power-function averages kept beside it (sigma_rel in Karras et al. 2024), up to 0.28; with two, say
-            0.05 and 0.1, `pretrain ema` makes that of any length when the run is over.
-        snapshots: how often in the run those are written to its averages/; more make what lies between more exact.
+        sigma_rel: of power-function EMAs kept beside it (Karras et al. 2024), up to 0.28; with two, say 0.05 and 0.1,
+            `pretrain ema` makes that of any sigma_rel when the run is over.
+        snapshots: how often in the run those are written to its ema/; more make what lies between more exact.
     """
 
     halflife: float = 0.02
-    lengths: tuple[float, ...] = ()
+    sigma_rel: tuple[float, ...] = ()
     snapshots: int = 16
 
     def __post_init__(self) -> None:
-        _require(0 < self.halflife <= 1, "average.halflife", "above 0 and at most 1", self.halflife)
+        _require(0 < self.halflife <= 1, "ema.halflife", "above 0 and at most 1", self.halflife)
         _require(
-            all(0 < length <= 0.28 for length in self.lengths) and len({*self.lengths}) == len(self.lengths),
-            "average.lengths",
+            all(0 < length <= 0.28 for length in self.sigma_rel) and len({*self.sigma_rel}) == len(self.sigma_rel),
+            "ema.sigma_rel",
             "different ones above 0 and at most 0.28",
-            self.lengths,
+            self.sigma_rel,
         )
-        _require(self.snapshots >= 1, "average.snapshots", "at least 1", self.snapshots)
+        _require(self.snapshots >= 1, "ema.snapshots", "at least 1", self.snapshots)
 
 
 @dataclass(frozen=True)
@@ -156,10 +155,11 @@ class Evaluate:
         steps: network calls to generate an image (diffusion).
         guidance: classifier-free guidance when generating with labels; 1 is none (diffusion).
         sampler: ddim, euler, heun or dpm++ for fid, kid and precision-recall; the objective's own where not given.
-        n: images generated for them.
+        num_images: images generated for them.
         features: network whose features they compare: small, inception, any other of torch-fidelity's, or a path.
-        reference: images that generated ones are compared with at most, evenly apart.
-        against: which images those are, as --data names them; where not given the training images, of latents decoded.
+        reference: images that generated ones are compared with, as --data names them; where not given the training
+            images, of latents decoded.
+        max_reference: how many of them at most, evenly apart.
         probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
         seeds: that a metric with chance in it (generated images, a probe's head) is measured with; its mean and
             standard deviation are given.
@@ -171,10 +171,10 @@ class Evaluate:
     steps: int = 25
     guidance: float = 1.0
     sampler: str | None = None
-    n: int = 1000
+    num_images: int = 1000
     features: str = "small"
-    reference: int = 50_000
-    against: str | None = None
+    reference: str | None = None
+    max_reference: int = 50_000
     probe_epochs: int = 90
     seeds: int = 1
 
@@ -184,9 +184,9 @@ class Evaluate:
         _require(self.every >= 1, "evaluate.every", "at least 1", self.every)
         _require(self.images >= 1, "evaluate.images", "at least 1", self.images)
         _require(self.steps >= 1, "evaluate.steps", "at least 1", self.steps)
-        _require(self.n >= 1, "evaluate.n", "at least 1", self.n)
-        _require(self.against != "", "evaluate.against", "images", "an empty name")
-        _require(self.reference >= 1, "evaluate.reference", "at least 1", self.reference)
+        _require(self.num_images >= 1, "evaluate.num_images", "at least 1", self.num_images)
+        _require(self.reference != "", "evaluate.reference", "images", "an empty name")
+        _require(self.max_reference >= 1, "evaluate.max_reference", "at least 1", self.max_reference)
         _require(self.probe_epochs >= 1, "evaluate.probe_epochs", "at least 1", self.probe_epochs)
         _require(self.seeds >= 1, "evaluate.seeds", "at least 1", self.seeds)
 
@@ -241,10 +241,10 @@ class Config:
         seed: of everything that is random.
         infobatch: prune, as the recipe's pruning section recommends; without it everybody is visited with weight 1. Any
             --pruning.* on the command line says it too.
-        conditional: tell the network the images' labels.
+        class_conditional: give the network the images' labels.
         precision: of the network's arithmetic; parameters and losses stay float32.
-        recompute: compute activations again in the backward pass instead of keeping them (gradient checkpointing): much
-            less memory, about a third more time, the same run.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: much less
+            memory, about a third more time, the same run.
         compile: compile the network in training (torch.compile): slow at the start, faster later, the same run but for
             rounding.
         tracker: also log to an experiment tracker that accelerate knows, for example tensorboard.
@@ -264,12 +264,12 @@ class Config:
     infobatch: bool = False
     pruning: Pruning = field(default_factory=Pruning)
     optim: Optim = field(default_factory=Optim)
-    average: Averaging = field(default_factory=Averaging)
+    ema: EMASettings = field(default_factory=EMASettings)
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    conditional: bool = False
+    class_conditional: bool = False
     precision: Literal["no", "fp16", "bf16"] = "no"
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     compile: bool = False
     tracker: str | None = None
     push_to_hub: str | None = None

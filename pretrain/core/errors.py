@@ -53,8 +53,8 @@ def exit_on_user_error() -> Iterator[None]:
             raise
         _say(
             f"error: [rank {rank}] memory ran out ({' '.join(str(error).split('. ')[0].split())}); push fewer images "
-            "through at once (in training --micro-batch N or auto, elsewhere --batch-size), or train with --recompute; "
-            "a run goes on from its last checkpoint with --resume"
+            "through at once (in training --micro-batch N or auto, elsewhere --batch-size), or train with "
+            "--gradient-checkpointing; a run goes on from its last checkpoint with --resume"
         )
         sys.exit(2)
     except KeyboardInterrupt:

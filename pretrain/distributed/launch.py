@@ -41,7 +41,7 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
         if os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true":
             raise UserError(
                 f"accelerate was told to use {way}, which shards the model; here it has to fit each device: start it "
-                "without, and save memory by --recompute and --micro-batch auto"
+                "without, and save memory by --gradient-checkpointing and --micro-batch auto"
             )
     folder = ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers"))
     try:

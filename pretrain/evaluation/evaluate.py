@@ -35,15 +35,15 @@ class Command:
         steps: network calls to generate an image.
         guidance: classifier-free guidance scale when generating with labels; 1 is none.
         sampler: ddim, euler, heun or dpm++, as far as the objective knows them.
-        n: images generated for fid, kid and precision-recall.
+        num_images: images generated for fid, kid and precision-recall.
         features: network whose features they compare: small (the one of this package), inception or any other of
             torch-fidelity's (NAME=PATH: with the weights of that file), or the path of a TorchScript file.
-        reference: images that generated ones are compared with at most, evenly apart.
-        against: which images those are, as --data of the training programs names them; where not given the training
-            images, and of latents what the autoencoder makes of them.
+        reference: images that generated ones are compared with, as --data of the training programs names them; where
+            not given the training images, and of latents what the autoencoder makes of them.
+        max_reference: how many of them at most, evenly apart.
         probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
         seeds: that a metric with chance in it is measured with; its mean and standard deviation are given.
-        length: of the power average that is measured (sigma_rel), from the run's snapshots; the plain average where
+        sigma_rel: of the power-function EMA that is measured, from the run's snapshots; the plain average where
             not given.
     """
 
@@ -52,13 +52,13 @@ class Command:
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
-    n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None
+    num_images: int | None = None
     features: str | None = None
-    reference: int | None = None
-    against: str | None = None
+    reference: str | None = None
+    max_reference: int | None = None
     probe_epochs: int | None = None
     seeds: int | None = None
-    length: float | None = None
+    sigma_rel: float | None = None
 
 
 def main(arguments: list[str]) -> None:
@@ -70,9 +70,9 @@ def main(arguments: list[str]) -> None:
     from pretrain.evaluation.context import EvalContext
 
     state = launch.join()
-    trained = load_run(command.run, command.length)
+    trained = load_run(command.run, command.sigma_rel)
     given = {
-        name: value for name, value in vars(command).items() if value is not None and name not in ("run", "length")
+        name: value for name, value in vars(command).items() if value is not None and name not in ("run", "sigma_rel")
     }
     try:
         settings = dataclasses.replace(trained.config.evaluate, **given)
@@ -86,10 +86,10 @@ def main(arguments: list[str]) -> None:
     for evaluator in chosen:
         found |= evaluator(model)
     record = {
-        "command": shlex.join(["python", "-m", "pretrain.evaluation", *arguments]),
+        "command": shlex.join(["pretrain", "evaluate", *arguments]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": trained.state.values["step"],
-        "length": command.length,
+        "sigma_rel": command.sigma_rel,
         "processes": state.num_processes,
         "seconds": round(time.monotonic() - began, 2),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "every"},

@@ -34,11 +34,11 @@ def make(subject: EvalContext, names: list[str]) -> "Likeness":
     """
     settings, flag = subject.settings, subject.flag
     check(subject.adapter, subject.classes, settings.sampler, settings.steps, settings.guidance, flag)
-    if settings.n < LEAST:
-        raise UserError(f"{flag}n {settings.n}: {', '.join(names)} need at least {LEAST} images")
+    if settings.num_images < LEAST:
+        raise UserError(f"{flag}num-images {settings.num_images}: {', '.join(names)} need at least {LEAST} images")
     others = _others(subject)
-    if len(evenly(others.train, settings.reference)) < LEAST:
-        few = min(len(others.train), settings.reference)
+    if len(evenly(others.train, settings.max_reference)) < LEAST:
+        few = min(len(others.train), settings.max_reference)
         raise UserError(f"{flag}metrics {','.join(names)}: {few} images to compare with are too few, it takes {LEAST}")
     return Likeness(subject, others, tuple(names), load(settings.features, f"{flag}features"))
 
@@ -49,10 +49,10 @@ def _others(subject: EvalContext) -> Source:
     Raises:
         UserError: there are none.
     """
-    name, (channels, height, width) = subject.settings.against, subject.source.seen_shape
+    name, (channels, height, width) = subject.settings.reference, subject.source.seen_shape
     if name is None:
         return subject.source
-    size, given = height if height == width else None, f"{subject.flag}against {name}"
+    size, given = height if height == width else None, f"{subject.flag}reference {name}"
     if is_cache(name):
         raise UserError(f"{given}: it holds latents; name images, or leave it out")
     data = replace(subject.source.train.data, source=name, size=size, channels=channels, flip=False, crop=1.0)
@@ -110,7 +110,7 @@ class Likeness:
             )
             return which, self.features(image)
 
-        (feature,) = together(map(rows, torch.arange(settings.n, device=device).split(BATCH)[rank::world]))
+        (feature,) = together(map(rows, torch.arange(settings.num_images, device=device).split(BATCH)[rank::world]))
         return feature
 
     def features(self, image: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Likeness:
     @property
     def chosen(self) -> range:
         """Numbers of the images that made ones are compared with."""
-        return evenly(self.others.train, self.subject.settings.reference)
+        return evenly(self.others.train, self.subject.settings.max_reference)
 
     @property
     def note(self) -> str:
@@ -151,7 +151,7 @@ class Likeness:
         kind = "latents decoded by their autoencoder" if self.others.autoencoder else "images"
         where = source.resolve().name if source.exists() else self.others.train.data.source
         return (
-            f"{settings.n:,} images, by {settings.steps} steps of {by} with guidance {settings.guidance:g}, "
+            f"{settings.num_images:,} images, by {settings.steps} steps of {by} with guidance {settings.guidance:g}, "
             f"compared with {len(self.chosen):,} {kind} of {where} by the features of {Path(settings.features).name}"
         )
 

@@ -1,10 +1,10 @@
 """Generate images with a trained run.
 
-    pretrain generate RUN --n 64 --guidance 2 --steps 30 --sampler heun
+    pretrain generate RUN --num-images 64 --guidance 2 --steps 30 --sampler heun
 
 Image n has the same noise whatever else is generated, so a seed and a number give an image back. Under torchrun or
 `accelerate launch` the processes share the batches, and make the same images to the bit on the same kind of device;
-another --batch-size may round otherwise. Say `--images` there, torchrun takes `--n` for an option of its own.
+another --batch-size may round otherwise.
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ from pretrain.core.errors import UserError
 
 def main(
     run: tyro.conf.Positional[Path],
-    n: Annotated[int, tyro.conf.arg(aliases=["--images"])] = 64,
+    num_images: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 64,
     guidance: float = 1.0,
     steps: int = 30,
     sampler: str | None = None,
     label: int | None = None,
-    length: float | None = None,
+    sigma_rel: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
@@ -32,13 +32,13 @@ def main(
 
     Args:
         run: folder of a run of train_diffusion.py.
-        n: images.
+        num_images: images.
         guidance: classifier-free guidance scale; 1 is none.
         steps: of the sampler.
         sampler: euler, heun (which calls the network twice a step), dpm++, or of ddpm ddim; where not given ddim of
             ddpm, euler of flow, dpm++ of edm.
         label: class of all images; of a conditional run, image n has class n modulo the classes where not given.
-        length: of the power average that makes them (sigma_rel), from the run's snapshots; the plain average where not
+        sigma_rel: of the power-function EMA that makes them, from the run's snapshots; the plain average where not
             given.
         seed: of the noise.
         batch_size: images at once.
@@ -55,11 +55,16 @@ def main(
     from pretrain.data.grid import grid, pixels
     from pretrain.distributed import launch
 
-    for name, value, least in (("n", n, 1), ("steps", steps, 1), ("batch-size", batch_size, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("num-images", num_images, 1),
+        ("steps", steps, 1),
+        ("batch-size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
         if value < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
     state = launch.join()
-    trained = load_run(run, length)
+    trained = load_run(run, sigma_rel)
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
         raise UserError(f"{run}: {type(adapter).__name__} makes no images; name a run of train_diffusion.py")
@@ -77,8 +82,8 @@ def main(
         raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
 
     vae, model = trained.autoencoder, trained.model.to(state.device)
-    for start in range(state.process_index * batch_size, n, state.num_processes * batch_size):
-        which = torch.arange(start, min(start + batch_size, n), device=state.device)
+    for start in range(state.process_index * batch_size, num_images, state.num_processes * batch_size):
+        which = torch.arange(start, min(start + batch_size, num_images), device=state.device)
         noise = SampleRNG(seed, index=which).normal(*trained.shape)
         given = which % classes if classes else torch.full_like(which, -1)
         given = given if label is None else torch.full_like(which, label)
@@ -87,10 +92,10 @@ def main(
             write(image, single / f"{number:05d}.png")
     state.wait_for_everyone()
     if state.is_main_process:
-        shown = [to_tensor(single / f"{number:05d}.png") for number in range(min(n, 144))]
+        shown = [to_tensor(single / f"{number:05d}.png") for number in range(min(num_images, 144))]
         sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
         write(sheet, folder / "grid.png")
-        Display(True).say(f"{n} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
+        Display(True).say(f"{num_images} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
 
 
 def write(image: Any, path: Path) -> None:

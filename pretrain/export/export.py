@@ -119,7 +119,7 @@ def _save(model: nn.Module, file: Path) -> None:
     )
 
 
-def _measured(run: Path, step: int, length: float | None) -> tuple[list[dict[str, Any]], list[str]]:
+def _measured(run: Path, step: int, sigma_rel: float | None) -> tuple[list[dict[str, Any]], list[str]]:
     """What was measured in training (if of the plain average), what `pretrain evaluate` found since, and its notes.
 
     Raises:
@@ -127,10 +127,10 @@ def _measured(run: Path, step: int, length: float | None) -> tuple[list[dict[str
     """
     file = run / "metrics.jsonl"
     try:
-        trained = MetricsLog(file, writes=False).read("evaluation") if length is None else []
+        trained = MetricsLog(file, writes=False).read("evaluation") if sigma_rel is None else []
         file = run / "evaluation.json"
         records = json.loads(file.read_text()) if file.exists() else []
-        later = [one for one in records if (one["step"], one.get("length")) == (step, length)]
+        later = [one for one in records if (one["step"], one.get("sigma_rel")) == (step, sigma_rel)]
         found = {name: value for one in later for name, value in one["found"].items()}
         notes = {note: None for one in later for note in one.get("notes", [])}  # each once
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -141,7 +141,7 @@ def _measured(run: Path, step: int, length: float | None) -> tuple[list[dict[str
 
 def main(
     run: tyro.conf.Positional[Path],
-    length: float | None = None,
+    sigma_rel: float | None = None,
     license: str | None = None,
     push_to_hub: str | None = None,
 ) -> None:
@@ -149,17 +149,17 @@ def main(
 
     Args:
         run: the run's folder; the model goes into its model/.
-        length: of the power average to export (sigma_rel), made from the run's snapshots; the plain average where not
+        sigma_rel: of the power-function EMA to export, made from the run's snapshots; the plain average where not
             given.
         license: of the model, for its card, as the Hugging Face hub calls it, for example apache-2.0.
         push_to_hub: name of a model repository on the hub to upload the model to.
     """
     if push_to_hub:
         hub.check(push_to_hub)
-    trained = load_run(run, length)
+    trained = load_run(run, sigma_rel)
     values = trained.state.values
     config = replace(trained.config, output_dir=run)  # it may have been moved
-    evaluations, notes = _measured(run, values["step"], length)
+    evaluations, notes = _measured(run, values["step"], sigma_rel)
     summary = summarise(
         config,
         trained.state,
@@ -167,7 +167,7 @@ def main(
         evaluations=evaluations,
         flops=profile_sample(trained.adapter, trained.model, trained.shape, trained.classes).flops,
     )
-    summary |= {"length": length, "notes": notes}
+    summary |= {"sigma_rel": sigma_rel, "notes": notes}
     try:
         summary["open_model_with"] = export_model(
             trained.model, config, trained.shape, run / "model", trained.autoencoder

@@ -90,7 +90,7 @@ def _text(config: Config, summary: dict[str, Any], name: str, shown: list[tuple[
     parts = [
         f"# {name.split('/')[-1] or config.output_dir.resolve().name}",
         f"Network `{model}`, {summary['parameters'] / 1e6:.3g} M parameters; objective `{adapter}`; trained on {data}"
-        f"{', with labels' if config.conditional else ''}, {_who(config)}{_average(summary)}.",
+        f"{', with labels' if config.class_conditional else ''}, {_who(config)}{_average(summary)}.",
         *_autoencoder(Path(summary["model"])),
         *(f"![{title}]({path})" for title, path in shown),
     ]
@@ -128,8 +128,8 @@ def _use(summary: dict[str, Any], name: str) -> list[str]:
 
 
 def _average(summary: dict[str, Any]) -> str:
-    length = summary.get("length")
-    return "" if length is None else f"; its parameters are their power average of length {length:g}"
+    sigma_rel = summary.get("sigma_rel")
+    return "" if sigma_rel is None else f"; its parameters are their power-function EMA of sigma_rel {sigma_rel:g}"
 
 
 def _who(config: Config) -> str:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 CHUNK = 1 << 20  # scores looked at at a time
 CELLS = 1 << 16  # of a histogram of scores: a float32 by its upper 16 bits, 128 cells an octave
+MIN_DENSITY = 1e-3  # of a level, relative to the mean: every level is seen, and no weight exceeds 1,000
 MOST_EDGES = 200  # of a rule; a sample's band is a byte
-BANDS = 64  # that `budget` and `joint` cut the scores into, at most,
+BANDS = 64  # that `importance` cuts the scores into, at most,
 LEAST = 16  # about as many samples in each, so that a share of them is a number of samples
 
 
@@ -73,12 +74,23 @@ def random(score: Tensor, known: ScoreStats, *, share: float) -> SamplingRule:
     return SamplingRule(NOWHERE, torch.full((1,), share, dtype=torch.float64), share)
 
 
-def infobatch(score: Tensor, known: ScoreStats, *, ratio: float = 0.5) -> SamplingRule:
-    """Skip a share `ratio`, in [0, 1), of the samples below the mean score; the k kept of those n weigh n / k.
+def raw_losses(policy: Policy) -> Policy:
+    """Mark a policy whose scores are the last losses as they are: not compared across noise levels, not smoothed."""
+    policy.raw_losses = True  # pyright: ignore[reportFunctionMemberAccess]
+    return policy
 
-    Qin et al. (ICLR 2024), section 2: p = 1 - ratio where score < mean, else 1.
+
+@raw_losses
+def infobatch(score: Tensor, known: ScoreStats, *, prune_ratio: float = 0.5) -> SamplingRule:
+    """The published method: skip a share of the samples whose last loss is below the mean; n / k weighs those kept.
+
+    Qin et al. (ICLR 2024), section 2: p = 1 - prune_ratio where loss < mean, else 1; with annealing at the end.
+
+    Args:
+        score, known: of the samples.
+        prune_ratio: share of the samples below the mean that is skipped, in [0, 1).
     """
-    _require(0 <= ratio < 1, "ratio", "in [0, 1)", ratio)
+    _require(0 <= prune_ratio < 1, "prune_ratio", "in [0, 1)", prune_ratio)
     total = seen = 0.0
     for chunk in score.split(CHUNK):
         value = chunk.numpy()
@@ -88,10 +100,11 @@ def infobatch(score: Tensor, known: ScoreStats, *, ratio: float = 0.5) -> Sampli
         return full(score, known)
     # Rounded to the scores' own precision: equal scores are then not below their mean.
     return SamplingRule(
-        torch.tensor([total / seen], dtype=score.dtype), torch.tensor([1 - ratio, 1.0], dtype=torch.float64)
+        torch.tensor([total / seen], dtype=score.dtype), torch.tensor([1 - prune_ratio, 1.0], dtype=torch.float64)
     )
 
 
+@raw_losses
 def quantile(
     score: Tensor, known: ScoreStats, *, at: tuple[float, ...] = (0.2, 0.85), keep: tuple[float, ...] = (0.25, 0.5, 1.0)
 ) -> SamplingRule:
@@ -105,22 +118,7 @@ def quantile(
     return SamplingRule(at_quantiles(score, at), torch.tensor(keep, dtype=torch.float64))
 
 
-def budget(score: Tensor, known: ScoreStats, *, share: float, floor: float = 0.2) -> SamplingRule:
-    """Keep in proportion to the root of the score: what spends a share of the visits with the least variance.
-
-    p = min(1, max(floor, c sqrt(score))), with c such that the mean of p is `share` (water-filling). The variance of
-    a weighted gradient is least for p in proportion to the sample's gradient norm, of which the root of a squared
-    error is a proxy. Scores are first drawn towards their mean as far as they are not reliable.
-
-    Args:
-        score, known: of the samples.
-        share: of the samples that are visited, in (0, 1].
-        floor: least chance of a visit, so that no weight exceeds 1 / floor; less where `share` is less.
-    """
-    return joint(score, known, share=share, over="samples", floor=floor)
-
-
-def joint(
+def importance(
     score: Tensor,
     known: ScoreStats,
     *,
@@ -129,18 +127,19 @@ def joint(
     floor: float = 0.2,
     level_floor: float = 0.1,
 ) -> SamplingRule:
-    """Choose whom to visit, as `budget`, and at what level, in proportion to the root of what losses usually are there.
+    """Importance sampling: samples in proportion to the root of their score, levels to the root of their usual loss.
 
-    A visit's weight is 1 / (chance of being kept * density of its level). Levels in proportion to the root of the
-    mean squared gradient would have the least variance (importance sampling; Nichol and Dhariwal, 2021, for
-    timesteps); the root of the usual loss stands for it, as that of the score does for a sample.
+    The variance of a weighted gradient is least where probabilities are in proportion to the root of the mean squared
+    gradient norm, of which the root of a squared error is a proxy (for timesteps: Nichol and Dhariwal 2021). Of the
+    samples, p = min(1, max(floor, c sqrt(score))), with c such that the mean of p is `share` (water-filling); scores
+    are first drawn towards their mean as far as they are not reliable. A weight is 1 / (p * density of the level).
 
     Args:
         score, known: of the samples and levels.
-        share: of the samples that are visited, in (0, 1].
-        over: what is chosen by what was learned: "samples" alone is `budget`; with "levels" alone the samples are a
-            uniform subset, those never visited like any other.
-        floor: least chance of a visit.
+        share: of the samples that are used, in (0, 1].
+        over: what is chosen by what was learned; with "levels" alone the samples are a uniform subset, those never
+            seen like any other.
+        floor: least probability of a sample, so that no weight exceeds 1 / floor; less where `share` is less.
         level_floor: least density of a level, relative to uniform, in (0, 1].
     """
     _require(over in ("samples", "levels", "both"), "over", "samples, levels or both", over)
@@ -237,8 +236,15 @@ def checked(rule: Any) -> SamplingRule:
     if density is not None:
         good = density.ndim == 1 and bool(density.isfinite().all()) and bool((density > 0).all())
         _require(good, "density", "[bins], finite and above 0", density.tolist())
+        least = (density.min() / density.double().mean()).item()  # less could not be told from 0 by 24-bit numbers
+        _require(least >= MIN_DENSITY, "density", f"at least {MIN_DENSITY} of its mean", f"{least:.2g} of it")
     dense = None if density is None else density.double()
     return SamplingRule(edges.float(), keep.double(), float(unseen), dense)
+
+
+def uses_raw_losses(policy: str | Policy) -> bool:
+    """Whether a policy, by name or itself, is marked by `raw_losses`."""
+    return getattr(POLICIES.get(policy) if isinstance(policy, str) else policy, "raw_losses", False)
 
 
 def with_settings(policy: str | Policy, budgeted: bool, settings: dict[str, Any]) -> Policy:
@@ -278,4 +284,4 @@ def _require(good: bool, name: str, allowed: str, value: Any) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-POLICIES: dict[str, Policy] = {policy.__name__: policy for policy in (full, random, infobatch, quantile, budget, joint)}
+POLICIES: dict[str, Policy] = {policy.__name__: policy for policy in (full, random, infobatch, quantile, importance)}

@@ -11,8 +11,7 @@ nothing of models, data or accelerators, and works alone in anybody's loop:
             infobatch(losses, index).backward()
 
 The method is that of Qin et al., "InfoBatch: Lossless training speed up by unbiased dynamic data pruning" (ICLR
-2024), corrected: a loss is compared with what is usual at its level and time, scores are smoothed over visits, and
-where they turn out to tell nothing they are left out. docs/method.md has the mathematics.
+2024); `policy="importance"` is ours (docs/method.md).
 """
 
 import math
@@ -30,10 +29,10 @@ from pretrain.infobatch.budget import Budget
 from pretrain.infobatch.epoch_losses import UNSEEN, WHOSE, EpochLosses
 from pretrain.infobatch.indexed import length
 from pretrain.infobatch.plan import Plan
-from pretrain.infobatch.policies import Policy, SamplingRule, ScoreStats, checked, full, with_settings
+from pretrain.infobatch.policies import Policy, SamplingRule, ScoreStats, checked, full, uses_raw_losses, with_settings
 from pretrain.infobatch.scores import ScoreStore
 
-LEAST = 0.3  # reliability of scores below which they choose no better than chance
+MIN_RELIABILITY = 0.3  # reliability of scores below which they choose no better than chance
 
 
 class InfoBatch(Sampler[int]):
@@ -46,14 +45,13 @@ class InfoBatch(Sampler[int]):
         budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
         anneal: share of the epochs, the last ones, that visit everybody, rounded up; 0.125 if None, 0 with a budget.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
-        raw: scores as published: the last loss as it is, gone by whatever it tells.
         seed: of the plans; no global generator is read or seeded.
         rank, world: this process and how many there are; each is handed its share of one global order.
         merge: element-wise maximum of a tensor over all ranks, in place or not; called by all of them at
             an epoch's end and by `state_dict`. A maximum, because merging twice then changes nothing.
             What is not given of these is that of `torch.distributed`.
-        tell: called on rank 0 with a sentence, when the scores turn out to be of no use.
-        settings: the policy's own, such as `ratio`.
+        warn: called on rank 0 with a sentence, when the scores turn out to be of no use.
+        settings: the policy's own, such as `prune_ratio`.
 
     Raises:
         ValueError: an argument is out of its range, or the policy has no such setting.
@@ -69,12 +67,11 @@ class InfoBatch(Sampler[int]):
         budget: float | None = None,
         anneal: float | None = None,
         smoothing: float = 0.7,
-        raw: bool = False,
         seed: int = 0,
         rank: int | None = None,
         world: int | None = None,
         merge: Callable[[Tensor], Tensor] | None = None,
-        tell: Callable[[str], Any] = warnings.warn,
+        warn: Callable[[str], Any] = warnings.warn,
         **settings: Any,
     ) -> None:
         self._data = None if isinstance(data, Integral) else data
@@ -95,7 +92,7 @@ class InfoBatch(Sampler[int]):
             if not good:
                 raise ValueError(f"{name} must be {allowed}, got {value}")
         self.size, self.total_epochs, self.seed = size, epochs, seed
-        self.rank, self.world, self.merge, self.tell = rank, world, merge or collectives.all_reduce_max, tell
+        self.rank, self.world, self.merge, self.warn = rank, world, merge or collectives.all_reduce_max, warn
         self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # less what floats add
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
         self.policy = with_settings(policy, budget is not None, settings)
@@ -104,7 +101,8 @@ class InfoBatch(Sampler[int]):
         self.seen = 0  # visits of this epoch whose losses came back, over all ranks
         self.visited = 0  # the same, over the epochs before this one
         self.dropped = 0  # visits planned in the epochs before this one whose losses never came back
-        self.raw, self.memory = raw, ScoreStore(size, 0.0 if raw else smoothing, raw)
+        self.raw = uses_raw_losses(policy)
+        self.memory = ScoreStore(size, 0.0 if self.raw else smoothing, self.raw)
         self.at_random = False  # whether this epoch's choice leaves the scores out, because they tell too little
         self.ledger = EpochLosses(size)
         self._score = self.memory.score  # on the losses' device; the same memory on a CPU
@@ -175,11 +173,14 @@ class InfoBatch(Sampler[int]):
         if self.epoch >= self.first_full:  # nobody is skipped; levels are no less well chosen than before
             rule = full(self.score, self._known())._replace(density=rule.density)
         known = self.reliability
-        at_random = known is not None and known < LEAST and bool((rule.keep != rule.keep[0]).any()) and not self.raw
+        at_random = (
+            known is not None and known < MIN_RELIABILITY and bool((rule.keep != rule.keep[0]).any()) and not self.raw
+        )
         if at_random and not self.at_random and self.rank == 0:
-            self.tell(
-                f"the scores have a reliability of {known:.2f}: how a sample fared hardly tells how it will fare, so "
-                f"from epoch {self.epoch + 1} on as many are visited, but chosen at random, until it is {LEAST} or more"
+            levels = ", levels by importance" if rule.density is not None else ""
+            self.warn(
+                f"per-sample scores carry no signal here (reliability {known:.2f} of 1): from epoch {self.epoch + 1} "
+                f"on samples are drawn uniformly{levels}; scores are used again if that reaches {MIN_RELIABILITY}"
             )
         self.at_random = at_random
         self._plan = Plan(rule, self.score, (self.seed, self.epoch), at_random=at_random)

@@ -31,7 +31,7 @@ class SampleCost(NamedTuple):
 
     Attributes:
         flops: floating-point operations of its forward and backward pass: counted, not estimated; a multiply-add is
-            two, and what is not a matrix product or a convolution is not counted, nor what `recompute` does again.
+            two; what is not a matrix product or a convolution is not counted, nor what gradient checkpointing repeats.
         unreached: parameters that the loss does not depend on.
         remembered: "score" where the adapter returns one, else "loss".
     """

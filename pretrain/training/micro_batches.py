@@ -75,8 +75,8 @@ def find_micro_batch_size(
     while not fits(size):
         if size == 1:
             raise UserError(
-                "--micro-batch auto: memory runs out with a single image at once; train with --recompute or a "
-                "smaller network"
+                "--micro-batch auto: memory runs out with a single image at once; train with --gradient-checkpointing "
+                "or a smaller network"
             )
         size = next(n for n in range(size // 2, 0, -1) if share % n == 0)
     if device.type == "cuda":

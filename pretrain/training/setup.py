@@ -57,11 +57,11 @@ def setup(
     display = Display(main)
     infobatch = build_infobatch(config, len(source.train), display.say)
     cost = profile_objective(config, adapter, model, source)
-    if config.recompute:
-        recompute(model)
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
     state = TrainState(
         model,
-        EMACollection(model, config.average.halflife, config.average.lengths),
+        EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
         adamw(model, config.optim),
         infobatch,
         NanGuard(infobatch, source.train, device),
@@ -99,9 +99,7 @@ def setup(
         state,
         RestartingLoader(lambda: make_loader(source.train, EpochSampler(infobatch), micro_batch), display.say),
         Writer(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.say),
-        Snapshots(
-            config.output_dir / "averages", state.ema, config.average.snapshots, config.epochs, state.step, writes=main
-        ),
+        Snapshots(config.output_dir / "ema", state.ema, config.ema.snapshots, config.epochs, state.step, writes=main),
         reporter,
         evaluators,
         draw,
@@ -170,7 +168,7 @@ def profile_objective(config: Config, adapter: Adapter, model: nn.Module, source
     return cost
 
 
-def recompute(model: nn.Module) -> None:
+def checkpoint_activations(model: nn.Module) -> None:
     """Have a network compute activations again in the backward pass (gradient checkpointing, Chen et al. 2016).
 
     Raises:
@@ -179,8 +177,8 @@ def recompute(model: nn.Module) -> None:
     switch = getattr(model, "enable_gradient_checkpointing", None)
     if switch is None:
         raise UserError(
-            f"--recompute: the network, a {type(model).__name__}, has no method enable_gradient_checkpointing(); "
-            "leave it out, or give the network one"
+            f"--gradient-checkpointing: the network, a {type(model).__name__}, has no method "
+            "enable_gradient_checkpointing(); leave it out, or give the network one"
         )
     switch()
 

@@ -157,7 +157,7 @@ class TrainState:
         own = self.ema.all()
         if {name for name in tensors if name == "ema" or name.startswith("ema-")} != own.keys():
             lengths = " ".join(sorted(name.removeprefix("ema-") for name in tensors if "ema-" in name)) or "none"
-            raise UserError(f"--resume {path}: the checkpoint's --average.lengths are {lengths}; leave the setting out")
+            raise UserError(f"--resume {path}: the checkpoint's --ema.sigma-rel are {lengths}; leave the setting out")
         for name, ema in own.items():
             storage.fill(ema.model, tensors[name], path)
 

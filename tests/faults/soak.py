@@ -45,7 +45,7 @@ def settings(program: str, images: Path, folder: Path) -> list[object]:
     """Everything that has a state: micro-batches, several averages, evaluations in between, pruning of both kinds."""
     policy = PRUNED if program == "train_mae.py" else ("--infobatch",)
     words = ["--data", images, "--output-dir", folder, "--on-bad-image", "skip", "--batch-size", 12, "--micro-batch", 6]
-    words += ["--epochs", 8, "--evaluate.every", 3, "--average.lengths", 0.1, "--average.snapshots", 5]
+    words += ["--epochs", 8, "--evaluate.every", 3, "--ema.sigma-rel", 0.1, "--ema.snapshots", 5]
     return [*words, *policy, "--checkpoint.every", 1]
 
 
@@ -255,7 +255,7 @@ class Soak:
         parts = [path.name for path in folder.rglob("*.part")]
         if parts:
             raise Broken(f"left behind: {parts}")
-        for kind in ("averages", "pictures", "model"):
+        for kind in ("ema", "pictures", "model"):
             mine, theirs = ({path.relative_to(run) for path in (run / kind).rglob("*")} for run in (folder, other))
             # A full disk may cost pictures and averages; the card has the newest picture that there is.
             if lacking := {path for path in mine ^ theirs if whole or (kind == "model" and path.suffix != ".png")}:

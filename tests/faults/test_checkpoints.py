@@ -27,7 +27,7 @@ from pretrain.training.metrics_log import MetricsLog
 
 
 def state(step: int, seconds: float = 0.0) -> storage.State:
-    tensors = {"model": {"a": torch.full((7,), float(step)), "b": torch.arange(3)}, "average": {"a": torch.ones(2, 2)}}
+    tensors = {"model": {"a": torch.full((7,), float(step)), "b": torch.arange(3)}, "ema": {"a": torch.ones(2, 2)}}
     return storage.State(tensors, {"step": step, "seconds": seconds})
 
 

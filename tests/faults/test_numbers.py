@@ -48,7 +48,7 @@ def test_a_sample_is_named_and_set_aside_and_the_run_goes_on(
     train("train_diffusion.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert len(said) == 1 and "the loss of sample 7 (" in said[0] and ".png) is not finite; left out" in said[0]
-    for name in ("model", "average", "optimizer"):
+    for name in ("model", "ema", "optimizer"):
         assert all(value.isfinite().all() for value in final(tmp_path / "run", name).values())
     score = final(tmp_path / "run", "infobatch")["score"]
     assert score.isnan().nonzero().tolist() == [[7]] and score.nan_to_num().isfinite().all()
@@ -103,13 +103,14 @@ def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
     assert "not finite" in sentence
     found = replay_step.replay(tmp_path / "run")
     assert found.module
-    assert all(value.isfinite().all() for value in final(tmp_path / "run", "average").values())
+    assert all(value.isfinite().all() for value in final(tmp_path / "run", "ema").values())
 
 
 def test_who_is_set_aside_is_blank_where_images_are_kept_on_a_device() -> None:
     """On the meta device; their indices are on the CPU."""
     images: Any = SimpleNamespace(settle=lambda problems: None)
-    ours = nan_guard.NanGuard(InfoBatch(5, epochs=1), images, torch.device("cpu"), {"set_aside": [1]})
+    ours = nan_guard.NanGuard(InfoBatch(5, epochs=1), images, torch.device("cpu"))
+    ours.load_state_dict({"set_aside": [1], "streak": 0})
     image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")
     batch = ours.admit(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])
     assert batch.index.tolist() == [0, ~1, 2] and batch.image.device.type == batch.label.device.type == "meta"

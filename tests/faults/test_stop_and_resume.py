@@ -113,7 +113,7 @@ def test_a_run_is_given_more_epochs(pictures: Path, tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
     assert [record["epoch"] for record in journal(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5]
-    one, average = final(folder), final(folder, "average")
+    one, average = final(folder), final(folder, "ema")
     assert all((one[name] - average[name]).abs().max() < 0.1 for name in one)
 
 
@@ -122,7 +122,7 @@ def test_inside_an_epoch_its_plan_must_stay(finished: Path, pictures: Path, tmp_
     shutil.copytree(finished, folder)
     for step in sorted((folder / "checkpoints").iterdir())[6:]:  # the last one left lies in the second epoch
         shutil.rmtree(step)
-    for change in (["--seed", 1], ["--pruning.ratio", 0.9], ["--pruning.policy", "full"]):
+    for change in (["--seed", 1], ["--pruning.prune-ratio", 0.9], ["--pruning.policy", "full"]):
         assert "whose plan would be another one now" in refused(
             "train_diffusion.py", "--resume", "--output-dir", folder, *change
         )
