@@ -39,13 +39,13 @@ def main(config: Path, steps: int = 60) -> None:
     probe = OnlineProbe(EvalContext(adapter, source, 0, True, made.evaluate, "--evaluate."))
     batch = on_device(next(source.train.batches(range(made.batch_size), made.batch_size)), torch.device("cpu"))
     spent = {True: 0.0, False: 0.0}
-    probe.attach(model, 0.0, torch.device("cpu"), None)
+    probe.attach(model, torch.device("cpu"))
     for step in range(2 * steps + 4):
         watched = step % 2 == 0
         began = time.process_time()
         adapter(model, batch, SampleRNG(0, step, index=batch.index)).loss.mean().backward()
         if watched:
-            probe.learn(batch, (step + 1) / (2 * steps + 4))
+            probe.observe(batch, (step + 1) / (2 * steps + 4))
         optimizer.step()
         optimizer.zero_grad()
         if step >= 4:  # the first ones pay for what is allocated

@@ -12,7 +12,7 @@ import timm
 import torch
 import tyro
 from classification_adapter import Classification
-from fit import TrainState, device, fit, visits
+from fit import Training, device, fit, visits
 from torch import nn
 
 from pretrain.config.schema import Data
@@ -44,7 +44,7 @@ def main(
     data: Data = Data("uoft-cs/cifar10", flip=True),
     model: str = "resnet18",
     adapter: Classification = Classification(),
-    training: TrainState = TrainState(),
+    training: Training = Training(),
 ) -> float:
     """Train and report the accuracy on held-out images.
 

@@ -16,7 +16,7 @@ from pretrain.data.loader import EpochSampler, make_loader
 
 
 @dataclass(frozen=True)
-class TrainState:
+class Training:
     """How long and on whom.
 
     Attributes:
@@ -48,7 +48,7 @@ def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterator[Ba
 
 
 def fit(
-    training: TrainState,
+    training: Training,
     model: nn.Module,
     adapter: Callable[..., Any],
     size: int,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 import tyro
-from fit import TrainState, device, fit
+from fit import Training, device, fit
 from language_adapter import Instruction, Sequences
 from torch import nn
 from torch.utils.data import DataLoader
@@ -54,7 +54,7 @@ def right(model: nn.Module, adapter: Instruction, batch: Sequences) -> tuple[flo
     return found[answer].float().mean().item(), (found | ~answer).all(dim=1).float().mean().item()
 
 
-def main(model: str | None = None, samples: int = 4000, width: int = 96, training: TrainState = TrainState()) -> float:
+def main(model: str | None = None, samples: int = 4000, width: int = 96, training: Training = Training()) -> float:
     """Train and report how held-out instructions are answered.
 
     Args:

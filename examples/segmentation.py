@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import tyro
-from fit import TrainState, device, fit, visits
+from fit import Training, device, fit, visits
 from segmentation_adapter import Segmentation
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ def mean_iou(model: nn.Module, adapter: Segmentation, images: Images, classes: i
 def main(
     data: Data = Data(),
     encoder: str = "resnet10t",
-    training: TrainState = TrainState(),
+    training: Training = Training(),
 ) -> float:
     """Train and report the mean intersection over union on held-out images."""
     source = open_data(data, training.seed)

@@ -21,7 +21,7 @@ from pretrain.checkpoint.ema import EMACollection, exponent, exponential, power
 from pretrain.checkpoint.ema_snapshots import Snapshot, Snapshots, combination, overlap, reconstruct
 from pretrain.checkpoint.storage import newest
 from pretrain.config.cli import parse
-from pretrain.config.schema import Averaging
+from pretrain.config.schema import EMASettings
 from pretrain.core.errors import UserError
 
 LENGTHS = (0.05, 0.1)
@@ -166,7 +166,7 @@ def test_a_snapshot_is_made_of_itself(count: int) -> None:
 
 @pytest.mark.parametrize(("length", "most"), [(0.03, 0.04), (0.04, 0.011), (0.07, 0.004), (0.15, 0.0095)])
 def test_the_default_is_as_exact_as_design_says(length: float, most: float) -> None:
-    _, error = combination(every(Averaging().snapshots), Snapshot(length, 1.0))
+    _, error = combination(every(EMASettings().snapshots), Snapshot(length, 1.0))
     assert most / 2 < error < most
 
 

@@ -52,9 +52,9 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
     assert (result.metric_type, result.metric_value) == ("heldout_loss", summary["quality"]["heldout_loss"])
     before = summary["quality_before"]["heldout_loss"]
     for said in (
-        f"| visits | {summary['visited']:,} | {43 * 4:,} |",
+        f"| samples used | {summary['visited']:,} | {43 * 4:,} |",
         f"| training FLOPs | {summary['train_flops']:.3g} | {summary['full_train_flops']:.3g} |",
-        f"{summary['saved_fraction']:.1%} of the visits were saved, counted against 4 epochs of 43 images",
+        f"{summary['saved_fraction']:.1%} of the samples were saved, counted against 4 epochs of 43 images",
         f"| heldout_loss | {before:.4f} | {summary['quality']['heldout_loss']:.4f} |",
         "DiffusionPipeline.from_pretrained('.')",
         "pruned dynamically (importance)",
@@ -125,7 +125,7 @@ def test_another_average_is_exported(run: Path) -> None:
     exported = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert exported.keys() == {name.removeprefix("network.") for name in found}
     assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in found.items())
-    with pytest.raises(UserError, match=r"--sigma-rel: the length of a power average must be above 0 and at most 0.28"):
+    with pytest.raises(UserError, match=r"--sigma-rel: the sigma_rel of a power-function EMA must be above 0"):
         export.main(run, sigma_rel=0.5)
 
 
@@ -139,12 +139,12 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     evaluate.main([str(folder), "--metrics", "heldout,fid", "--num-images", "8", "--sigma-rel", "0.15"])
     evaluate.main([str(folder), "--metrics", "kid", "--num-images", "8"])
     other, plain = json.loads((folder / "evaluation.json").read_text())
-    assert other["found"]["heldout_loss"] == expected and (other["length"], plain["length"]) == (0.15, None)
+    assert other["found"]["heldout_loss"] == expected and (other["sigma_rel"], plain["sigma_rel"]) == (0.15, None)
     for length, record, said in ((0.15, other, f"| heldout_loss |  | {expected:.4f} |"), (None, plain, "heldout_loss")):
         export.main(folder, sigma_rel=length)
         card = (folder / "model" / "README.md").read_text()
         assert said in card and f"{record['notes'][0]}." in card and str(pictures.parent) not in card
-        assert ("its parameters are their power average of length 0.15" in card) == (length is not None)
+        assert ("its parameters are their power-function EMA of sigma_rel 0.15" in card) == (length is not None)
         assert [name for name in ("fid", "kid") if f"| {name} |" in card] == [
             name for name in record["found"] if name[1:] == "id"
         ]
@@ -173,7 +173,10 @@ def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_pat
     export.main(folder)
     values = load_run(folder).state.values
     seen = values["infobatch"]["visited"] + values["infobatch"]["seen"]
-    assert f"| visits | {seen:,} | {round(43 * 4 * values['progress'])} |" in (folder / "model/README.md").read_text()
+    assert (
+        f"| samples used | {seen:,} | {round(43 * 4 * values['progress'])} |"
+        in (folder / "model/README.md").read_text()
+    )
     exported = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(exported[k.removeprefix("network.")], v) for k, v in final(folder, "ema").items())
 
@@ -188,7 +191,7 @@ def test_a_run_that_was_killed_over_its_journal_is_exported(run: Path, tmp_path:
     export.main(tmp_path / "run")
     assert card.read_text() == written
     journal.write_bytes(b"no\n" + whole)
-    with pytest.raises(UserError, match=r"journal\.jsonl: can't be read"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: can't be read"):
         export.main(tmp_path / "run")
 
 

@@ -20,7 +20,7 @@ from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
 from pretrain.core.errors import UserError
 from pretrain.training import flops, setup
-from pretrain.training.setup import recompute
+from pretrain.training.setup import checkpoint_activations
 from pretrain.training.summary import in_words, summarise
 
 PARTS = {
@@ -125,7 +125,9 @@ def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: P
     assert same(finished, tmp_path / "run")
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (finished, tmp_path / "run")]
     assert summaries[0]["train_flops"] == summaries[1]["train_flops"]
-    train("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--epochs", 5, "--no-recompute")
+    train(
+        "train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--epochs", 5, "--no-gradient-checkpointing"
+    )
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 5
 
 
@@ -161,4 +163,4 @@ def test_a_network_without_the_switch_is_refused() -> None:
     with pytest.raises(
         UserError, match="--gradient-checkpointing: the network, a Linear, has no method enable_gradient_checkpointing"
     ):
-        recompute(torch.nn.Linear(1, 1))
+        checkpoint_activations(torch.nn.Linear(1, 1))

@@ -301,13 +301,14 @@ def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
 def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path) -> None:
     subject, model = opened(mae), load_run(mae).model
     probe = online_probe.OnlineProbe(subject)
-    probe.attach(model, 0.5, torch.device("cpu"), None)
+    probe.attach(model, torch.device("cpu"))
+    probe.progress = 0.5
     label, other = torch.arange(400) % 2, torch.randn(400, 16, generator=generator(0))
     for n, rows in enumerate(torch.arange(400).split(50)):
         feature = (label[rows, None] - 0.5) * 3 * torch.eye(16)[3] + other[rows]
         probe.seen = feature
         index = torch.where(rows % 7 == 0, ~rows, rows)  # slots that do not count
-        probe.learn(Batch(feature, torch.where(rows % 5 == 0, -1, label[rows]), index, feature), 0.5 + (n + 1) * 1e-6)
+        probe.observe(Batch(feature, torch.where(rows % 5 == 0, -1, label[rows]), index, feature), 0.5 + (n + 1) * 1e-6)
     counted = (torch.arange(400) % 7 > 0) & (torch.arange(400) % 5 > 0)
     x = torch.cat([(label[:, None] - 0.5) * 3 * torch.eye(16)[3] + other, torch.ones(400, 1)], 1)[counted]
     y = torch.nn.functional.one_hot(label, 2).float()[counted]

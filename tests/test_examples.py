@@ -23,7 +23,7 @@ import plain_loop
 import segmentation
 import segmentation_adapter
 import toy
-from fit import TrainState
+from fit import Training
 
 from pretrain.adapters import Batch
 from pretrain.config.schema import Data
@@ -139,7 +139,7 @@ def said(capsys) -> tuple[int, int]:
 
 def test_classification(tmp_path: Path, capsys) -> None:
     data = Data(str(draw_images(tmp_path / "images", 160)), held_out=16)
-    training = TrainState(epochs=5, batch_size=16, lr=2e-3)
+    training = Training(epochs=5, batch_size=16, lr=2e-3)
     assert classification.main(data=data, model="resnet18", training=training) > 0.8
     visited, full = said(capsys)
     assert visited < full == 5 * 144
@@ -147,18 +147,18 @@ def test_classification(tmp_path: Path, capsys) -> None:
 
 def test_segmentation(tmp_path: Path, capsys) -> None:
     data = Data(str(draw_images(tmp_path / "images", 200, size=24)), held_out=20)
-    training = TrainState(epochs=8, batch_size=16, lr=3e-3, policy="importance", over="samples", budget=0.8)
+    training = Training(epochs=8, batch_size=16, lr=3e-3, policy="importance", over="samples", budget=0.8)
     assert segmentation.main(data=data, training=training) > 0.5  # a third is what the background alone gives
     visited, full = said(capsys)
     assert visited == round(0.8 * full)
 
 
 def test_language(capsys) -> None:
-    training = TrainState(epochs=8, batch_size=32, lr=4e-3)
+    training = Training(epochs=8, batch_size=32, lr=4e-3)
     trained = language.main(samples=1500, width=64, training=training)
     visited, full = said(capsys)
     assert visited < 0.9 * full
-    assert trained > 0.3 > language.main(samples=100, width=64, training=TrainState(epochs=1))
+    assert trained > 0.3 > language.main(samples=100, width=64, training=Training(epochs=1))
 
 
 def test_masks_show_the_label_where_something_is_shown() -> None:

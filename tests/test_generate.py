@@ -36,7 +36,7 @@ def images(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in sorted((folder / "images").iterdir())}
 
 
-WORDS = ("--images", 7, "--steps", 3, "--guidance", 2, "--sampler", "dpm++")
+WORDS = ("--num-images", 7, "--steps", 3, "--guidance", 2, "--sampler", "dpm++")
 
 
 def test_an_image_is_a_function_of_its_seed_and_number(conditional: Path, tmp_path: Path, capsys) -> None:

@@ -89,7 +89,7 @@ def test_a_budget_is_spent_to_the_visit(policy: str, size: int, epochs: int, bud
     try:
         infobatch = InfoBatch(size, epochs=epochs, policy=policy, budget=budget, anneal=anneal)
     except ValueError as error:
-        assert "visit everybody" in str(error)
+        assert "use every sample" in str(error)
         return
     rooms = []
     for _ in infobatch.epochs():
@@ -378,11 +378,11 @@ def test_misuse_is_refused_in_words() -> None:
         (SAMPLES, "needs a budget"),
         (
             {"policy": "importance", "over": "samples", "budget": 0.5, "prune_ratio": 0.5},
-            "no setting 'ratio'; it has floor",
+            "no setting 'prune_ratio'; it has floor",
         ),
         (
             {"policy": "importance", "over": "samples", "budget": 0.1},
-            "budget must be at least 0.17 here, got 0.1: 1 of 8 epochs visit",
+            "budget must be at least 0.17 here, got 0.1: 1 of 8 epochs use",
         ),
         ({"policy": "importance", "budget": 0.5, "over": "pixels"}, "samples, levels or both"),
     ):

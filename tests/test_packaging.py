@@ -55,8 +55,8 @@ def test_both_programs_train_from_an_empty_folder_where_the_user_has_models_too(
 
 
 def test_the_commands_are_listed_without_torch(site: Path, tmp_path: Path) -> None:
-    code = "import sys; from pretrain.__main__ import main; sys.argv[1:] = ['--help']; main(); print({'torch'} & {*sys.modules})"
+    code = "import sys; import pretrain.__main__ as m; sys.argv[1:] = ['-h']; m.main(); print('torch' in sys.modules)"
     done = run(site, tmp_path, "-c", code)
-    assert done.stdout.endswith("set()\n") and "encode-latents" in done.stdout, done.stderr
+    assert done.stdout.endswith("False\n") and "encode-latents" in done.stdout, done.stderr
     wrong = run(site, tmp_path, "-m", "pretrain", "trian")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "there is no such command" in wrong.stderr

@@ -196,9 +196,9 @@ def command(folder: Path, *more: str) -> list[str]:
 def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_out_as_random(tmp_path: Path) -> None:
     planted = tmp_path / "planted.py"
     planted.write_text(
-        "import torch\nfrom pretrain.infobatch.policies import Rule\n\n\n"
+        "import torch\nfrom pretrain.infobatch.policies import SamplingRule\n\n\n"
         "def clever(score, known, *, share):\n"
-        "    return Rule(torch.empty(0), torch.full((1,), share, dtype=torch.float64), share)\n"
+        "    return SamplingRule(torch.empty(0), torch.full((1,), share, dtype=torch.float64), share)\n"
     )
     arms = ["--arms", "random", f"clever=--pruning.policy {planted} --pruning.budget 0.65", "full"]
     killed = command(tmp_path / "out", *arms, "--seeds", "0", "1", "--compensations", "0")

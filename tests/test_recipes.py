@@ -39,7 +39,7 @@ def test_a_recipe_costs_what_is_said(name: str) -> None:
     size, *shape, classes, parameters, visit, everybody = ROWS[name]
     recipe = ROOT / "configs" / f"{name}.yaml"
     config = parse([], adapter="", model="", recipe=recipe, output_dir="x", help="")
-    assert config.conditional == bool(classes)
+    assert config.class_conditional == bool(classes)
     images: tuple[int, int, int] = (int(shape[0]), int(shape[1]), int(shape[2]))
     with torch.device("meta"):
         model = config.part("model").build(images, int(classes or 0))

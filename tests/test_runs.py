@@ -33,7 +33,7 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
     assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
     epochs = [record for record in journal(folder) if record["kind"] == "epoch"]
     assert [record["epoch"] for record in epochs] == list(range(1, 9))
-    assert epochs[-1]["visited"] == summary["visited"] and epochs[-1]["credited"] == 8 * 43
+    assert epochs[-1]["visited"] == summary["visited"] and epochs[-1]["nominal_samples"] == 8 * 43
     assert epochs[-1]["skipped"] == 0 and epochs[0]["skipped"] == 0
     assert [record["epoch"] for record in journal(folder) if record["kind"] == "evaluation"] == [0, 2, 4, 6, 8]
     drawn = {path.name for path in (folder / "pictures").iterdir()}
@@ -56,7 +56,16 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
 def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) -> None:
     """Skipping a share of nobody is, bit for bit, the run without InfoBatch."""
     train("train_diffusion.py", *common(pictures, tmp_path / "full"))
-    train("train_diffusion.py", *common(pictures, tmp_path / "zero"), *PRUNED, "--pruning.prune-ratio", 0)
+    train(
+        "train_diffusion.py",
+        *common(pictures, tmp_path / "zero"),
+        "--pruning.policy",
+        "importance",
+        "--pruning.over",
+        "samples",
+        "--pruning.budget",
+        1,
+    )
     assert same(tmp_path / "full", tmp_path / "zero")
     assert journal(tmp_path / "full") == journal(tmp_path / "zero")
 

@@ -70,7 +70,7 @@ class Snapshot(NamedTuple):
     """A power average as it was once."""
 
     sigma_rel: float
-    epochs: float  # credited until then
+    epochs: float  # nominal, until then
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ def build_infobatch(config: Config, size: int, warn: Callable[[str], Any]) -> In
     Raises:
         UserError: the policy can't be had with these settings.
     """
-    pruning = config.pruning if config.infobatch else Pruning()  # a recipe's budget is not for everybody
+    pruning = config.pruning if config.infobatch else Pruning()  # a recipe's budget is not for full training
     settings = {"prune_ratio": pruning.prune_ratio, "over": pruning.over}
     policy = registry.policy(config.policy)
     try:

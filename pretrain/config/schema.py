@@ -63,7 +63,7 @@ class Pruning:
             where not given.
         budget: share of the full data set's samples to use over the whole run, in (0, 1]; of random and importance.
         over: what importance chooses, both where not given.
-        anneal: share of the epochs, the last ones, that visit everybody, in [0, 1]; where not given 0.125, but 0 with a
+        anneal: share of the epochs, the last ones, that use every sample, in [0, 1]; if not given 0.125, but 0 with a
             budget.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
     """
@@ -239,7 +239,7 @@ class Config:
         micro_batch: most images a process pushes through at once; more are accumulated. auto: as many as the device's
             memory has room for, tried at the start.
         seed: of everything that is random.
-        infobatch: prune, as the recipe's pruning section recommends; without it everybody is visited with weight 1. Any
+        infobatch: prune, as the recipe's pruning section recommends; without it every sample is used with weight 1. Any
             --pruning.* on the command line says it too.
         class_conditional: give the network the images' labels.
         precision: of the network's arithmetic; parameters and losses stay float32.

@@ -77,7 +77,8 @@ def main(arguments: list[str]) -> None:
     try:
         settings = dataclasses.replace(trained.config.evaluate, **given)
     except ValueError as error:
-        raise UserError(f"--{str(error).removeprefix('evaluate.')}") from None
+        name, _, said = str(error).removeprefix("evaluate.").partition(" ")
+        raise UserError(f"--{name.replace('_', '-')} {said}") from None
     has_encoder = hasattr(trained.model, "encoder")
     subject = EvalContext(trained.adapter, trained.source, trained.classes, has_encoder, settings)
     names = settings.metrics if command.metrics else [name for name in settings.metrics if name != "online-probe"]

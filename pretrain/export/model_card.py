@@ -133,18 +133,18 @@ def _average(summary: dict[str, Any]) -> str:
 
 
 def _who(config: Config) -> str:
-    return "visiting everybody in every epoch" if config.policy == "full" else f"pruned dynamically ({config.policy})"
+    return "on the full data set in every epoch" if config.policy == "full" else f"pruned dynamically ({config.policy})"
 
 
 def _cost(summary: dict[str, Any]) -> list[str]:
     visits, flops = summary["visited"], summary["train_flops"]
     return [
         "## Cost",
-        "| | this model | everybody in every epoch |\n|---|---|---|\n"
-        f"| visits | {visits:,} | {summary['full_visits']:,} |\n"
+        "| | this model | the full data set in every epoch |\n|---|---|---|\n"
+        f"| samples used | {visits:,} | {summary['full_visits']:,} |\n"
         f"| training FLOPs | {flops:.3g} | {summary['full_train_flops']:.3g} |\n"
         f"| time of training | {duration(summary['seconds'])} | |",
-        f"{summary['saved_fraction']:.1%} of the visits were saved, counted against "
+        f"{summary['saved_fraction']:.1%} of the samples were saved, counted against "
         f"{summary['progress'] * summary['epochs']:g} epochs of "
         f"{summary['dataset_size']:,} images. That is what it cost, not that nothing was lost: compare its quality "
         "with that of ordinary training of the same, shorter length.",

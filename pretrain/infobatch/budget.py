@@ -7,13 +7,13 @@ SPARSE = 0.05  # least share of an epoch that a budget may come to
 
 
 class Budget(NamedTuple):
-    """A share of the visits that everybody in every epoch would be.
+    """A share of the samples that full training would use, N x epochs.
 
     Attributes:
         share: of them, in (0, 1].
         size: samples, N.
         epochs: E.
-        first_full: the epoch with which annealing begins, so everybody is visited from then on.
+        first_full: the epoch with which annealing begins, so every sample is used from then on.
     """
 
     share: float
@@ -25,17 +25,17 @@ class Budget(NamedTuple):
         """Whether it can be met.
 
         Args:
-            whole_first: the policy visits everybody in the first epoch.
+            whole_first: the policy uses every sample in the first epoch.
 
         Raises:
-            ValueError: the epochs that visit everybody alone exceed it.
+            ValueError: the epochs that use every sample alone exceed it.
         """
         whole = self.epochs - self.first_full + (whole_first and self.first_full > 0)
         least = (whole + SPARSE * (self.epochs - whole)) / self.epochs
         if self.share < min(least, 1):
             raise ValueError(
                 f"budget must be at least {math.ceil(100 * least) / 100:g} here, got {self.share}: {whole} of "
-                f"{self.epochs} epochs visit everybody, the first or those that anneal; give more epochs or a smaller "
+                f"{self.epochs} epochs use every sample, the first or those that anneal; give more epochs or a smaller "
                 "anneal"
             )
 

@@ -1,7 +1,6 @@
-"""InfoBatch: who is visited in an epoch, at what level, and what each visit counts for.
+"""InfoBatch: which samples an epoch uses, at what level, and with what weight.
 
-One object is the sampler (whom to visit), the clock (`progress`) and the memory (scores). It knows
-nothing of models, data or accelerators, and works alone in anybody's loop:
+One object is the sampler, the clock (`progress`) and the memory (scores). It works alone in any loop:
 
     infobatch = InfoBatch(data, epochs=100)
     loader = DataLoader(Indexed(data), 256, sampler=infobatch)
@@ -43,7 +42,7 @@ class InfoBatch(Sampler[int]):
         epochs: epochs in the whole run, E.
         policy: a name in `pretrain.infobatch.policies.POLICIES`, or a function like those there.
         budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
-        anneal: share of the epochs, the last ones, that visit everybody, rounded up; 0.125 if None, 0 with a budget.
+        anneal: share of the epochs, the last ones, that use every sample, rounded up; 0.125 if None, 0 with a budget.
         smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
         seed: of the plans; no global generator is read or seeded.
         rank, world: this process and how many there are; each is handed its share of one global order.
@@ -173,9 +172,7 @@ class InfoBatch(Sampler[int]):
         if self.epoch >= self.first_full:  # nobody is skipped; levels are no less well chosen than before
             rule = full(self.score, self._known())._replace(density=rule.density)
         known = self.reliability
-        at_random = (
-            known is not None and known < MIN_RELIABILITY and bool((rule.keep != rule.keep[0]).any()) and not self.raw
-        )
+        at_random = not self.raw and len(rule.keep) > 1 and known is not None and known < MIN_RELIABILITY
         if at_random and not self.at_random and self.rank == 0:
             levels = ", levels by importance" if rule.density is not None else ""
             self.warn(
@@ -183,7 +180,8 @@ class InfoBatch(Sampler[int]):
                 f"on samples are drawn uniformly{levels}; scores are used again if that reaches {MIN_RELIABILITY}"
             )
         self.at_random = at_random
-        self._plan = Plan(rule, self.score, (self.seed, self.epoch), at_random=at_random)
+        equal = bool((rule.keep == rule.keep[0]).all())  # then the choice leaves the scores out by itself
+        self._plan = Plan(rule, self.score, (self.seed, self.epoch), at_random=at_random and not equal)
 
     # -- the sampler -------------------------------------------------------------------------------
 

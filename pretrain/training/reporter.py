@@ -65,7 +65,7 @@ class Reporter:
             "epoch": epoch + 1,
             "step": state.step,
             "visited": infobatch.visited + infobatch.seen,
-            "credited": (epoch + 1) * infobatch.size,
+            "nominal_samples": (epoch + 1) * infobatch.size,
             "skipped": 1 - infobatch.length / infobatch.size,
             "reliability": infobatch.reliability,
             "at_random": infobatch.at_random,
@@ -76,7 +76,7 @@ class Reporter:
         self.trackers.log(record, state.step)
         self.display.say(
             f"epoch {epoch + 1}/{self.config.epochs}  {self.remembered} {record[self.remembered]:.4f}  "
-            f"{infobatch.seen:,} visited, {record['skipped']:.1%} skipped  {duration(state.seconds)}"
+            f"{infobatch.seen:,} samples, {record['skipped']:.1%} skipped  {duration(state.seconds)}"
         )
 
     def evaluation(self, epoch: int, step: int, found: dict[str, Any], picture: Tensor | None) -> None:

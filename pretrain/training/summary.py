@@ -63,12 +63,12 @@ def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The summary's rows for a person."""
     before, after = summary["quality_before"], summary["quality"]
     epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
-    everybody = f"everybody in {epochs} would have been {summary['full_visits']:,}"
+    full = f"the full data set in {epochs} has {summary['full_visits']:,}"
     speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
     if summary["mfu"] is not None:
         speed += f", {summary['mfu']:.1%} of the devices' peak (MFU)"
     rows = [
-        ("visited", f"{summary['visited']:,} images; {everybody}: {summary['saved_fraction']:.1%} saved"),
+        ("samples", f"{summary['visited']:,} used; {full}: {summary['saved_fraction']:.1%} saved"),
         ("time", f"{duration(summary['seconds'])} of training, {speed}"),
         ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),
     ]

@@ -10,7 +10,7 @@ from programs import common, refused, same, train
 from pretrain.adapters.ddpm import DDPM
 from pretrain.core.errors import exit_on_user_error
 from pretrain.data.preload import preload
-from pretrain.training import loop
+from pretrain.training import setup
 from pretrain.training.micro_batches import find_micro_batch_size
 
 
@@ -31,7 +31,7 @@ def test_as_many_as_fit_and_the_run_is_theirs(room: int, pictures: Path, tmp_pat
     fits = max(size for size in (12, 6, 3, 1) if size <= room)  # 12, and half of what did not fit
     train("train_diffusion.py", *common(pictures, tmp_path / "told"), *PRUNED, "--micro-batch", fits)
     monkeypatch.setattr(DDPM, "__call__", crowded)
-    monkeypatch.setattr(loop, "preload", lambda *given: order.append("images kept") or preload(*given))
+    monkeypatch.setattr(setup, "preload", lambda *given: order.append("images kept") or preload(*given))
     train("train_diffusion.py", *common(pictures, tmp_path / "auto"), *PRUNED, "--micro-batch", "auto")
     assert f"--micro-batch auto: {fits} images at once" in capsys.readouterr().out
     assert max(seen) == fits and order[:3] == ["counted", "images kept", "tried"]  # they take of the same memory

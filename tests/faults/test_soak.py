@@ -54,10 +54,10 @@ def forgetful() -> None:
 
 def silent_stop() -> None:
     """A signal is an end like any other."""
-    from pretrain.training import loop
+    from pretrain.training import run
 
     impatient()
-    loop.STOPPED = 0
+    run.STOPPED = 0
 
 
 @pytest.mark.parametrize(
