@@ -228,7 +228,7 @@ def test_snapshots_come_evenly_over_progress(averaged: Path) -> None:
     for path in sorted((averaged / "ema").iterdir()):
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["snapshot"])
-        found.setdefault(about["length"], []).append(about["epochs"] / 4)
+        found.setdefault(about["sigma_rel"], []).append(about["epochs"] / 4)
     assert found.keys() == {*LENGTHS} and found[0.05] == found[0.1] and len(found[0.05]) == 5
     for number, progress in enumerate(found[0.05], 1):
         assert number / 5 <= progress + 1e-9 < number / 5 + 12 / 32 / 4  # 12 images a step, 32 an epoch at least
@@ -273,7 +273,7 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
         network.load_state_dict(load_file(out))
         stored = final(averaged, "ema-0.05")
         assert all(torch.allclose(v, stored[k], atol=1e-6) for k, v in load_file(out).items()) == (length == 0.05)
-    assert "the average of length 0.05, 0.0% off what it should weigh" in capsys.readouterr().out
+    assert "the average of sigma_rel 0.05, 0.0% off what it should weigh" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

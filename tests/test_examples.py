@@ -147,7 +147,7 @@ def test_classification(tmp_path: Path, capsys) -> None:
 
 def test_segmentation(tmp_path: Path, capsys) -> None:
     data = Data(str(draw_images(tmp_path / "images", 200, size=24)), held_out=20)
-    training = Training(epochs=8, batch_size=16, lr=3e-3, policy="importance", over="samples", budget=0.8)
+    training = Training(epochs=8, batch_size=16, lr=3e-3, policy="importance", budget=0.8)
     assert segmentation.main(data=data, training=training) > 0.5  # a third is what the background alone gives
     visited, full = said(capsys)
     assert visited == round(0.8 * full)

@@ -62,7 +62,7 @@ def test_once_annealing_begins_everybody_counts_once(epochs: int, anneal: float)
 
 
 def test_annealing_skips_nobody_and_goes_on_choosing_levels() -> None:
-    infobatch = InfoBatch(400, epochs=6, policy="importance", budget=0.8, anneal=0.34)
+    infobatch = InfoBatch(400, epochs=6, policy="importance", budget=0.8, anneal=0.34, warn=lambda sentence: None)
     for epoch in infobatch.epochs():
         everybody = torch.arange(400)
         annealing = epoch >= infobatch.first_full
