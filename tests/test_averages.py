@@ -234,7 +234,7 @@ def test_snapshots_come_evenly_over_progress(averaged: Path) -> None:
         assert number / 5 <= progress + 1e-9 < number / 5 + 12 / 32 / 4  # 12 images a step, 32 an epoch at least
     assert found[0.05][-1] == 1.0
     for length in LENGTHS:
-        last = load_file(sorted((averaged / "ema").glob(f"*-length-{length}.safetensors"))[-1])
+        last = load_file(sorted((averaged / "ema").glob(f"*-sigma_rel-{length}.safetensors"))[-1])
         assert all(torch.equal(value, final(averaged, f"ema-{length}")[name]) for name, value in last.items())
 
 

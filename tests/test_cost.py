@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
+from pretrain.checkpoint.storage import State
 from pretrain.core.errors import UserError
 from pretrain.training import flops, setup
 from pretrain.training.setup import checkpoint_activations
@@ -112,8 +113,9 @@ def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
     written = json.loads((finished / "summary.json").read_text())
     assert written["mfu"] is None and "MFU" not in str(in_words(written))
     config: Any = SimpleNamespace(epochs=4, policy="full", adapter=SimpleNamespace(name="flow"), output_dir=finished)
-    given: Any = {"size": 100, "visited": 300, "progress": 1.0, "steps": 7, "seconds": 2.0, "bad_images": []}
-    summary = summarise(config, **given, model=torch.nn.Linear(2, 2), evaluations=[], flops=10**9, peak=3e11)
+    values = {"infobatch": {"visited": 200, "seen": 100}, "progress": 1.0, "step": 7, "seconds": 2.0}
+    state = State({"infobatch": {"score": torch.ones(100)}}, values | {"bad_images": [], "bad_heldout_images": []})
+    summary = summarise(config, state, model=torch.nn.Linear(2, 2), evaluations=[], flops=10**9, peak=3e11)
     assert summary["mfu"] == pytest.approx(300 * 1e9 / 2 / 3e11) == 0.5
     assert "150 images/s, 50.0% of the devices' peak (MFU)" in str(in_words(summary | {"open_model_with": ""}))
 

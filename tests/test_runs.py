@@ -41,7 +41,7 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
     assert drawn - charts == {f"epoch-000{n}.png" for n in (2, 4, 6, 8)} and ("visits.png" in drawn) == infobatch
     for path in (folder / "pictures").iterdir():
         assert np.asarray(Image.open(path)).std() > 0
-    for said in ("epoch 8/8", "visited", "saved", "heldout_loss", str(folder / "pictures"), str(folder / "model")):
+    for said in ("epoch 8/8", "samples", "saved", "heldout_loss", str(folder / "pictures"), str(folder / "model")):
         assert said in printed.out
     assert "\x1b" not in printed.out  # no terminal, no escapes
     written = (folder / "config.yaml").read_text()

@@ -46,7 +46,8 @@ def test_where_scores_carry_nothing_the_choice_is_uniform_and_the_user_is_told()
     for epoch in infobatch.epochs():
         if epoch >= 3:
             assert infobatch.at_random and infobatch.reliability == pytest.approx(0, abs=0.1)
-            assert len(infobatch.plan.weight.unique()) == 2  # pruned, or n / k, whatever the score
+            weight = infobatch.plan.weight
+            assert weight[weight > 0].max() / weight[weight > 0].min() < 1.05  # n / k, rounded, whatever the score
             assert 0.6 < infobatch.length / size < 0.9  # and as many as the policy would
         for index in DataLoader(range(size), 500, sampler=infobatch):
             infobatch(torch.rand(len(index), generator=generator(epoch, int(index[0]))) + 0.1, index)

@@ -172,7 +172,8 @@ class InfoBatch(Sampler[int]):
         if self.epoch >= self.first_full:  # nobody is skipped; levels are no less well chosen than before
             rule = full(self.score, self._known())._replace(density=rule.density)
         known = self.reliability
-        at_random = not self.raw and len(rule.keep) > 1 and known is not None and known < MIN_RELIABILITY
+        scored = not self.raw and len(rule.keep) > 1 and bool((rule.keep < 1 - 1e-6).any())
+        at_random = scored and known is not None and known < MIN_RELIABILITY
         if at_random and not self.at_random and self.rank == 0:
             levels = ", levels by importance" if rule.density is not None else ""
             self.warn(
