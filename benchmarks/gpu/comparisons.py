@@ -121,7 +121,7 @@ def work_through(commands: list[list[str]]) -> None:
                 raise
             failed = failed or bool(stopped.code)
             traceback.print_exc()
-        except Exception:
+        except Exception:  # of one run, whatever it is: the minutes are for the others
             failed = True
             traceback.print_exc()
     sys.exit(failed)

@@ -207,7 +207,7 @@ def main(work: Path, data: Path, toy: bool = False) -> None:
             return
         try:
             outcome = made(check, work)
-        except Exception as error:
+        except Exception as error:  # a check that breaks is an outcome like any other
             outcome = {"outcome": f"failed: {type(error).__name__}: {error}"}
         with lock:
             outcomes[check.name] = outcome
