@@ -201,7 +201,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
         "flags": arm.flags,
         "command": command,
         "cost": {
-            "visits": summary["visited"],
+            "samples_used": summary["samples_used"],
             "flops": summary["train_flops"],
             "seconds": summary["seconds"],
         },

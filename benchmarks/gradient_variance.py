@@ -148,8 +148,8 @@ def policies(run: LoadedRun, visits: Visits) -> dict[str, Estimate]:
     memory = run.state.tensors["infobatch"]
     score, levels, repeats = memory["score"], LevelStats(), ScoreReliability()
     levels.restore(memory["levels"])
-    repeats.sums = memory["repeats"]
-    known = ScoreStats(levels.usual / levels.usual.mean(), repeats.reliability or 0.0)
+    repeats.sums = memory["reliability"]
+    known = ScoreStats(levels.mean / levels.mean.mean(), repeats.reliability or 0.0)
     uniform = torch.ones(1, dtype=torch.float64)
     found = {}
     raw = visits.loss[:, 0].float()  # one visit's loss, at a level by chance

@@ -66,7 +66,7 @@ def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
     infobatch = InfoBatch(size, epochs=8, policy=policy, **OURS[policy])
     epochs = infobatch.epochs()
     next(epochs)
-    infobatch.ledger.loss[:-1].exponential_(generator=torch.Generator().manual_seed(0))
+    infobatch.losses.loss[:-1].exponential_(generator=torch.Generator().manual_seed(0))
     infobatch.seen = infobatch.length
     begun = time.perf_counter()
     infobatch._close()
@@ -78,8 +78,8 @@ def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
 
     planning = median(plan, 5)
     peak = gigabytes()
-    kept = infobatch.plan.kept
-    lasting = infobatch.score.nbytes + infobatch.ledger.loss.nbytes + (kept.nbytes if kept is not None else 0)
+    kept = infobatch.plan.selected
+    lasting = infobatch.score.nbytes + infobatch.losses.loss.nbytes + (kept.nbytes if kept is not None else 0)
     state = sum(v.nbytes for v in infobatch.state_dict().values() if isinstance(v, torch.Tensor))
     visits = iter(infobatch)
     begun = time.perf_counter()

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-MEASURES = {"visits": "images visited", "flops": "training FLOPs", "seconds": "seconds of training"}
+MEASURES = {"samples_used": "images visited", "flops": "training FLOPs", "seconds": "seconds of training"}
 BASELINE = ("full", "shortened")  # families whose points are ordinary training
 LEVELS = "heldout_loss_by_level"
 PREDICTED = "gradient_variance.json"  # what gradient_variance.py wrote, if it is there
@@ -95,7 +95,7 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
                 np.array(levels) if levels else None,
             )
         )
-    return sorted(arms, key=lambda arm: -arm.cost["visits"])
+    return sorted(arms, key=lambda arm: -arm.cost["samples_used"])
 
 
 def _usual(measure: str, costs: Sequence[float]) -> float:
@@ -109,7 +109,7 @@ def curve_of(arms: Sequence[Arm], metric: str, measure: str) -> list[Arm]:
     sign = 1 if better_is_lower(metric) else -1
     for arm in arms:
         if arm.family in BASELINE and metric in arm.quality:
-            length = arm.cost["visits"]
+            length = arm.cost["samples_used"]
             if length not in best or sign * arm.quality[metric].mean() < sign * best[length].quality[metric].mean():
                 best[length] = arm
     return sorted(best.values(), key=lambda arm: arm.cost[measure])
@@ -201,15 +201,15 @@ def cost_of_full(draw: Callable[[Arm], np.ndarray], arms: Sequence[Arm], family:
 
 def by_level(arms: Sequence[Arm]) -> list[list[str]]:
     """Each arm's loss by level over that of ordinary training at the same number of visits, in percent more."""
-    curve = [arm for arm in curve_of(arms, "heldout_loss", "visits") if arm.levels is not None]
+    curve = [arm for arm in curve_of(arms, "heldout_loss", "samples_used") if arm.levels is not None]
     if not curve:
         return []
-    cost = [point.cost["visits"] for point in curve]
+    cost = [point.cost["samples_used"] for point in curve]
     table = np.stack([point.levels.mean(axis=0) for point in curve if point.levels is not None])  # [P, levels]
     rows = []
     for arm in arms:
         if arm.levels is not None and arm.family not in BASELINE:
-            usual = [np.interp(arm.cost["visits"], cost, column) for column in table.T]
+            usual = [np.interp(arm.cost["samples_used"], cost, column) for column in table.T]
             more = arm.levels.mean(axis=0) / usual - 1
             rows.append([arm.name, *(f"{value:+.1%}" for value in more)])
     return rows

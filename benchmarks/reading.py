@@ -58,7 +58,7 @@ def main(config: Path, steps: int = 60, photos: int | None = None) -> None:
             draw(Path(folder), photos)
             made = replace(made, data=replace(made.data, source=folder, held_out=1))
         kept, anew = (open_data(made.data, 0).train for _ in range(2))
-        anew.keepable, anew.kept = False, None
+        anew.cache = None
         preload(kept, CPU, print)
         said = measure(made, kept, anew, steps)
     Console(highlight=False, soft_wrap=True).print(f"{config.stem}, {'x'.join(map(str, kept.shape))}: {said}")
@@ -113,7 +113,7 @@ def measure(made: Config, kept: Images, anew: Images, steps: int) -> str:
     change, _, _ = ratios(lambda images, step: images.augmented(plain, step), 20)
     one, other, _ = ratios(read, 20)
     said = f"reading a visit takes {1e6 * one:.0f} µs decoded anew, {1e6 * other:.0f} µs kept"
-    if not kept.kept:
+    if not kept.cache:
         said = f"reading a visit takes {1e6 * one:.0f} µs; these are not kept"
     said += f"; crops and flips {1e6 * change:.0f} µs"
     if steps:

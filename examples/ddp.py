@@ -43,7 +43,7 @@ def main(epochs: int = 20, batch_size: int = 60, save: str = "") -> None:
             infobatch(losses, index).backward()  # scaled such that the ranks' average is the mean of the global batch
             optimizer.step()
     if rank == 0:
-        print(report(model.module.cpu(), infobatch.visited, epochs))
+        print(report(model.module.cpu(), infobatch.samples_used, epochs))
         if save:
             torch.save({"score": infobatch.score, **model.module.state_dict()}, save)
     torch.distributed.barrier()

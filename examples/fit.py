@@ -83,5 +83,5 @@ def fit(
         sure = "" if infobatch.reliability is None else f"  reliability {infobatch.reliability:.2f}"
         print(f"epoch {epoch + 1}/{training.epochs}  loss {infobatch.mean():.4f}  {infobatch.seen:,} visited{sure}")
     model.eval()
-    print(f"{infobatch.visited:,} visits instead of {size * training.epochs:,}")
+    print(f"{infobatch.samples_used:,} visits instead of {size * training.epochs:,}")
     return infobatch

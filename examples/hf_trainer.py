@@ -88,7 +88,7 @@ def main(epochs: int = 20) -> InfoBatchTrainer:
             infobatch=InfoBatch(samples, epochs=epochs),
         )
         trainer.train()
-    print(report(model.cpu(), trainer.infobatch.visited, epochs))
+    print(report(model.cpu(), trainer.infobatch.samples_used, epochs))
     return trainer
 
 

@@ -84,7 +84,7 @@ def main(epochs: int = 20, ckpt_path: str | None = None, **trainer: Any) -> Prun
         reload_dataloaders_every_n_epochs=1,
         **{**quiet, **trainer},
     ).fit(module, ckpt_path=ckpt_path)
-    print(report(module.model.cpu(), module.infobatch.visited, epochs))
+    print(report(module.model.cpu(), module.infobatch.samples_used, epochs))
     return module
 
 

@@ -50,7 +50,7 @@ def main(
                 torch.save({name: part.state_dict() for name, part in parts.items()}, checkpoint)
                 print(f"stopped in epoch {infobatch.epoch + 1} after {infobatch.seen} of its {infobatch.length} visits")
                 return model
-    print(report(model, infobatch.visited, epochs))
+    print(report(model, infobatch.samples_used, epochs))
     if save is not None:
         torch.save(model.state_dict(), save)
     return model

@@ -24,11 +24,11 @@ checked = step = 0
 
 def main() -> None:
     """Train, and say how many steps were checked."""
-    counted, update = InfoBatch.counted, EMACollection.update
+    batch_size, update = InfoBatch.global_batch_size, EMACollection.update
 
     def begins(infobatch: InfoBatch, index: torch.Tensor) -> int:
         global checked
-        count = counted(infobatch, index)
+        count = batch_size(infobatch, index)
         last = infobatch.seen + count >= infobatch.length
         if step >= FIRST and step % loop.GLANCE and not last and not torch.cuda.get_sync_debug_mode():
             torch.cuda.set_sync_debug_mode("error")
@@ -41,7 +41,7 @@ def main() -> None:
         torch.cuda.set_sync_debug_mode("default")
         step += 1
 
-    InfoBatch.counted, EMACollection.update = begins, ends
+    InfoBatch.global_batch_size, EMACollection.update = begins, ends
     train_diffusion.main(parse(sys.argv[1:], **train_diffusion.START, output_dir="runs/no-waiting", help=""))
     print(f"{checked} of {step} steps made without waiting for the device")
     if not checked:

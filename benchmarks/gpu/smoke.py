@@ -181,7 +181,7 @@ def trained(run: Path) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, last = [record for record in records if record["kind"] == "epoch"][-2:]
-    speed = (last["visited"] - before["visited"]) / (last["seconds"] - before["seconds"])
+    speed = (last["samples_used"] - before["samples_used"]) / (last["seconds"] - before["seconds"])
     mfu = summary["mfu"] and summary["mfu"] * speed / summary["images_per_second"]
     quality = {name: value for name, value in summary["quality"].items() if not isinstance(value, list)}
     return {"images_per_second": speed, "mfu": mfu, "parameters": summary["parameters"], "quality": quality}

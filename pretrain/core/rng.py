@@ -1,15 +1,16 @@
-"""Randomness as a function of what it is for: (seed, epoch, index), never of who ran before.
+"""Random numbers as functions of a key such as (seed, epoch, index), not of a generator's state.
 
-A run that stops and goes on, or that is spread over other processes, then draws the same numbers
-without a generator's state in its checkpoint. The mixing function is SplitMix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), once for Python integers and
-once for int64 tensors; the two agree (tests/test_rng.py).
+A resumed run, and a run on another number of processes, draws the same numbers without a generator's state in its
+checkpoint. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014), once for Python integers and once for int64 tensors; the two agree (tests/core/test_rng.py).
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from pretrain.core.padding import sample_of
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: SplitMix64's increment
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -38,7 +39,7 @@ def _mix_tensor(value: Tensor) -> Tensor:
 
 
 def fold_seed(*parts: int) -> int:
-    """A 63-bit seed for what `parts` name, for example ``fold_seed(seed, epoch, index)``."""
+    """A 63-bit seed from integers, for example ``fold_seed(seed, epoch, index)``."""
     state = 0
     for part in parts:
         state = _mix((state ^ part) + GOLDEN)
@@ -46,24 +47,24 @@ def fold_seed(*parts: int) -> int:
 
 
 def generator(*parts: int) -> torch.Generator:
-    """A CPU generator of its own for what `parts` name."""
+    """A CPU generator seeded by `fold_seed` of the parts."""
     return torch.Generator().manual_seed(fold_seed(*parts))
 
 
 class SampleRNG:
-    """Random numbers that belong to samples: row i depends on the clock and ``index[i]`` alone.
+    """Random numbers per sample: row i depends on the key and ``index[i]`` alone.
 
-    Asking twice gives fresh numbers; a new object with the same arguments gives the same ones again,
-    on any device, in any batch, on any number of processes. Noise and masks come from here.
+    Successive calls give fresh numbers; a new object with the same arguments gives the same ones again, on any device,
+    in any batch, on any number of processes. All noise, masks and dropped labels come from here.
 
     Args:
-        clock: whatever else the numbers depend on, usually (seed, epoch).
-        index: int64 [B]; which samples. A slot that does not count, ``~i``, draws as ``i`` does.
+        key: integers that the numbers depend on beside the sample, usually (seed, epoch).
+        index: int64 [B]; the samples. Padding ``~i`` has the numbers of ``i``.
     """
 
-    def __init__(self, *clock: int, index: Tensor) -> None:
-        state = _signed(fold_seed(*clock) << 1)
-        self.state = _mix_tensor((torch.where(index < 0, ~index, index) ^ state) + _signed(GOLDEN))
+    def __init__(self, *key: int, index: Tensor) -> None:
+        state = _signed(fold_seed(*key) << 1)
+        self.state = _mix_tensor((sample_of(index) ^ state) + _signed(GOLDEN))
         self.count = 0
 
     def _bits(self, n: int) -> Tensor:

@@ -54,7 +54,7 @@ def main(
     autoencoder, source = open_autoencoder(vae), open_data(data, 0)
     if source.autoencoder is not None:
         raise UserError(f"--data {data.source}: these are latents already; name the images")
-    source.train.kept = source.test.kept = None  # each image is read once
+    source.train.cache = source.test.cache = None  # each image is read once
     shape = autoencoder.latent_shape(source.shape)
     manifest = {
         "version": VERSION,
@@ -147,7 +147,7 @@ def _encoded(images: Any, left: list[Any], batches: Any, autoencoder: Any, flip:
 
     for plain, problems in batches:
         del left[: len(plain.index)]
-        images.settle(problems)
+        images.handle(problems)
         batch = on_device(plain, device)
         views = [batch.image, batch.image.flip(-1)] if flip else [batch.image]
         latents = torch.stack([autoencoder.encode(view) for view in views], dim=1).half().cpu()

@@ -1,4 +1,4 @@
-"""Images of a small data set, decoded once and kept where they are trained on."""
+"""A cache of decoded images, for data sets that fit into memory."""
 
 import math
 import os
@@ -9,20 +9,20 @@ import psutil
 import torch
 from torch import Tensor
 
-MOST = 4 * 1024**3  # bytes of images in the memory of a process
+MAX_HOST_BYTES = 4 * 1024**3  # of images in the memory of a process
 
 
 class ImageCache:
-    """Decoded images and their labels by number. A copy that is pickled, for workers that are spawned, is None.
+    """Decoded images and their labels by sample. Pickling gives None, so that spawned workers get no copy.
 
     Args:
         count: N, images.
         shape: (C, H, W) of each.
-        device: whose memory they are in; the CPU's takes room only as it is written to.
+        device: that stores them; the CPU's memory is only used as images are written.
 
     Attributes:
-        there: bool [N], on the CPU; which of them were put.
-        whole: whether all were tried: those that are missing can't be read, and no worker is needed.
+        present: bool [N], on the CPU; which images are stored.
+        complete: whether reading all images was tried: those that are not present can't be read.
     """
 
     def __init__(self, count: int, shape: tuple[int, int, int], device: torch.device) -> None:
@@ -31,36 +31,36 @@ class ImageCache:
         else:
             self.image = torch.zeros(count, *shape, dtype=torch.uint8, device=device)
         self.label = torch.full((count,), -1, device=device)
-        self.there = torch.zeros(count, dtype=torch.bool)
-        self.whole = False
+        self.present = torch.zeros(count, dtype=torch.bool)
+        self.complete = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def put(self, number: Tensor, image: Tensor, label: Tensor) -> None:
-        """Keep images, uint8 [B, C, H, W], and labels, int64 [B], as `number`, int64 [B] on the CPU."""
-        at = number.to(self.image.device)
+    def put(self, sample: Tensor, image: Tensor, label: Tensor) -> None:
+        """Store images, uint8 [B, C, H, W], and labels, int64 [B], of samples, int64 [B] on the CPU."""
+        at = sample.to(self.image.device)
         self.image[at], self.label[at] = image.to(at.device), label.to(at.device)
-        self.there[number] = True
+        self.present[sample] = True
 
-    def take(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels, where they are kept; a missing one is black, of label -1. Waits for no device."""
-        at = (number.pin_memory() if self.image.is_cuda else number).to(self.image.device, non_blocking=True)
+    def get(self, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels on the cache's device, without synchronizing; an absent image is black, its label -1."""
+        at = (sample.pin_memory() if self.image.is_cuda else sample).to(self.image.device, non_blocking=True)
         return self.image[at], self.label[at]
 
 
-def keep(count: int, shape: tuple[int, int, int], device: torch.device) -> ImageCache | None:
-    """Room for so many images; None where there is none.
+def new_cache(count: int, shape: tuple[int, int, int], device: torch.device) -> ImageCache | None:
+    """A cache for `count` images, or None if they don't fit.
 
-    They may take a tenth of what is free of an accelerator's memory, which holds no activations yet; of the CPU's a
-    quarter, shared by the processes of a launch, and at most `MOST`.
+    They may use a tenth of an accelerator's free memory, which holds no activations yet; or a quarter of the available
+    memory of the CPU, shared by the processes of a launch, and at most `MAX_HOST_BYTES`.
     """
     size = count * math.prod(shape)
     if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[0] // 10
+        limit = torch.cuda.mem_get_info(device)[0] // 10
     elif device.type == "cpu":
-        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        room = min(MOST, free // 4)
+        available = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        limit = min(MAX_HOST_BYTES, available // 4)
     else:
-        room = 0
-    return ImageCache(count, shape, device) if 0 < size <= room else None
+        limit = 0
+    return ImageCache(count, shape, device) if 0 < size <= limit else None

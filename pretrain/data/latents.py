@@ -18,6 +18,7 @@ from torch import Tensor
 from pretrain.adapters import Batch
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
+from pretrain.core.padding import sample_of
 from pretrain.core.rng import generator
 from pretrain.data.images import Images, Item
 
@@ -35,7 +36,7 @@ FEATURES = datasets.Features(
 
 
 class Latents(Images):
-    """Labelled latents of one shape, drawn anew from their distribution at every visit.
+    """Labelled latents of one shape, sampled from their distribution in every epoch.
 
     Args:
         moments: (V, M): views of each image, 1 or 2 with the mirrored one; moments of each, mean and perhaps deviation.
@@ -45,15 +46,19 @@ class Latents(Images):
     def __init__(self, moments: tuple[int, int], *others: Any) -> None:
         super().__init__(*others)
         self.moments = moments
-        self.keepable, self.kept = False, None  # every visit draws another one
 
-    def __getitem__(self, visit: tuple[int | None, int]) -> Item:
-        """The sample `index`, drawn and mirrored for `epoch`; None: a draw that is always the same, not mirrored."""
-        epoch, index = visit
-        number = ~index if index < 0 else index
-        row = self.table[int(self.rows[number])]
+    @property
+    def cacheable(self) -> bool:
+        """False: every epoch samples another latent."""
+        return False
+
+    def __getitem__(self, key: tuple[int | None, int]) -> Item:
+        """A latent of (epoch, index), sampled and mirrored for that epoch; epoch None: always the same, not mirrored."""
+        epoch, index = key
+        sample = sample_of(index)
+        row = self.table[int(self.rows[sample])]
         stored = torch.from_numpy(np.frombuffer(row["latent"], np.float16).copy()).view(*self.moments, *self.shape)
-        chance = generator(0, number) if epoch is None else generator(self.seed, epoch, number)
+        chance = generator(0, sample) if epoch is None else generator(self.seed, epoch, sample)
         mirrored = self.data.flip and epoch is not None and torch.rand((), generator=chance) < 0.5
         return Item(drawn(stored[int(mirrored)].float(), chance), row["label"], index, "")
 

@@ -1,4 +1,4 @@
-"""A loader whose workers may die or hang once."""
+"""A DataLoader that survives the loss of a worker, and a sampler of (epoch, index)."""
 
 import multiprocessing
 import queue
@@ -13,115 +13,115 @@ from torch.utils.data import DataLoader, Sampler
 from pretrain.core.errors import UserError
 from pretrain.data.images import Images
 
-STARTING = 3.0  # seconds that starting workers may take once they are to end
-PATIENCE = 300.0  # seconds for a batch; then the workers are taken to hang
+START_TIMEOUT = 3.0  # seconds for workers that are just starting when they are to end
+BATCH_TIMEOUT = 300.0  # seconds for a batch; after that the workers count as hung
 
 
 class RestartingLoader:
-    """Hands out what a loader does. Where a worker is lost, the loader is made anew and goes on with the same batch.
+    """Yields the batches of a DataLoader; if a worker is lost, makes a new one that continues with the same batch.
 
-    Use it as a context: its workers end with it, which otherwise only SIGKILL would end (they leave SIGTERM to the
-    trainer), so that a program that fails would wait for them for ever.
+    Use it as a context manager: leaving it ends the workers, which ignore SIGTERM (the trainer handles it), so that a
+    program that fails would otherwise wait for them forever.
 
     Args:
-        make: the loader; its sampler must begin behind the last batch that was used, as InfoBatch does.
-        tell: called with a sentence when one was lost.
+        make: makes the DataLoader; its sampler must start behind the last batch that was used, as InfoBatch does.
+        log: called with a message if a worker was lost.
     """
 
-    def __init__(self, make: Callable[[], DataLoader[Any]], tell: Callable[[str], None]) -> None:
-        self.make, self.tell = make, tell
+    def __init__(self, make: Callable[[], DataLoader[Any]], log: Callable[[str], None]) -> None:
+        self.make, self.log = make, log
         self.loader = make()
-        self._asking = threading.Thread()  # none yet
-        self._others = {*multiprocessing.active_children()}
+        self._fetching = threading.Thread()  # none yet
+        self._other_children = {*multiprocessing.active_children()}
 
     def __enter__(self) -> "RestartingLoader":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            del self.loader  # its workers end by themselves
+            del self.loader  # which ends its workers
         self._kill()
 
     def _kill(self) -> None:
-        """End all workers, also those that are just being started, by an interrupt's leave."""
-        if self._asking.is_alive():
-            self._asking.join(STARTING)
-        for worker in {*multiprocessing.active_children()} - self._others:
+        """Kill all workers, including those that are just starting."""
+        if self._fetching.is_alive():
+            self._fetching.join(START_TIMEOUT)
+        for worker in {*multiprocessing.active_children()} - self._other_children:
             worker.kill()
 
     def __iter__(self) -> Iterator[Any]:
-        """One epoch, or what is left of it.
+        """The batches of one epoch, or of the rest of it.
 
         Raises:
-            UserError: workers can't be started, or are lost twice for one batch.
+            UserError: workers can't be started, or were lost twice for the same batch.
         """
         lost = 0
         while True:
             try:
-                batches = self._started()
-                while (batch := self._asked(lambda batches=batches: next(batches, None))) is not None:
+                batches = self._start()
+                while (batch := self._fetch(lambda batches=batches: next(batches, None))) is not None:
                     lost = 0
                     yield batch
                 return
-            except _Lost as error:
+            except _WorkerLost as error:
                 lost += 1
-                self._kill()  # one that was stopped would never end
+                self._kill()  # a worker that was stopped by SIGSTOP would never end
                 self.loader = self.make()
                 if lost > 1:
                     raise UserError(
                         f"loader workers were lost twice for one batch ({error}); give fewer --data.workers, or more "
-                        "memory and room in /dev/shm",
+                        "memory and space in /dev/shm",
                         local=True,
                     ) from None
-                self.tell(f"warning: a loader worker was lost ({error}); new ones go on with the same batch")
+                self.log(f"warning: a loader worker was lost ({error}); new ones continue with the same batch")
 
-    def _started(self) -> Iterator[Any]:
+    def _start(self) -> Iterator[Any]:
         try:
-            return self._asked(lambda: iter(self.loader))
-        except OSError as error:  # no room for what they need to talk, or no more processes
+            return self._fetch(lambda: iter(self.loader))
+        except OSError as error:  # no space for shared memory, or no more processes
             raise UserError(
-                f"loader workers can't be started ({error}); give fewer --data.workers, or more room in /dev/shm",
+                f"loader workers can't be started ({error}); give fewer --data.workers, or more space in /dev/shm",
                 local=True,
             ) from None
 
-    def _asked(self, what: Callable[[], Any]) -> Any:
-        """What the loader answers.
+    def _fetch(self, function: Callable[[], Any]) -> Any:
+        """What a function that uses the DataLoader returns.
 
-        In a thread, if it has workers: one that was stopped while it hands over a tensor is waited for without end,
-        whatever the loader's own timeout is. And outside of the main thread torch leaves SIGCHLD alone, from whose
-        handler it would raise wherever the training is, not where a batch is waited for.
+        With workers it runs in a thread. A worker that stops while it sends a tensor is waited for without end,
+        whatever the DataLoader's timeout. And outside of the main thread torch installs no handler of SIGCHLD, which
+        would raise wherever the training is, not where a batch is waited for.
         """
         if not self.loader.num_workers:
-            return what()
-        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            return function()
+        results: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-        def ask() -> None:
+        def fetch() -> None:
             try:
-                answers.put(what())
+                results.put(function())
             except BaseException as error:
-                answers.put(error)
+                results.put(error)
 
-        self._asking = threading.Thread(target=ask, name="batch", daemon=True)
-        self._asking.start()
+        self._fetching = threading.Thread(target=fetch, name="batch", daemon=True)
+        self._fetching.start()
         try:
-            answer = answers.get(timeout=PATIENCE)
+            result = results.get(timeout=BATCH_TIMEOUT)
         except queue.Empty:
-            raise _Lost(f"no batch in {PATIENCE:.0f} s") from None
-        if isinstance(answer, (ConnectionError, EOFError)):
-            raise _Lost(type(answer).__name__)
-        if isinstance(answer, RuntimeError) and str(answer).startswith("DataLoader worker"):
-            raise _Lost(str(answer).split("\n")[0].rstrip("."))
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+            raise _WorkerLost(f"no batch in {BATCH_TIMEOUT:.0f} s") from None
+        if isinstance(result, (ConnectionError, EOFError)):
+            raise _WorkerLost(type(result).__name__)
+        if isinstance(result, RuntimeError) and str(result).startswith("DataLoader worker"):
+            raise _WorkerLost(str(result).split("\n")[0].rstrip("."))
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
 
-class _Lost(Exception):
-    """A worker is no more, or does nothing."""
+class _WorkerLost(Exception):
+    """A worker has ended or hangs."""
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """An InfoBatch's indices together with the epoch, which persistent workers can't know otherwise."""
+    """(epoch, index) for each index of an InfoBatch; persistent workers can't know the epoch otherwise."""
 
     def __init__(self, infobatch: Any) -> None:
         self.infobatch = infobatch
@@ -135,28 +135,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def make_loader(images: Images, sampler: Iterable[Any], batch_size: int) -> DataLoader[Any]:
-    """A loader of (Batch, problems); it draws nothing from the global generator."""
-    there = images.kept is not None and images.kept.whole
-    workers = 0 if there else images.data.workers
+    """A DataLoader of what `Images.__getitems__` returns; it uses no global random generator."""
+    cache = images.cache
+    workers = 0 if cache and cache.complete else images.data.workers
     return DataLoader(
         images,
         batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available() and not (images.kept and images.kept.image.is_cuda),
-        worker_init_fn=_leave_signals_to_the_trainer,
+        pin_memory=torch.cuda.is_available() and not (cache and cache.image.is_cuda),
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),
     )
 
 
-def _as_it_is(batch: Any) -> Any:
-    """What `Images.__getitems__` gives is a batch already."""
+def _identity(batch: Any) -> Any:
+    """`Images.__getitems__` returns a batch already."""
     return batch
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole process group must not take the workers before the trainer has written its state."""
+def _ignore_signals(worker: int) -> None:
+    """A signal to the process group must not end the workers before the trainer has written a checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

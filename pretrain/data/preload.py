@@ -1,4 +1,4 @@
-"""A data set that fits is read once, before the training, and kept on the device that trains."""
+"""Reading a data set that fits into memory once, before training, into the device that trains."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,57 +6,59 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import Sampler
 
-from pretrain.data.image_cache import keep
+from pretrain.data.image_cache import new_cache
 from pretrain.data.images import Images
 from pretrain.data.loader import RestartingLoader, make_loader
 
-BATCH = 256  # images that a worker hands over at once
-MANY = 20_000  # images whose reading takes long enough to be announced
+BATCH = 256  # images that a worker returns at once
+MIN_LOGGED = 20_000  # images; reading fewer is not logged
 
 
-class _Once(Sampler[tuple[None, int]]):
-    """Everybody, as they are; those that are done left out."""
+class _Remaining(Sampler[tuple[None, int]]):
+    """All samples in their order, without augmentation, from the first one that was not read yet."""
 
     def __init__(self, count: int) -> None:
         self.count, self.done = count, 0
 
     def __iter__(self) -> Iterator[tuple[None, int]]:
-        return ((None, number) for number in range(self.done, self.count))
+        return ((None, sample) for sample in range(self.done, self.count))
 
 
 def preload(
-    images: Images, device: torch.device, tell: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+    images: Images, device: torch.device, log: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
 ) -> float:
-    """Read all images, by the loader's workers, and keep them in the device's memory, or in the CPU's if they fit.
+    """Read all images by the loader's workers into the device's memory, or the CPU's, if they fit.
 
     Args:
-        images: whose visits are read from what is kept from now on; where nothing fits they stay as they are.
+        images: gets a complete cache; unchanged if the images fit nowhere.
         device: that trains.
-        tell: called with what the user should know.
-        stopped: whether somebody told the program to stop; then nothing more is read, and visits are read as they come.
+        log: called with messages for the user.
+        stopped: whether the program was asked to stop; then the rest is not read.
 
     Returns:
         The seconds that it took.
 
     Raises:
-        UserError: an image can't be read, and such are not to be skipped.
+        UserError: an image can't be read and `on_bad_image` is "stop".
     """
-    began, host = time.monotonic(), images.kept
-    kept = host if device.type == "cpu" or not images.keepable else keep(len(images), images.shape, device) or host
-    if kept is None:
+    began, host = time.monotonic(), images.cache
+    cache = host
+    if device.type != "cpu" and images.cacheable:
+        cache = new_cache(len(images), images.shape, device) or host
+    if cache is None:
         return 0.0
-    if len(images) >= MANY:
-        tell(f"reading {len(images):,} images once; they are kept in the memory of {kept.image.device}")
-    images.kept = None  # by nobody else meanwhile
-    sampler = _Once(len(images))
-    with RestartingLoader(lambda: make_loader(images, sampler, BATCH), tell) as batches:
+    if len(images) >= MIN_LOGGED:
+        log(f"reading {len(images):,} images once, into the memory of {cache.image.device}")
+    images.cache = None  # so that nothing else fills it meanwhile
+    sampler = _Remaining(len(images))
+    with RestartingLoader(lambda: make_loader(images, sampler, BATCH), log) as batches:
         for batch, problems in batches:
             sampler.done += len(batch.index)
-            images.settle(problems)
-            good = batch.index >= 0
-            kept.put(batch.index[good], batch.image[good], batch.label[good])
+            images.handle(problems)
+            readable = batch.without_padding()
+            cache.put(readable.index, readable.image, readable.label)
             if stopped():
                 break
-    kept.whole = sampler.done == len(images)
-    images.kept = kept if kept.whole else host
+    cache.complete = sampler.done == len(images)
+    images.cache = cache if cache.complete else host
     return time.monotonic() - began

@@ -124,7 +124,7 @@ class Supervised:
                 draws = SampleRNG(seed, epoch, index=batch.index)
                 for path in paths:
                     path.draws = draws
-                loss = cross_entropy(reached(image), target, reduction="none") * (batch.index >= 0)
+                loss = cross_entropy(reached(image), target, reduction="none") * batch.mask
                 schedule.step_update(step)
                 (loss.sum() * world / len(chosen)).backward()
                 optimizer.step()
@@ -135,5 +135,5 @@ class Supervised:
         """The images as pretraining augments them; an unreadable one keeps its place and does not count."""
         train = self.subject.source.train
         batch, problems = train.__getitems__([(epoch, int(number)) for number in index])
-        train.settle(problems)
+        train.handle(problems)
         return train.augmented(on_device(batch, device), epoch)

@@ -66,7 +66,7 @@ class OnlineProbe:
         assert self.seen is not None
         if progress > self.progress:
             self.sums *= exponential(HALFLIFE)(self.progress, progress)
-        counts = ((batch.label >= 0) & (batch.index >= 0)).float()[:, None]
+        counts = ((batch.label >= 0) & batch.mask).float()[:, None]
         x = torch.cat([self.seen, torch.ones_like(counts)], dim=1)
         y = batch.label[:, None] == torch.arange(self.subject.source.classes, device=batch.label.device)
         self.sums += (x * counts).T @ torch.cat([x, y.float()], dim=1)

@@ -137,11 +137,11 @@ def _who(config: Config) -> str:
 
 
 def _cost(summary: dict[str, Any]) -> list[str]:
-    visits, flops = summary["visited"], summary["train_flops"]
+    visits, flops = summary["samples_used"], summary["train_flops"]
     return [
         "## Cost",
         "| | this model | the full data set in every epoch |\n|---|---|---|\n"
-        f"| samples used | {visits:,} | {summary['full_visits']:,} |\n"
+        f"| samples used | {visits:,} | {summary['full_samples']:,} |\n"
         f"| training FLOPs | {flops:.3g} | {summary['full_train_flops']:.3g} |\n"
         f"| time of training | {duration(summary['seconds'])} | |",
         f"{summary['saved_fraction']:.1%} of the samples were saved, counted against "

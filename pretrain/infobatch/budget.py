@@ -1,9 +1,9 @@
-"""A budget: how many visits a whole run may spend, kept to the visit."""
+"""A budget: how many samples a whole run uses, kept exactly."""
 
 import math
 from typing import NamedTuple
 
-SPARSE = 0.05  # least share of an epoch that a budget may come to
+MIN_SHARE = 0.05  # of the samples, on average, in the epochs that don't use all of them
 
 
 class Budget(NamedTuple):
@@ -13,7 +13,7 @@ class Budget(NamedTuple):
         share: of them, in (0, 1].
         size: samples, N.
         epochs: E.
-        first_full: the epoch with which annealing begins, so every sample is used from then on.
+        first_full: the first epoch of annealing; from it on every sample is used.
     """
 
     share: float
@@ -21,27 +21,27 @@ class Budget(NamedTuple):
     epochs: int
     first_full: int
 
-    def check(self, whole_first: bool) -> None:
-        """Whether it can be met.
+    def check(self, first_epoch_full: bool) -> None:
+        """Raise if the budget can't be met.
 
         Args:
-            whole_first: the policy uses every sample in the first epoch.
+            first_epoch_full: whether the policy uses every sample in the first epoch.
 
         Raises:
-            ValueError: the epochs that use every sample alone exceed it.
+            ValueError: the epochs that use every sample exceed it by themselves.
         """
-        whole = self.epochs - self.first_full + (whole_first and self.first_full > 0)
-        least = (whole + SPARSE * (self.epochs - whole)) / self.epochs
-        if self.share < min(least, 1):
+        whole = self.epochs - self.first_full + (first_epoch_full and self.first_full > 0)
+        lowest = (whole + MIN_SHARE * (self.epochs - whole)) / self.epochs
+        if self.share < min(lowest, 1):
             raise ValueError(
-                f"budget must be at least {math.ceil(100 * least) / 100:g} here, got {self.share}: {whole} of "
+                f"budget must be at least {math.ceil(100 * lowest) / 100:g} here, got {self.share}: {whole} of "
                 f"{self.epochs} epochs use every sample, the first or those that anneal; give more epochs or a smaller "
                 "anneal"
             )
 
-    def of(self, epoch: int, visited: int) -> float:
-        """The share of the samples that `epoch` may visit, after so many visits in those before it."""
+    def share_of(self, epoch: int, used: int) -> float:
+        """The share of the samples that `epoch` may use, after `used` samples in the epochs before it."""
         if epoch >= self.first_full:
             return 1.0
-        left = round(self.share * self.size * self.epochs) - (self.epochs - self.first_full) * self.size - visited
+        left = round(self.share * self.size * self.epochs) - (self.epochs - self.first_full) * self.size - used
         return min(max(round(left / (self.first_full - epoch)), 1), self.size) / self.size

@@ -1,17 +1,19 @@
-"""Data sets whose samples come with their numbers, for whoever uses InfoBatch without the trainers."""
+"""A data set wrapper that returns each sample's index beside it, for use of InfoBatch without our trainers."""
 
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
+from pretrain.core.padding import sample_of
+
 
 class Indexed(Dataset[tuple[Any, ...]]):
-    """A data set with every sample's number before it: ``Indexed(data)[i]`` is ``(i, *data[i])``.
+    """A map-style data set with the index in front: ``Indexed(data)[i]`` is ``(i, *data[i])``.
 
-    A number ``~i``, by which InfoBatch marks a slot that does not count, brings sample i under that number.
+    For the padding index ``~i`` it returns sample i, with ``~i`` in front.
 
     Args:
-        data: samples by number; what is not a tuple or a list is one thing.
+        data: a map-style data set. A sample that is not a tuple or list counts as one field.
     """
 
     def __init__(self, data: Any) -> None:
@@ -22,19 +24,19 @@ class Indexed(Dataset[tuple[Any, ...]]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        item = self.data[~index if index < 0 else index]
+        item = self.data[sample_of(index)]
         return (index, *item) if isinstance(item, (tuple, list)) else (index, item)
 
 
 def length(data: Any) -> int:
-    """A data set's length.
+    """The number of samples of a data set.
 
     Raises:
-        TypeError: its samples have no numbers.
+        TypeError: it is not a map-style data set.
     """
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         raise TypeError(
-            f"InfoBatch needs a data set whose samples have numbers, got {type(data).__name__}, which is read in its "
-            "own order; give one with `__getitem__` and `__len__`"
+            "InfoBatch needs a map-style data set, whose samples have an index; got "
+            f"{type(data).__name__}, an iterable one; give one with `__getitem__` and `__len__`"
         )
     return len(data)

@@ -1,6 +1,6 @@
 """InfoBatch: which samples an epoch uses, at what level, and with what weight.
 
-One object is the sampler, the clock (`progress`) and the memory (scores). It works alone in any loop:
+One object is the sampler, holds the scores and weighs the losses. It works in any training loop:
 
     infobatch = InfoBatch(data, epochs=100)
     loader = DataLoader(Indexed(data), 256, sampler=infobatch)
@@ -10,7 +10,7 @@ One object is the sampler, the clock (`progress`) and the memory (scores). It wo
             infobatch(losses, index).backward()
 
 The method is that of Qin et al., "InfoBatch: Lossless training speed up by unbiased dynamic data pruning" (ICLR
-2024); `policy="importance"` is ours (docs/method.md).
+2024); `policy="importance"` is ours (docs/concepts.md).
 """
 
 import math
@@ -23,38 +23,46 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pretrain.core.padding import is_padding, sample_of
 from pretrain.distributed import collectives
 from pretrain.infobatch.budget import Budget
-from pretrain.infobatch.epoch_losses import UNSEEN, WHOSE, EpochLosses
+from pretrain.infobatch.epoch_losses import HINT, UNSEEN, EpochLosses
 from pretrain.infobatch.indexed import length
 from pretrain.infobatch.plan import Plan
 from pretrain.infobatch.policies import Policy, SamplingRule, ScoreStats, checked, full, uses_raw_losses, with_settings
 from pretrain.infobatch.scores import ScoreStore
 
-MIN_RELIABILITY = 0.3  # reliability of scores below which they choose no better than chance
+MIN_RELIABILITY = 0.3  # of scores; below it samples are drawn uniformly
 
 
 class InfoBatch(Sampler[int]):
-    """Plans epochs, hands out indices, remembers scores and weighs losses.
+    """Sampler and loss weighting of unbiased dynamic data pruning.
 
     Args:
-        data: the data set, or the number of its samples, N.
-        epochs: epochs in the whole run, E.
+        data: a map-style data set, or the number of its samples, N.
+        epochs: epochs of the whole run, E.
         policy: a name in `pretrain.infobatch.policies.POLICIES`, or a function like those there.
-        budget: share of all visits, N * E, that the run spends, in (0, 1], to the visit; for policies that keep to one.
-        anneal: share of the epochs, the last ones, that use every sample, rounded up; 0.125 if None, 0 with a budget.
-        smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
-        seed: of the plans; no global generator is read or seeded.
-        rank, world: this process and how many there are; each is handed its share of one global order.
-        merge: element-wise maximum of a tensor over all ranks, in place or not; called by all of them at
-            an epoch's end and by `state_dict`. A maximum, because merging twice then changes nothing.
-            What is not given of these is that of `torch.distributed`.
-        warn: called on rank 0 with a sentence, when the scores turn out to be of no use.
-        settings: the policy's own, such as `prune_ratio`.
+        budget: share of the N * E samples of full training that the run uses, in (0, 1], kept exactly; for policies
+            that take one.
+        anneal: share of the epochs, the last ones, that use every sample, rounded up; None: 0.125, or 0 with a budget.
+        smoothing: weight of a sample's old score in its new one, in [0, 1).
+        seed: of all random draws; no global generator is read or seeded.
+        rank, world: of this process; each gets its share of one global order. None: those of `torch.distributed`.
+        merge: element-wise maximum of a tensor over all ranks, in place or not; all ranks call it at an epoch's end and
+            in `state_dict`. None: that of `torch.distributed`. (A maximum, so that merging twice changes nothing.)
+        warn: called on rank 0 with a message if the scores turn out to carry no signal.
+        settings: of the policy, such as `prune_ratio`.
+
+    Attributes:
+        epoch: the current epoch, from 0.
+        seen: samples of this epoch whose losses were passed, over all ranks.
+        used_before: the same, over the epochs before this one.
+        dropped: samples that were planned in the epochs before this one and whose losses were never passed.
+        ignores_scores: whether this epoch's samples are drawn uniformly because the scores are not reliable.
 
     Raises:
         ValueError: an argument is out of its range, or the policy has no such setting.
-        TypeError: `data` has no length.
+        TypeError: `data` is not a map-style data set.
     """
 
     def __init__(
@@ -96,21 +104,18 @@ class InfoBatch(Sampler[int]):
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
         self.policy = with_settings(policy, budget is not None, settings)
 
-        self.epoch = 0
-        self.seen = 0  # visits of this epoch whose losses came back, over all ranks
-        self.visited = 0  # the same, over the epochs before this one
-        self.dropped = 0  # visits planned in the epochs before this one whose losses never came back
+        self.epoch = self.seen = self.used_before = self.dropped = 0
         self.raw = uses_raw_losses(policy)
-        self.memory = ScoreStore(size, 0.0 if self.raw else smoothing, self.raw)
-        self.at_random = False  # whether this epoch's choice leaves the scores out, because they tell too little
-        self.ledger = EpochLosses(size)
-        self._score = self.memory.score  # on the losses' device; the same memory on a CPU
+        self.scores = ScoreStore(size, 0.0 if self.raw else smoothing, self.raw)
+        self.ignores_scores = False
+        self.losses = EpochLosses(size)
+        self._score = self.scores.score  # on the losses' device; the same storage on a CPU
         self._plan: Plan | None = None
-        rule = self._rule(torch.full((1,), math.nan), 0.5)  # a policy that refuses its settings does so now
+        rule = self._rule(torch.full((1,), math.nan), 0.5)  # so that wrong settings of a policy raise now
         if self.budget is not None:
-            self.budget.check(whole_first=rule.unseen == 1)
+            self.budget.check(first_epoch_full=rule.unseen == 1)
 
-    # -- the clock ---------------------------------------------------------------------------------
+    # -- epochs and progress -----------------------------------------------------------------------
 
     @property
     def plan(self) -> Plan:
@@ -121,30 +126,36 @@ class InfoBatch(Sampler[int]):
 
     @property
     def length(self) -> int:
-        """Visits planned for this epoch, over all ranks."""
+        """Samples of this epoch's plan, over all ranks."""
         return self.plan.length
 
     @property
     def score(self) -> Tensor:
-        """float32 [N]; how badly each sample is learned, about 1 on average; NaN where never visited."""
-        return self.memory.score
+        """float32 [N]; each sample's score: its loss relative to the expected one (about 1 on average), or under a
+        policy on raw losses the last loss itself; NaN where there is none yet."""
+        return self.scores.score
 
     @property
     def reliability(self) -> float | None:
-        """Share of a difference between scores that the next visits show again, in [0, 1]; None: not known yet."""
-        return self.memory.repeats.reliability
+        """Share of a difference between scores that the next losses show again, in [0, 1]; None: not known yet."""
+        return self.scores.reliability.reliability
+
+    @property
+    def samples_used(self) -> int:
+        """Samples of the whole run so far whose losses were passed, over all ranks: what the run has cost."""
+        return self.used_before + self.seen
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]; schedules are functions of it."""
+        """Share of the training that is done, in [0, 1]; learning rates and other schedules are functions of it."""
         within = self.seen / self.length if self._plan is not None else 0.0
         return (self.epoch + within) / self.total_epochs
 
     def epochs(self) -> Iterator[int]:
-        """Draw each epoch's plan and yield the epoch's number; goes on inside an epoch after a resume.
+        """Plan each epoch and yield its number; after a resume it continues inside the epoch.
 
         Raises:
-            ValueError: the data set's length is not what it was, or an epoch ends without a loss handed over.
+            ValueError: the length of the data set has changed, or no loss was passed in an epoch.
         """
         while self.epoch < self.total_epochs:
             if self._plan is None:
@@ -153,188 +164,189 @@ class InfoBatch(Sampler[int]):
             self._close()
 
     def _rule(self, score: Tensor, share: float) -> SamplingRule:
-        """The policy's answer, in an epoch that may visit `share` of the samples."""
-        return checked(self.policy(score, self._known(), **({} if self.budget is None else {"share": share})))
+        """What the policy returns for an epoch that may use `share` of the samples."""
+        return checked(self.policy(score, self._stats(), **({} if self.budget is None else {"share": share})))
 
-    def _known(self) -> ScoreStats:
-        usual, reliability = self.memory.levels.usual, self.reliability
-        return ScoreStats(usual / usual.mean(), 1.0 if reliability is None or self.raw else reliability)
+    def _stats(self) -> ScoreStats:
+        mean, reliability = self.scores.levels.mean, self.reliability
+        return ScoreStats(mean / mean.mean(), 1.0 if reliability is None or self.raw else reliability)
 
     def _draw(self) -> None:
-        """This epoch's plan: a function of what is remembered, the seed and the epoch alone."""
+        """Make this epoch's plan, a function of the scores, the seed and the epoch alone."""
         if self._data is not None and length(self._data) != self.size:
             raise ValueError(
-                f"the data set had {self.size} samples and has {length(self._data)} now; scores belong to samples by "
-                "their number, so start anew"
+                f"the data set had {self.size} samples and has {length(self._data)} now; scores belong to indices, so "
+                "start a new run"
             )
-        share = 1.0 if self.budget is None else self.budget.of(self.epoch, self.visited)
+        share = 1.0 if self.budget is None else self.budget.share_of(self.epoch, self.used_before)
         rule = self._rule(self.score, share)
-        if self.epoch >= self.first_full:  # nobody is skipped; levels are no less well chosen than before
-            rule = full(self.score, self._known())._replace(density=rule.density)
-        known = self.reliability
-        scored = not self.raw and len(rule.keep) > 1 and bool((rule.keep < 1 - 1e-6).any())
-        at_random = scored and known is not None and known < MIN_RELIABILITY
-        if at_random and not self.at_random and self.rank == 0:
+        if self.epoch >= self.first_full:  # annealing: every sample, with levels drawn as before
+            rule = full(self.score, self._stats())._replace(density=rule.density)
+        reliability = self.reliability
+        by_score = not self.raw and len(rule.keep) > 1 and bool((rule.keep < 1 - 1e-6).any())
+        unreliable = by_score and reliability is not None and reliability < MIN_RELIABILITY
+        if unreliable and not self.ignores_scores and self.rank == 0:
             levels = ", levels by importance" if rule.density is not None else ""
             self.warn(
-                f"per-sample scores carry no signal here (reliability {known:.2f} of 1): from epoch {self.epoch + 1} "
-                f"on samples are drawn uniformly{levels}; scores are used again if that reaches {MIN_RELIABILITY}"
+                f"per-sample scores carry no signal here (reliability {reliability:.2f} of 1): from epoch "
+                f"{self.epoch + 1} on samples are drawn uniformly{levels}; scores are used again if it reaches "
+                f"{MIN_RELIABILITY}"
             )
-        self.at_random = at_random
-        equal = bool((rule.keep == rule.keep[0]).all())  # then the choice leaves the scores out by itself
-        self._plan = Plan(rule, self.score, (self.seed, self.epoch), at_random=at_random and not equal)
+        self.ignores_scores = unreliable
+        uniform = bool((rule.keep == rule.keep[0]).all())  # then scores make no difference anyway
+        self._plan = Plan(rule, self.score, (self.seed, self.epoch), ignore_scores=unreliable and not uniform)
 
     # -- the sampler -------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Visits left in this epoch for this rank; the same on every rank."""
+        """Samples left in this epoch for this rank; the same on every rank."""
         return math.ceil((self.length - self.seen) / self.world)
 
     def __iter__(self) -> Iterator[int]:
-        """This rank's share of what is left of the epoch; asking twice gives the same answer.
+        """This rank's share of what is left of the epoch; iterating twice gives the same indices.
 
-        Global step by global step the ranks together visit what one process would. Where the last round
-        is short, a rank is handed a slot that does not count: ``~i``, negative, for some sample i.
+        In every step all ranks together use the samples that one process would. If the last round is short, a rank
+        yields padding: ``~i``, negative, for some sample i.
         """
         plan, first, count = self.plan, self.seen + self.rank, len(self)
 
-        def visits() -> Iterator[int]:
-            yield from plan.visits(first, self.world)
+        def indices() -> Iterator[int]:
+            yield from plan.samples(first, self.world)
             if first + (count - 1) * self.world >= plan.length:
-                yield ~next(plan.visits(0))
+                yield ~next(plan.samples(0))
 
-        return visits()
+        return indices()
 
-    def counted(self, index: Tensor) -> int:
-        """Samples that this batch and those of the other ranks beside it are together."""
+    def global_batch_size(self, index: Tensor) -> int:
+        """Samples of this step over all ranks, without padding, if this rank's batch is `index`, int64 [B]."""
         return min(len(index) * self.world, self.length - self.seen)
 
     def level(self, index: Tensor) -> Tensor:
-        """float32 [B] in [0, 1): where this epoch's plan visits the samples `index`, int64 [B]."""
-        return self.plan.level_of(torch.where(index < 0, ~index, index))
+        """float32 [B] in [0, 1); the levels of samples (or padding), int64 [B], in this epoch."""
+        return self.plan.level_of(sample_of(index))
 
-    # -- the memory --------------------------------------------------------------------------------
+    # -- losses and scores -------------------------------------------------------------------------
 
     def __call__(self, loss: Tensor, index: Tensor, score: Tensor | None = None) -> Tensor:
-        """Remember the scores and return the weighted mean loss, the one product of loss and weight.
+        """Store the losses for the scores and return the weighted mean loss.
 
         Args:
-            loss: [B]; one per sample, not averaged, not weighted.
-            index: int64 [B]; which samples, as the sampler gave them. Negative: does not count.
-            score: [B], not negative; what to remember where it is not the loss itself.
+            loss: [B]; one per sample, neither averaged nor weighted.
+            index: int64 [B]; the sampler's indices of these samples, padding included.
+            score: [B], not negative; stored instead of the loss.
 
         Returns:
-            A scalar: the sum of weight * loss over this rank's samples, divided by the number of samples
-            over all ranks and multiplied by `world`, so that an average of gradients over ranks is the
-            gradient of the global mean, also where the ranks' shares differ. Never divided by the weights.
+            A scalar: the sum of weight * loss over this rank's samples, divided by the number of samples over all ranks
+            and multiplied by `world`, so that DistributedDataParallel's average of gradients over ranks is the gradient
+            of the global mean, also if ranks have different numbers of samples. It is not divided by the sum of the
+            weights, which would be biased.
 
         Raises:
-            ValueError: not one loss per index, more losses than the epoch's plan has visits, or an index that no
-                sample has or that was scored before in this epoch (on an accelerator `check` raises it).
+            ValueError: not one loss per index, more losses than the epoch's plan has samples, or an index that is out
+                of range or was passed before in this epoch (on an accelerator `check` raises it).
         """
         if loss.ndim != 1 or loss.shape != index.shape:
             raise ValueError(
                 f"InfoBatch needs one loss per sample: got losses of shape {tuple(loss.shape)} for indices of "
-                f"shape {tuple(index.shape)}; is the loss reduced? Use reduction='none' and average over all but "
-                "the first axis"
+                f"shape {tuple(index.shape)}; use reduction='none' and average over all axes but the first"
             )
-        n = self.counted(index)
+        n = self.global_batch_size(index)
         if n <= 0:
-            raise ValueError(f"epoch {self.epoch} has {self.length} visits, and all of them have been scored")
-        if self.ledger.loss.device != loss.device:
-            self.ledger.to(loss.device)
+            raise ValueError(f"epoch {self.epoch} has {self.length} samples, and all of them have a loss")
+        if self.losses.loss.device != loss.device:
+            self.losses.to(loss.device)
             self._score = self.score.to(loss.device)
         index = index.to(loss.device, non_blocking=True)
-        sample = torch.where(index < 0, ~index, index)
-        remembered = loss.detach().float()
+        stored = loss.detach().float()
         if score is not None:
-            remembered = torch.where(remembered.isfinite(), score.detach().float(), math.nan)
-        self.ledger.write(remembered, index, sample)
+            stored = torch.where(stored.isfinite(), score.detach().float(), math.nan)
+        self.losses.write(stored, index)
         self.seen += n
-        sample = sample.clamp(max=self.size - 1)  # an accelerator says later that there is no such one
-        weight = self.plan.weight_of(sample, self._score[sample]) * (index >= 0)
-        return (torch.where(index < 0, 0, loss) * weight).sum() * (self.world / n)
+        padding = is_padding(index)
+        sample = sample_of(index).clamp(max=self.size - 1)  # on an accelerator an index out of range raises later
+        weight = self.plan.weight_of(sample, self._score[sample]) * ~padding
+        return (torch.where(padding, 0, loss) * weight).sum() * (self.world / n)
 
     def check(self) -> None:
-        """Raise if something was wrong with the losses so far. Waits for the device; nothing else in a step does.
+        """Raise if a loss or an index so far was wrong. Synchronizes with the device; nothing else in a step does.
 
         Raises:
-            NotFinite: naming the samples.
-            ValueError: an index came that no sample has, or one came twice.
+            NotFinite: a loss was not finite; names the samples.
+            ValueError: an index was out of range or was passed twice.
         """
-        self.ledger.check()
+        self.losses.check()
 
     def mean(self) -> float:
-        """Mean over the data set of what was remembered this epoch, by the visits so far and their weights.
+        """Weighted mean of this epoch's losses so far, an estimate of the mean over the data set.
 
-        The same on every rank and after a resume; call it on all ranks.
+        The same on every rank and after a resume; all ranks must call it.
         """
         self._merge()
-        return self.memory.mean(self.ledger.loss[:-1].cpu(), self.plan)
+        return self.scores.mean(self.losses.loss[:-1].cpu(), self.plan)
 
     def _close(self) -> None:
-        """End the epoch: turn the losses that came back, on any rank, into scores."""
+        """End the epoch: turn the losses of all ranks into scores."""
         if not self.seen:
             raise ValueError(
-                f"epoch {self.epoch} ends and no loss was handed over; call infobatch(losses, index) in every step"
+                f"epoch {self.epoch} ends and no loss was passed; call infobatch(losses, index) in every step"
             )
         self._merge()
         self.check()
-        loss = self.ledger.loss[:-1].cpu()
-        stranger = self.plan.stranger(loss != UNSEEN)
-        if stranger is not None:
-            raise ValueError(f"sample {stranger} was scored in epoch {self.epoch}, which does not visit it; {WHOSE}")
-        self.memory.take(loss, self.plan)
-        self.visited += self.seen
+        loss = self.losses.loss[:-1].cpu()
+        outside = self.plan.first_outside(loss != UNSEEN)
+        if outside is not None:
+            raise ValueError(f"sample {outside} was scored in epoch {self.epoch}, which does not use it; {HINT}")
+        self.scores.update(loss, self.plan)
+        self.used_before += self.seen
         self.dropped += self.length - self.seen
         self.epoch, self.seen, self._plan = self.epoch + 1, 0, None
-        self.ledger.clear()
-        self._score = self.score.to(self.ledger.loss.device)
+        self.losses.clear()
+        self._score = self.score.to(self.losses.loss.device)
 
     def _merge(self) -> None:
-        self.ledger.loss = self.merge(self.ledger.loss)
+        self.losses.loss = self.merge(self.losses.loss)
 
     # -- the state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rest of the run depends on, equal on all ranks; call it on all of them.
+        """The state that the rest of the run depends on, equal on all ranks; all of them must call it.
 
-        4 bytes a sample between epochs, 8 inside one.
+        4 bytes per sample between epochs, 8 inside one.
         """
         if self.seen:
             self._merge()
         return {
             "epoch": self.epoch,
             "seen": self.seen,
-            "visited": self.visited,
+            "used_before": self.used_before,
             "dropped": self.dropped,
             "score": self.score.clone(),
-            "levels": self.memory.levels.sums.clone(),
-            "repeats": self.memory.repeats.sums.clone(),
-            "loss": self.ledger.loss[: self.size if self.seen else 0].cpu().clone(),
+            "levels": self.scores.levels.sums.clone(),
+            "reliability": self.scores.reliability.sums.clone(),
+            "loss": self.losses.loss[: self.size if self.seen else 0].cpu().clone(),
             "plan": self.plan.fingerprint() if self.seen else 0,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, on any number of processes.
+        """Continue from a `state_dict`, on any number of processes.
 
         Raises:
-            ValueError: the state is of a data set of another size, or inside an epoch that was planned otherwise.
+            ValueError: the state is of a data set of another size, or inside an epoch with another plan.
         """
         if len(state["score"]) != self.size:
             raise ValueError(f"the state is of {len(state['score'])} samples, the data set has {self.size}")
         self.epoch, self.seen, self._plan = state["epoch"], state["seen"], None
-        self.visited, self.dropped = state["visited"], state["dropped"]
-        self.memory.score.copy_(state["score"])
-        self._score = self.score.to(self.ledger.loss.device)
-        self.memory.levels.restore(state["levels"])
-        self.memory.repeats.sums = state["repeats"].clone()
-        self.ledger.clear()
+        self.used_before, self.dropped = state["used_before"], state["dropped"]
+        self.scores.score.copy_(state["score"])
+        self._score = self.score.to(self.losses.loss.device)
+        self.scores.levels.restore(state["levels"])
+        self.scores.reliability.sums = state["reliability"].clone()
+        self.losses.clear()
         if self.seen:
-            self.ledger.loss[:-1] = state["loss"].to(self.ledger.loss.device)
+            self.losses.loss[:-1] = state["loss"].to(self.losses.loss.device)
             self._draw()
             if self.plan.fingerprint() != state["plan"]:
                 raise ValueError(
-                    "the state lies inside an epoch whose plan would be another one now; go on with the same seed, "
-                    "policy, its settings, budget, anneal and epochs, or from a state at the start of an epoch"
+                    "the state lies inside an epoch whose plan would be another one now; continue with the same seed, "
+                    "policy, settings, budget, anneal and epochs, or from a state at the start of an epoch"
                 )

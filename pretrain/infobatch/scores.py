@@ -1,4 +1,4 @@
-"""What is remembered of the samples: a score each, and how far scores can be relied on."""
+"""The samples' scores, and how reliable they are."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,46 +8,47 @@ import torch
 from torch import Tensor
 
 from pretrain.infobatch.epoch_losses import UNSEEN
-from pretrain.infobatch.level_stats import BINS, MEMORY, LevelStats, sums_of
+from pretrain.infobatch.level_stats import BINS, DECAY, LevelStats, level_sums
 from pretrain.infobatch.plan import Plan
 
-SOME = 1 << 18  # visits taken in at a time
+CHUNK = 1 << 18  # losses processed at a time
 
 
-class Visits(NamedTuple):
-    """Visits whose losses came back, in the order in which they were made."""
+class Records(NamedTuple):
+    """Samples of an epoch that have a loss, in the order in which they were used."""
 
-    index: Tensor  # int64 [V]
-    loss: Tensor  # float64 [V]
-    level: Tensor  # float64 [V]
-    time: Tensor  # float64 [V] in [0, 1); when in the epoch
-    weight: Tensor  # float64 [V]
+    index: Tensor  # int64 [B]
+    loss: Tensor  # float64 [B]
+    level: Tensor  # float64 [B]
+    time: Tensor  # float64 [B] in [0, 1); position in the epoch
+    weight: Tensor  # float64 [B]
 
 
 class ScoreReliability:
-    """How scores foretell the same samples' next visits.
+    """How well a score predicts what the same sample's next loss shows.
 
     Attributes:
-        sums: float64 [7]; over visits of samples that had a score: of weight w, w old, w new, w old^2, w old new,
-            w new^2 and w^2; old the score before the visit, new what the visit alone says. Older epochs count less.
+        sums: float64 [7]; over samples that had a score before the epoch: of the weight w, w old, w new, w old^2, w old
+            new, w new^2 and w^2, where old is that score and new the score of the epoch's loss alone. An epoch counts
+            `DECAY` as much as the next one.
     """
 
     def __init__(self) -> None:
         self.sums = torch.zeros(7, dtype=torch.float64)
 
-    def take(self, sums: Tensor) -> None:
-        """Take an epoch's `repeats_of` in."""
-        fade = torch.full((7,), MEMORY, dtype=torch.float64)
-        fade[-1] = MEMORY**2
-        self.sums = fade * self.sums + sums
+    def update(self, sums: Tensor) -> None:
+        """Include an epoch's `reliability_sums`."""
+        decay = torch.full((7,), DECAY, dtype=torch.float64)
+        decay[-1] = DECAY**2
+        self.sums = decay * self.sums + sums
 
     @property
     def reliability(self) -> float | None:
-        """Share of a difference between two scores that the next visits show again, in [0, 1]; None: not known yet.
+        """Share of a difference between two scores that the next losses show again, in [0, 1]; None: not known yet.
 
-        The slope of new on old: with independent errors it is the variance of what persists over the variance of the
-        scores, so mean + slope * (score - mean) is the best linear guess of what a sample is really like (Kelley,
-        1947). 0 where the slope is not above its own error, twice.
+        The regression slope of new on old. With independent errors it is the variance of the true scores over that of
+        the observed ones, so mean + slope * (score - mean) is the best linear estimate of a true score (Kelley, 1947).
+        0 if the slope is not above twice its standard error.
         """
         w, old, new, old2, both, new2, w2 = (self.sums / self.sums[0].clamp(min=1e-300)).tolist()
         variance, covariance = old2 - old**2, both - old * new
@@ -59,66 +60,66 @@ class ScoreReliability:
         return min(slope, 1.0) if slope > 2 * error else 0.0
 
 
-def repeats_of(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
-    """float64 [7]; what `ScoreReliability` keeps, of visits [V], float64; those without an old score don't matter."""
-    had = ~old.isnan()
-    o, n, w = old[had], new[had], weight[had]
-    return torch.stack([part.sum() for part in (w, w * o, w * n, w * o**2, w * o * n, w * n**2, w**2)])
+def reliability_sums(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
+    """float64 [7]; the sums of `ScoreReliability`, of samples [B], float64; those without an old score are left out."""
+    known = ~old.isnan()
+    o, n, w = old[known], new[known], weight[known]
+    return torch.stack([term.sum() for term in (w, w * o, w * n, w * o**2, w * o * n, w * n**2, w**2)])
 
 
 class ScoreStore:
-    """The samples' scores.
+    """One score per sample, updated once an epoch.
 
     Args:
         size: samples, N.
-        smoothing: what a score keeps of its past at a visit, in [0, 1).
-        raw: a loss is its own score; else it is compared with what is usual at its level and time.
+        smoothing: weight of the old score in the new one, in [0, 1).
+        raw: a loss is its own score; else it is divided by the expected loss at its level and time.
 
     Attributes:
-        score: float32 [N]; how badly each sample is learned, about 1 on average; NaN where never visited.
+        score: float32 [N]; about 1 on average unless `raw`; NaN where a sample has none yet.
     """
 
     def __init__(self, size: int, smoothing: float, raw: bool = False) -> None:
         self.score = torch.full((size,), torch.nan)
         self.smoothing, self.raw = smoothing, raw
-        self.levels, self.repeats = LevelStats(), ScoreReliability()
+        self.levels, self.reliability = LevelStats(), ScoreReliability()
 
-    def visits(self, loss: Tensor, plan: Plan) -> Iterator[Visits]:
-        """An epoch's visits, from the table of its losses, float32 [N] on the CPU, some at a time."""
-        for first in range(0, plan.length, SOME):
-            position = np.arange(first, min(first + SOME, plan.length))
+    def records(self, loss: Tensor, plan: Plan) -> Iterator[Records]:
+        """An epoch's losses, float32 [N] on the CPU, with what the plan says of them, a chunk at a time."""
+        for first in range(0, plan.length, CHUNK):
+            position = np.arange(first, min(first + CHUNK, plan.length))
             index = torch.from_numpy(plan.at(position))
-            seen = loss[index] != UNSEEN
-            index, time = index[seen], torch.from_numpy(position)[seen].double() / plan.length
+            present = loss[index] != UNSEEN
+            index, time = index[present], torch.from_numpy(position)[present].double() / plan.length
             weight = plan.weight_of(index, self.score[index]).double()
-            yield Visits(index, loss[index].double(), plan.level_of(index).double(), time, weight)
+            yield Records(index, loss[index].double(), plan.level_of(index).double(), time, weight)
 
     def mean(self, loss: Tensor, plan: Plan) -> float:
-        """Mean loss over the data set, estimated from an epoch's visits; NaN if there are none."""
+        """Weighted mean of an epoch's losses, an estimate of that of the data set; NaN if there are none."""
         total = weights = 0.0
-        for _, value, _, _, weight in self.visits(loss, plan):
+        for _, value, _, _, weight in self.records(loss, plan):
             total, weights = total + (weight * value).sum().item(), weights + weight.sum().item()
         return total / weights if weights else torch.nan
 
-    def take(self, loss: Tensor, plan: Plan) -> None:
-        """Turn an epoch's losses into scores.
+    def update(self, loss: Tensor, plan: Plan) -> None:
+        """Turn an epoch's losses, float32 [N] on the CPU, into scores.
 
         Raises:
-            ValueError: one is negative.
+            ValueError: a loss is negative.
         """
         sums = torch.zeros(2, 3, BINS, BINS, dtype=torch.float64)
-        for index, value, level, time, weight in self.visits(loss, plan):
+        for index, value, level, time, weight in self.records(loss, plan):
             if (value < 0).any():
                 raise ValueError(
                     f"scores must not be negative, got {value.min().item():.3g} for sample "
-                    f"{index[value.argmin()].item()}; hand over a `score` beside a loss that can be negative"
+                    f"{index[value.argmin()].item()}; pass a `score` beside a loss that can be negative"
                 )
-            sums += sums_of(value, level, time, weight)
-        self.levels.take(sums)
-        repeats = torch.zeros(7, dtype=torch.float64)
-        for index, value, level, time, weight in self.visits(loss, plan):
-            new = value if self.raw else self.levels.comparable(value, level, time)
+            sums += level_sums(value, level, time, weight)
+        self.levels.update(sums)
+        repeated = torch.zeros(7, dtype=torch.float64)
+        for index, value, level, time, weight in self.records(loss, plan):
+            new = value if self.raw else self.levels.scores_of(value, level, time)
             old = self.score[index]
-            repeats += repeats_of(old.double(), new, weight)
+            repeated += reliability_sums(old.double(), new, weight)
             self.score[index] = torch.where(old.isnan(), new.float(), old.lerp(new.float(), 1 - self.smoothing))
-        self.repeats.take(repeats)
+        self.reliability.update(repeated)

@@ -93,7 +93,7 @@ def micro_batches(run: Run, epoch: int) -> Iterator[MicroBatch]:
             before = infobatch.progress
             # For what the network itself draws: dropout and its like.
             torch.manual_seed(fold_seed(run.config.seed, run.state.step, run.accelerator.process_index))
-        count = infobatch.counted(loaded.index)
+        count = infobatch.global_batch_size(loaded.index)
         due -= count
         batch = run.state.nan_guard.admit(loaded._replace(level=infobatch.level(loaded.index)), problems)
         batch = images.augmented(on_device(batch, device), epoch)

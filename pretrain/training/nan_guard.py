@@ -48,7 +48,7 @@ class NanGuard:
         leaves the others in the middle of a step.
         """
         try:
-            self.images.settle(problems)
+            self.images.handle(problems)
         except UserError as refusal:
             self.refusal = self.refusal or refusal
         self.recent += zip(batch.index.tolist(), batch.level.tolist(), strict=True)
@@ -91,10 +91,10 @@ class NanGuard:
 
     def set_aside(self, index: set[int]) -> str:
         """Leave samples out from now on, on all processes alike; in words, for the user."""
-        self.infobatch.ledger.forget(sorted(index))
+        self.infobatch.losses.discard(sorted(index))
         names = [f"sample {number} ({self.images.name_of(number)})" for number in sorted(index)]
         self.aside |= index
-        self.images.bad |= {f"{name}: its loss is not finite" for name in names}
+        self.images.skipped |= {f"{name}: its loss is not finite" for name in names}
         more = f" and of {len(names) - 3} more" if len(names) > 3 else ""
         return f"the loss of {', '.join(names[:3])}{more} is not finite"
 

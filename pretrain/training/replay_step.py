@@ -22,6 +22,7 @@ from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
+from pretrain.core.padding import sample_of
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import on_device
 
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bad = [number for number, loss in zip(found.index, found.loss, strict=True) if not abs(loss) < float("inf")]
     display.say(f"{len(found.index)} visits, the losses of {len(bad)} are not finite")
     for number in bad[:10]:
-        display.say(f"  sample {number}: {images.name_of(~number if number < 0 else number)}")
+        display.say(f"  sample {number}: {images.name_of(sample_of(number))}")
     display.say(f"first output that is not finite: {found.module or 'none; it is the loss itself, or a gradient'}")
     display.say(
         f"gradients that are not finite: {len(found.gradients)}{', the first: ' * bool(found.gradients)}"

@@ -64,11 +64,11 @@ class Reporter:
         record = {
             "epoch": epoch + 1,
             "step": state.step,
-            "visited": infobatch.visited + infobatch.seen,
+            "samples_used": infobatch.samples_used,
             "nominal_samples": (epoch + 1) * infobatch.size,
             "skipped": 1 - infobatch.length / infobatch.size,
             "reliability": infobatch.reliability,
-            "at_random": infobatch.at_random,
+            "ignores_scores": infobatch.ignores_scores,
             self.remembered: infobatch.mean(),
             "lr": state.optimizer.param_groups[0]["lr"],
         }

@@ -113,7 +113,7 @@ class Run:
         """Measure and draw the averaged model; all ranks call it."""
         model = self.state.ema.model
         found = {name: value for evaluator in self.evaluators for name, value in evaluator(model).items()}
-        self.source.test.bad |= all_gather_set(self.source.test.bad)
+        self.source.test.skipped |= all_gather_set(self.source.test.skipped)
         picture = self.draw(model) if self.draw is not None and epoch else None
         self.reporter.evaluation(epoch, self.state.step, found, picture)
         self.accelerator.wait_for_everyone()
@@ -127,7 +127,7 @@ class Run:
         Raises:
             UserError: it can't be written, and the run must not go on without it.
         """
-        self.source.train.bad |= all_gather_set(self.source.train.bad)
+        self.source.train.skipped |= all_gather_set(self.source.train.skipped)
         state = self.state.state_dict(self.config, self.reporter.metrics.position)
         with raise_on_all_ranks():
             if self.is_main:

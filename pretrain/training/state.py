@@ -84,7 +84,7 @@ class TrainState:
 
     def count_visits(self) -> None:
         """Count those of the epoch that ends: a plan is the same on all ranks."""
-        kept = self.infobatch.plan.kept
+        kept = self.infobatch.plan.selected
         self.visits[slice(None) if kept is None else torch.from_numpy(kept)] += 1
 
     def state_dict(self, config: Config, metrics: int) -> storage.State:
@@ -114,8 +114,8 @@ class TrainState:
             "infobatch": {name: value for name, value in scheduler.items() if not isinstance(value, Tensor)},
             "nan_guard": self.nan_guard.state_dict(),
             "metrics": metrics,
-            "bad_images": sorted(source.train.bad),
-            "bad_heldout_images": sorted(source.test.bad),
+            "bad_images": sorted(source.train.skipped),
+            "bad_heldout_images": sorted(source.test.skipped),
             "images": {"shape": source.shape, "classes": source.classes, "autoencoder": source.made_by},
             "config": config.to_dict(),
         }
@@ -146,8 +146,8 @@ class TrainState:
         self.ema.progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
-        self.source.train.bad |= {*values["bad_images"]}
-        self.source.test.bad |= {*values["bad_heldout_images"]}
+        self.source.train.skipped |= {*values["bad_images"]}
+        self.source.test.skipped |= {*values["bad_heldout_images"]}
         self.nan_guard.load_state_dict(values["nan_guard"])
         for observer in self.observers:
             if observer.name in tensors:
@@ -175,7 +175,7 @@ class TrainState:
         try:
             infobatch.load_state_dict({**tensors, **values})
             ahead = infobatch.plan.at(np.arange(infobatch.seen, infobatch.length)) if infobatch.seen else []
-            if (infobatch.ledger.loss[ahead] != UNSEEN).any():
+            if (infobatch.losses.loss[ahead] != UNSEEN).any():
                 raise ValueError("it has losses of samples that are yet to be visited")
         except ValueError as error:
             raise UserError(f"--resume {path}: {error}") from None

@@ -30,7 +30,7 @@ def summarise(
             is the model FLOPs utilisation (MFU; Chowdhery et al. 2022, appendix B).
     """
     values, size = state.values, len(state.tensors["infobatch"]["score"])
-    visited, seconds = values["infobatch"]["visited"] + values["infobatch"]["seen"], values["seconds"]
+    visited, seconds = values["infobatch"]["used_before"] + values["infobatch"]["seen"], values["seconds"]
     full = round(size * config.epochs * values["progress"])
     quality = [
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
@@ -41,8 +41,8 @@ def summarise(
         "epochs": config.epochs,
         "progress": values["progress"],
         "dataset_size": size,
-        "visited": visited,
-        "full_visits": full,
+        "samples_used": visited,
+        "full_samples": full,
         "saved_fraction": 1 - visited / full if full else 0.0,
         "steps": values["step"],
         "seconds": seconds,
@@ -63,12 +63,12 @@ def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The summary's rows for a person."""
     before, after = summary["quality_before"], summary["quality"]
     epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
-    full = f"the full data set in {epochs} has {summary['full_visits']:,}"
+    full = f"the full data set in {epochs} has {summary['full_samples']:,}"
     speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
     if summary["mfu"] is not None:
         speed += f", {summary['mfu']:.1%} of the devices' peak (MFU)"
     rows = [
-        ("samples", f"{summary['visited']:,} used; {full}: {summary['saved_fraction']:.1%} saved"),
+        ("samples", f"{summary['samples_used']:,} used; {full}: {summary['saved_fraction']:.1%} saved"),
         ("time", f"{duration(summary['seconds'])} of training, {speed}"),
         ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),
     ]
