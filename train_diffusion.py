@@ -31,7 +31,7 @@ def main(config: Config) -> None:
             "own, or a column of labels, or leave it out"
         )
     classes = source.classes if config.class_conditional else 0
-    adapter, model, shown = config.part("adapter"), build_model(config, source.shape, classes), config.evaluate
+    adapter, model, shown = config.component("adapter"), build_model(config, source.shape, classes), config.evaluate
     subject = EvalContext(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
     vae = source.autoencoder
     picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed, vae)

@@ -31,7 +31,7 @@ def main(config: Config) -> None:
     source = open_data(config.data, config.seed)
     if source.autoencoder is not None:
         raise UserError(f"--data {config.data.source}: these are latents, for train_diffusion.py; name images")
-    adapter, model = config.part("adapter"), build_model(config, source.shape, source.classes)
+    adapter, model = config.component("adapter"), build_model(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise UserError(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
     if (init := getattr(config.model, "init", None)) and not config.resume:

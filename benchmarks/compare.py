@@ -178,7 +178,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     else:
         config = dataclasses.replace(config, overwrite=config.output_dir.exists())
     load = os.getloadavg()[0]
-    generative = isinstance(config.part("adapter"), Generative)
+    generative = isinstance(config.component("adapter"), Generative)
     if not (config.output_dir / "summary.json").is_file():
         (train_diffusion if generative else train_mae).main(config)
     run = load_run(config.output_dir)
@@ -249,7 +249,7 @@ def main(line: Sequence[str] | None = None) -> None:
         PartialState(cpu=not torch.cuda.is_available())
     for name in ("records", "runs", "locks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    program = "train_diffusion.py" if isinstance(base.part("adapter"), Generative) else "train_mae.py"
+    program = "train_diffusion.py" if isinstance(base.component("adapter"), Generative) else "train_mae.py"
     weights = folder / "features.safetensors"
     if program == "train_diffusion.py" and comparison.images and not comparison.features:
         with claimed(folder / "locks" / "features", weights) as mine:

@@ -34,7 +34,7 @@ def main(config: Path, steps: int = 60) -> None:
     """
     made = parse(["--config", str(config)], adapter="mae", model="mae", recipe=config, output_dir="", help="")
     source = open_data(made.data, 0)
-    adapter, model = made.part("adapter"), build_model(made, source.shape, source.classes)
+    adapter, model = made.component("adapter"), build_model(made, source.shape, source.classes)
     optimizer = adamw(model, made.optim)
     probe = OnlineProbe(EvalContext(adapter, source, 0, True, made.evaluate, "--evaluate."))
     batch = on_device(next(source.train.batches(range(made.batch_size), made.batch_size)), torch.device("cpu"))

@@ -86,7 +86,7 @@ def measure(made: Config, kept: Images, anew: Images, steps: int) -> str:
 
     if steps:
         source = open_data(made.data, 0)
-        adapter, model = made.part("adapter"), build_model(made, source.shape, source.classes)
+        adapter, model = made.component("adapter"), build_model(made, source.shape, source.classes)
         optimizer = adamw(model, made.optim)
 
     def visit(images: Images, step: int) -> None:

@@ -31,7 +31,7 @@ def _process(recipe: Path, flags: list[str], pipe: Connection) -> None:
     config = parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="", help="")
     source = open_data(config.data, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    adapter, model = config.part("adapter"), build_model(config, source.shape, 0).to(device)
+    adapter, model = config.component("adapter"), build_model(config, source.shape, 0).to(device)
     optimizer = adamw(model, config.optim)
     index = torch.arange(config.batch_size, device=device)
     batch = Batch(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.ema import EMACollection, exponent
-from pretrain.config.cli import command
+from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
 from pretrain.core.files import replacing
@@ -169,4 +169,4 @@ def main(
 
 def run() -> None:
     """The command."""
-    command(main, "pretrain ema")
+    run_command(main, "pretrain ema")

@@ -106,4 +106,4 @@ def load_run(folder: Path, sigma_rel: float | None = None) -> LoadedRun:
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"--sigma-rel: {error}") from None
         storage.fill(model, average, path)
-    return LoadedRun(folder, config, config.part("adapter"), model, shape, classes, state)
+    return LoadedRun(folder, config, config.component("adapter"), model, shape, classes, state)

@@ -1,4 +1,4 @@
-"""From settings to objects: the network and the scheduler of epochs."""
+"""From settings to objects: the network and InfoBatch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,34 +15,39 @@ from pretrain.infobatch.sampler import InfoBatch
 
 
 def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The config's network with the parameters that its seed gives, and those of the adapter, if it has some.
+    """The network, initialized by the run's seed, in the adapter's module if that has parameters.
+
+    Args:
+        config: of the run.
+        shape: (C, H, W) of an image or latent.
+        classes: number of labels that condition it; 0: none.
 
     Raises:
-        UserError: it doesn't fit the images.
+        UserError: the network can't have these settings for such images.
     """
     torch.manual_seed(fold_seed(config.seed))
     try:
-        model = config.part("model").build(shape, classes)
+        model = config.component("model").build(shape, classes)
     except ValueError as error:
         raise UserError(str(error)) from None
-    adapter = config.part("adapter")
+    adapter = config.component("adapter")
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 
 def build_infobatch(config: Config, size: int, warn: Callable[[str], Any]) -> InfoBatch:
-    """What plans a run's epochs.
+    """The InfoBatch of a run.
 
     Args:
-        config: the run's.
-        size: samples.
-        warn: called with what the user should know.
+        config: of the run.
+        size: number of training images.
+        warn: called with messages for the user.
 
     Raises:
-        UserError: the policy can't be had with these settings.
+        UserError: the policy can't have these settings.
     """
-    pruning = config.pruning if config.infobatch else Pruning()  # a recipe's budget is not for full training
+    pruning = config.pruning if config.infobatch else Pruning()  # the recipe's budget concerns pruned training only
     settings = {"prune_ratio": pruning.prune_ratio, "over": pruning.over}
-    policy = registry.policy(config.policy)
+    policy = registry.load_policy(config.policy)
     try:
         return InfoBatch(
             size,

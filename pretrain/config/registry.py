@@ -1,7 +1,7 @@
-"""Finding a part, an adapter or a model, or a policy, by name or by path; without torch until it is used.
+"""Finding components (adapters, models, policies) by name or path, without importing torch before they are used.
 
-A part is the one frozen dataclass of its file that has the kind's method. Its fields are a section of the
-config, so `--help` needs them: they are read from the source, because importing torch takes seconds.
+An adapter or a model is the one frozen dataclass of its file that has the kind's method. Its fields are a section of
+the settings, which `--help` lists: they are read from the source, because importing torch takes seconds.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pretrain.core.errors import UserError
 
 
 class Kind(NamedTuple):
-    """Where parts of a kind live and what makes a class one."""
+    """Where components of a kind are, and the method by which their class is recognized."""
 
     package: str
     folder: Path
@@ -33,15 +33,15 @@ KINDS = {
 
 
 def names(kind: str) -> list[str]:
-    """The parts that come with the project."""
+    """The components of a kind that come with the project."""
     return sorted(path.stem for path in KINDS[kind].folder.glob("[!_]*.py"))
 
 
 def find(kind: str, name: str) -> Path:
-    """The file of a part.
+    """The file of a component.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such component.
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
@@ -50,9 +50,7 @@ def find(kind: str, name: str) -> Path:
     if name not in names(kind):
         near = get_close_matches(name, names(kind), 1, 0.3)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"--{kind} {name}: {hint}There are {', '.join(names(kind))}, or give the path of a .py file of your own"
-        )
+        raise UserError(f"--{kind} {name}: {hint}There are {', '.join(names(kind))}, or give the path of a .py file")
     return KINDS[kind].folder / f"{name}.py"
 
 
@@ -63,11 +61,11 @@ def _parsed(path: Path, source: str) -> ast.Module:
         raise UserError(f"{source}: not a Python file: {error}") from None
 
 
-def _part_class(kind: str, path: Path) -> tuple[ast.Module, ast.ClassDef]:
-    """The file's syntax tree and its part.
+def _component_class(kind: str, path: Path) -> tuple[ast.Module, ast.ClassDef]:
+    """The syntax tree of a file and of its component.
 
     Raises:
-        UserError: the file is not Python, or has no part or several.
+        UserError: the file is not Python, or has no component or several.
     """
     tree = _parsed(path, f"--{kind} {path}")
     method = KINDS[kind].method
@@ -81,14 +79,14 @@ def _part_class(kind: str, path: Path) -> tuple[ast.Module, ast.ClassDef]:
     if len(found) != 1:
         count = ", ".join(node.name for node in found) or "none"
         raise UserError(
-            f"--{kind} {path}: the file of a part of your own has exactly one class with "
-            f"`@dataclass(frozen=True)` and a method `{method}`, found {count}; docs/adapters.md shows a whole one"
+            f"--{kind} {path}: the file must have exactly one class with `@dataclass(frozen=True)` and a method "
+            f"`{method}`, found {count}; docs/objectives.md has an example"
         )
     return tree, found[0]
 
 
 def _without_types(node: ast.ClassDef) -> ast.ClassDef:
-    """The class with its methods' annotations removed: they may name what is not imported."""
+    """The class without the annotations of its methods, whose names may not be imported."""
     for item in ast.walk(node):
         if isinstance(item, ast.FunctionDef):
             item.returns = None
@@ -100,24 +98,24 @@ def _without_types(node: ast.ClassDef) -> ast.ClassDef:
 
 
 def declared(kind: str, name: str) -> type:
-    """A part's dataclass, for its fields, defaults and their checks; its methods may lack their imports.
+    """A component's dataclass for its fields, defaults and their checks; its methods may lack their imports.
 
     Raises:
-        UserError: it can't be made without arguments.
+        UserError: it can't be constructed without arguments.
     """
     path = find(kind, name)
     try:
-        part = _read(kind, path)
-        _check_defaults(part, f"--{kind} {path}")
-    except NameError:  # something that comes from elsewhere in the file
-        part = load(kind, name)
-        _check_defaults(part, f"--{kind} {path}")
-    return part
+        component = _read(kind, path)
+        _check_defaults(component, f"--{kind} {path}")
+    except NameError:  # the class uses another name of its file
+        component = load(kind, name)
+        _check_defaults(component, f"--{kind} {path}")
+    return component
 
 
 def _read(kind: str, path: Path) -> type:
-    """The part's class, made from its own lines and the standard library alone."""
-    tree, node = _part_class(kind, path)
+    """The component's class, made of its own lines and the standard library alone."""
+    tree, node = _component_class(kind, path)
     imports = [
         item
         for item in tree.body
@@ -130,21 +128,21 @@ def _read(kind: str, path: Path) -> type:
     return scope[node.name]
 
 
-def _check_defaults(part: Any, source: str) -> None:
-    for item in dataclasses.fields(part):
+def _check_defaults(component: Any, source: str) -> None:
+    for item in dataclasses.fields(component):
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise UserError(f"{source}: the field {item.name!r} needs a default")
     try:
-        part()
+        component()
     except ValueError as error:
-        raise UserError(f"{source}: it refuses its own defaults: {error}") from None
+        raise UserError(f"{source}: its defaults are invalid: {error}") from None
 
 
-def policy(name: str) -> Any:
-    """A policy, imported: one of ours by its name, or the one function (score, known, ...) of a file of the user's.
+def load_policy(name: str) -> Any:
+    """Import a policy: one of the project's by its name, or the one function (score, stats, ...) of a file.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such policy.
     """
     ours = _policies(PRETRAIN / "infobatch" / "policies.py")
     if name in ours:
@@ -153,49 +151,49 @@ def policy(name: str) -> Any:
         near = get_close_matches(name, ours, 1, 0.3)
         raise UserError(
             f"--pruning.policy {name}: {f'did you mean {near[0]}? ' if near else ''}There are {', '.join(ours)}, "
-            "or give the path of a .py file of your own"
+            "or give the path of a .py file"
         )
     if not Path(name).is_file():
         raise UserError(f"--pruning.policy {name}: there is no such file")
     found = _policies(Path(name))
     if len(found) != 1:
         raise UserError(
-            f"--pruning.policy {name}: the file of a policy of your own has exactly one function that begins with "
-            f"(score, known), found {', '.join(found) or 'none'}; docs/policies.md shows a whole one"
+            f"--pruning.policy {name}: the file must have exactly one function whose arguments begin with "
+            f"(score, stats), found {', '.join(found) or 'none'}; docs/policies.md has an example"
         )
     return getattr(_imported("policy", Path(name).resolve(), f"--pruning.policy {name}"), found[0])
 
 
 def _policies(path: Path) -> list[str]:
-    """The policies of a file."""
+    """The names of the policies in a file."""
     return [
         node.name
         for node in _parsed(path, f"--pruning.policy {path}").body
         if isinstance(node, ast.FunctionDef)
         and not node.name.startswith("_")
-        and [argument.arg for argument in node.args.args[:2]] == ["score", "known"]
+        and [argument.arg for argument in node.args.args[:2]] == ["score", "stats"]
     ]
 
 
 def load(kind: str, name: str) -> type:
-    """A part's class, imported.
+    """Import a component's class.
 
     Raises:
-        UserError: the file of the user's own can't be imported.
+        UserError: the user's file can't be imported.
     """
     path = find(kind, name)
-    class_name = _part_class(kind, path)[1].name
+    class_name = _component_class(kind, path)[1].name
     if not name.endswith(".py"):
         return getattr(importlib.import_module(f"{KINDS[kind].package}.{name}"), class_name)
     return getattr(_imported(kind, path, f"--{kind} {path}"), class_name)
 
 
 def _imported(kind: str, path: Path, source: str) -> Any:
-    """A module of the user's own."""
+    """Import the user's file as a module."""
     spec = importlib.util.spec_from_file_location(f"{kind}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The config: frozen dataclasses that YAML files, the command line, `--help` and checkpoints share."""
+"""The settings of a run: frozen dataclasses shared by YAML files, the command line, `--help` and checkpoints."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ def _require(good: bool, name: str, allowed: str, given: object) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """Images to train on, and how they are read.
+    """Images to train on, and how they are decoded.
 
     Attributes:
         source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file
             or a folder of them, a folder that `pretrain encode-latents` wrote, or the name of a Hugging Face data set.
-        size: side in pixels that images are resized and cropped to; their own where not given.
-        channels: 1 (grey), 3 (RGB, transparent ones on white) or 4 (RGB and what a file keeps as its alpha, as it is);
-            where not given 1 if all are grey, else 3.
-        flip: mirror half of the visits left to right.
-        crop: smallest share of the whole image's area that a random crop keeps; 1 does not crop.
-        limit: most images to train on, chosen by chance but always the same; all where not given.
-        held_out: images set aside for evaluation where the data set has no test split of its own.
-        on_bad_image: what to do about an image that can't be read: stop, or skip and count it.
+        size: side in pixels that images are resized and center-cropped to; default: the size they have.
+        channels: 1 (grey), 3 (RGB, transparent pixels on white) or 4 (RGB and the file's alpha channel, unchanged);
+            default: 1 if all are grey, else 3.
+        flip: mirror each image left to right with probability 1/2.
+        crop: smallest area of a random crop, as a share of the image's; 1: no random crop.
+        limit: largest number of training images, a random subset that is always the same; default: all.
+        held_out: images held out for evaluation if the data set has no test split.
+        on_bad_image: what to do with an image that can't be read: stop, or skip and count it.
         workers: processes that decode images beside the training process.
     """
 
@@ -57,15 +57,14 @@ class Pruning:
     """Which samples and noise levels an epoch uses, and with what weight.
 
     Attributes:
-        policy: how epochs are planned: full, random, infobatch, quantile, importance, or the path of a file with one
-            of your own. Another one than the recipe's drops the recipe's other settings of this section.
-        prune_ratio: share skipped among the samples that are better learned than the mean, in [0, 1); of infobatch, 0.5
-            where not given.
-        budget: share of the full data set's samples to use over the whole run, in (0, 1]; of random and importance.
-        over: what importance chooses, both where not given.
-        anneal: share of the epochs, the last ones, that use every sample, in [0, 1]; if not given 0.125, but 0 with a
-            budget.
-        smoothing: what a sample's score keeps of its past at a visit, in [0, 1).
+        policy: full, random, infobatch, quantile, importance, or the path of a .py file (docs/policies.md).
+            A policy other than the recipe's discards the recipe's other settings of this section.
+        prune_ratio: share that is skipped of the samples whose loss is below the mean, in [0, 1); for infobatch;
+            default: 0.5.
+        budget: samples used in the whole run as a share of epochs * images, in (0, 1]; for random and importance.
+        over: what importance draws non-uniformly; default: both.
+        anneal: share of the epochs, the last ones, that use all samples, in [0, 1]; default: 0.125, or 0 with a budget.
+        smoothing: weight of a sample's old score in its new one, in [0, 1).
     """
 
     policy: str = "infobatch"
@@ -86,18 +85,18 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, and its learning rate: a linear warm-up, then half a cosine down to 0.
+    """AdamW, with a linear warm-up of the learning rate and a cosine decay to 0.
 
     Attributes:
         lr: peak learning rate.
-        linear_scaling: the rate is that of 256 images a step and grows in proportion to the batch size (Goyal et al.
-            2017; the "base learning rate" of masked autoencoders).
-        betas: decay of the running mean of gradients and of their squares.
-        weight_decay: decoupled; not on biases, norms and other vectors.
-        warmup: share of the training in which the rate rises.
-        clip: largest norm of the gradient; 0 does not clip.
-        compensation: an epoch that visits a share k of the samples multiplies the rate by k to the power of minus
-            this; 0 leaves the rate alone, 1 makes up for all the steps that are skipped.
+        linear_scaling: multiply the learning rate by batch size / 256 (Goyal et al. 2017; `lr` is then the "base
+            learning rate" of masked autoencoders).
+        betas: decay rates of the running means of the gradient and of its square.
+        weight_decay: decoupled; not applied to biases, norms and other vectors.
+        warmup: share of the training in which the learning rate rises.
+        clip: largest norm of the gradient; 0: no clipping.
+        compensation: an epoch that uses a share k of the samples multiplies the learning rate by k ** -compensation;
+            0: unchanged, 1: as much larger as there are fewer steps.
     """
 
     lr: float = 1e-4
@@ -119,13 +118,13 @@ class Optim:
 
 @dataclass(frozen=True)
 class EMASettings:
-    """Averages of the parameters; progress is their clock.
+    """Exponential moving averages (EMA) of the parameters, over progress in [0, 1] instead of steps.
 
     Attributes:
-        halflife: of the exponential average, the one that is evaluated and exported, as a share of the training.
-        sigma_rel: of power-function EMAs kept beside it (Karras et al. 2024), up to 0.28; with two, say 0.05 and 0.1,
-            `pretrain ema` makes that of any sigma_rel when the run is over.
-        snapshots: how often in the run those are written to its ema/; more make what lies between more exact.
+        halflife: of the EMA that is evaluated and exported, as a share of the training.
+        sigma_rel: relative widths of additional power-function EMAs (Karras et al. 2024), up to 0.28; from two, for
+            example 0.05 and 0.1, `pretrain ema` reconstructs the EMA of any width after the run.
+        snapshots: how many snapshots of those the run writes to its ema/; more make the reconstruction more exact.
     """
 
     halflife: float = 0.02
@@ -135,7 +134,7 @@ class EMASettings:
     def __post_init__(self) -> None:
         _require(0 < self.halflife <= 1, "ema.halflife", "above 0 and at most 1", self.halflife)
         _require(
-            all(0 < length <= 0.28 for length in self.sigma_rel) and len({*self.sigma_rel}) == len(self.sigma_rel),
+            all(0 < width <= 0.28 for width in self.sigma_rel) and len({*self.sigma_rel}) == len(self.sigma_rel),
             "ema.sigma_rel",
             "different ones above 0 and at most 0.28",
             self.sigma_rel,
@@ -145,24 +144,24 @@ class EMASettings:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What is measured and drawn while training; `pretrain evaluate` measures the same way.
+    """Metrics and pictures during training; `pretrain evaluate` has the same settings.
 
     Attributes:
         every: epochs between evaluations; the first and the last epoch are always evaluated.
-        metrics: what is measured, see docs/evaluating.md; where not given, the held-out loss, and the k-NN accuracy of
-            an encoder whose images have labels.
+        metrics: names of docs/evaluation.md; default: the validation loss, and the k-NN accuracy of an encoder if the
+            images have labels.
         images: images in a picture.
-        steps: network calls to generate an image (diffusion).
-        guidance: classifier-free guidance when generating with labels; 1 is none (diffusion).
-        sampler: ddim, euler, heun or dpm++ for fid, kid and precision-recall; the objective's own where not given.
-        num_images: images generated for them.
-        features: network whose features they compare: small, inception, any other of torch-fidelity's, or a path.
-        reference: images that generated ones are compared with, as --data names them; where not given the training
-            images, of latents decoded.
-        max_reference: how many of them at most, evenly apart.
-        probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
-        seeds: that a metric with chance in it (generated images, a probe's head) is measured with; its mean and
-            standard deviation are given.
+        steps: sampling steps of generated images (diffusion).
+        guidance: scale of classifier-free guidance for generation with labels; 1: none (diffusion).
+        sampler: ddim, euler, heun or dpm++ for fid, kid and precision-recall; default: the objective's.
+        num_images: number of generated images for these.
+        features: network whose features these compare: small, inception, another one of torch-fidelity's, or a path.
+        reference: images that generated ones are compared with, in the form of --data; default: the training images
+            (latents are decoded).
+        max_reference: largest number of these, evenly spaced.
+        probe_epochs: epochs of linear-probe, attentive-probe and finetune.
+        seeds: number of seeds of random metrics (generated images, the head of a probe), which then have a mean and a
+            standard deviation.
     """
 
     every: int = 5
@@ -193,13 +192,13 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When the state of the run is written; it always is at an epoch's end and on Ctrl-C or SIGTERM.
+    """When checkpoints are written; one always is at the end of an epoch and on Ctrl-C or SIGTERM.
 
     Attributes:
-        every: optimizer steps between checkpoints inside an epoch; 0 writes none by number there.
-        minutes: between checkpoints inside an epoch; 0 writes none by the clock.
-        keep: newest checkpoints that are kept.
-        hours: beside them the first checkpoint of every so many hours of training is kept; none where not given.
+        every: optimizer steps between checkpoints inside an epoch; 0: none by the number of steps.
+        minutes: between checkpoints inside an epoch; 0: none by time.
+        keep: number of newest checkpoints that are kept.
+        hours: additionally keep the first checkpoint of each period of this many hours of training; default: none.
     """
 
     every: int = 0
@@ -216,16 +215,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class AdapterSection:
-    """The name that an adapter's section starts with."""
+    """The first field of the adapter's section."""
 
-    name: Annotated[str, tyro.conf.arg(aliases=["--adapter"], help="objective, or the path of a file with one")]
+    name: Annotated[str, tyro.conf.arg(aliases=["--adapter"], help="objective: its name, or the path of a .py file")]
 
 
 @dataclass(frozen=True)
 class ModelSection:
-    """The name that a model's section starts with."""
+    """The first field of the model's section."""
 
-    name: Annotated[str, tyro.conf.arg(aliases=["--model"], help="network, or the path of a file with one")]
+    name: Annotated[str, tyro.conf.arg(aliases=["--model"], help="network: its name, or the path of a .py file")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,24 +232,22 @@ class Config:
     """One run.
 
     Attributes:
-        output_dir: folder that the run is written to.
-        epochs: passes over the data; one that skips samples counts as a whole one.
-        batch_size: images of an optimizer step, over all processes.
-        micro_batch: most images a process pushes through at once; more are accumulated. auto: as many as the device's
-            memory has room for, tried at the start.
-        seed: of everything that is random.
-        infobatch: prune, as the recipe's pruning section recommends; without it every sample is used with weight 1. Any
-            --pruning.* on the command line says it too.
-        class_conditional: give the network the images' labels.
-        precision: of the network's arithmetic; parameters and losses stay float32.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: much less
-            memory, about a third more time, the same run.
-        compile: compile the network in training (torch.compile): slow at the start, faster later, the same run but for
-            rounding.
-        tracker: also log to an experiment tracker that accelerate knows, for example tensorboard.
-        push_to_hub: name of a model repository on the Hugging Face hub that the trained model is uploaded to.
-        resume: go on from the newest checkpoint of the output folder, or from the one given.
-        overwrite: replace the run that is in the output folder.
+        output_dir: folder of the run.
+        epochs: passes over the data; an epoch counts as one however many samples it skips.
+        batch_size: images per optimizer step, over all processes.
+        micro_batch: largest number of images per forward pass and process; gradients are accumulated. auto: the largest
+            that fits into the device's memory, measured at the start.
+        seed: of all random draws.
+        infobatch: prune by the recipe's pruning section; without it every sample is used with weight 1. Any --pruning.*
+            on the command line implies it.
+        class_conditional: train with the images' labels as a condition.
+        precision: of the network's computations; parameters and losses stay float32.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: compile the network by torch.compile.
+        tracker: also log to an experiment tracker of accelerate, for example tensorboard.
+        push_to_hub: upload the trained model to this repository on the Hugging Face hub.
+        resume: continue from the newest checkpoint of the output folder, or from the one given.
+        overwrite: replace the run in the output folder.
     """
 
     adapter: Any
@@ -283,26 +280,26 @@ class Config:
         _require(number >= 1, "micro_batch", "at least 1, or auto", number)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other: go on with the run, or replace it")
+            raise ValueError("resume and overwrite exclude each other: continue the run, or replace it")
 
     @property
-    def peak_rate(self) -> float:
-        """The highest learning rate."""
+    def peak_lr(self) -> float:
+        """The peak learning rate, with linear scaling."""
         return self.optim.lr * (self.batch_size / 256 if self.optim.linear_scaling else 1)
 
     @property
     def policy(self) -> str:
-        """The name of the policy that plans the epochs."""
+        """The name of the policy of this run."""
         return self.pruning.policy if self.infobatch else "full"
 
-    def part(self, kind: str) -> Any:
-        """The adapter or the model's config itself, from its section."""
+    def component(self, kind: str) -> Any:
+        """The adapter, or the model's config, from its section; `kind` is "adapter" or "model"."""
         section = getattr(self, kind)
         fields = {item.name: getattr(section, item.name) for item in dataclasses.fields(section)}
         return registry.load(kind, fields.pop("name"))(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for YAML and JSON; without what belongs to one launch alone."""
+        """Plain values for YAML and JSON, without `resume` and `overwrite`, which concern one launch only."""
         tree = dataclasses.asdict(self) | {"output_dir": str(self.output_dir)}
         del tree["resume"], tree["overwrite"]
         return _plain(tree)

@@ -1,7 +1,7 @@
-"""Code of the user's own runs where the user has named it, not because a file of settings does.
+"""A .py file is executed if the user has named it, not because a YAML file does.
 
-A recipe, or the folder of a run, may come from anywhere. What it calls its adapter, model or policy is run if it is
-part of this project, or a file that this user has once named on a command line.
+A recipe or the folder of a run may come from anywhere. An adapter, model or policy that it names is executed if it is
+part of this project, or a file that this user has named on a command line before.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pretrain.core.errors import UserError
 
-VARIABLE = "PRETRAIN_TRUST"  # more such files, for one command
+VARIABLE = "PRETRAIN_TRUST"  # environment variable: further files, for one command
 
 
-def _list() -> Path:
+def _list_file() -> Path:
     folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(folder).expanduser() / "infobatch-pretrain" / "named.txt"
 
@@ -22,35 +22,35 @@ def _path(name: str) -> str:
     return str(Path(name).expanduser().resolve())
 
 
-def _named() -> set[str]:
-    said = {_path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name}
+def _trusted() -> set[str]:
+    paths = {_path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name}
     with suppress(OSError, UnicodeDecodeError):
-        said |= {*_list().read_text().splitlines()}
-    return said
+        paths |= {*_list_file().read_text().splitlines()}
+    return paths
 
 
-def note(name: str) -> None:
-    """Remember that a file of code was named on a command line."""
-    if _path(name) not in _named():
-        with suppress(OSError):  # without a home it holds for this command alone
-            _list().parent.mkdir(parents=True, exist_ok=True)
-            with _list().open("a") as file:
+def trust(name: str) -> None:
+    """Store that a file was named on a command line."""
+    if _path(name) not in _trusted():
+        with suppress(OSError):  # without a home directory it holds for this command only
+            _list_file().parent.mkdir(parents=True, exist_ok=True)
+            with _list_file().open("a") as file:
                 file.write(f"{_path(name)}\n")
 
 
-def check(name: str, flag: str, source: str) -> None:
-    """Let a file of code pass that a file of settings names.
+def require_trust(name: str, flag: str, source: str) -> None:
+    """Raise if the user never named a file that a YAML file names.
 
     Args:
-        name: its path.
-        flag: of the command line, that would name it.
-        source: the file of settings.
+        name: path of the .py file.
+        flag: by which a command line names it.
+        source: the YAML file.
 
     Raises:
         UserError: the user never named it.
     """
-    if _path(name) not in _named():
+    if _path(name) not in _trusted():
         raise UserError(
-            f"{source} names {_path(name)}, which is code that would be run; read it, and if it may, say so once: "
-            f"{flag} {name} on the command line of a training, or {VARIABLE}={_path(name)} before any command"
+            f"{source} names {_path(name)}, whose code would be executed; read it, and if you trust it, give "
+            f"{flag} {name} once on the command line of a training, or {VARIABLE}={_path(name)} before any command"
         )

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from pretrain.config.cli import command
 from pretrain.config.schema import Data
+from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
 
 IMAGES = Data()
@@ -207,4 +207,4 @@ def _finish(folder: Path, manifest: dict[str, Any]) -> str:
 
 def run() -> None:
     """The command."""
-    command(main, "pretrain encode-latents")
+    run_command(main, "pretrain encode-latents")

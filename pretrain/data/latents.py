@@ -53,7 +53,7 @@ class Latents(Images):
         return False
 
     def __getitem__(self, key: tuple[int | None, int]) -> Item:
-        """A latent of (epoch, index), sampled and mirrored for that epoch; epoch None: always the same, not mirrored."""
+        """A latent of (epoch, index), sampled and mirrored for that epoch; epoch None: always the same one."""
         epoch, index = key
         sample = sample_of(index)
         row = self.table[int(self.rows[sample])]

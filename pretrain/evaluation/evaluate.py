@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pretrain.config.cli import options
+from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
 from pretrain.core.files import replacing
 
@@ -63,7 +63,7 @@ class Command:
 
 def main(arguments: list[str]) -> None:
     """Measure, show and write down."""
-    command = options(Command, "pretrain evaluate", arguments)
+    command = call_with_options(Command, "pretrain evaluate", arguments)
     from pretrain.checkpoint.load_run import load_run
     from pretrain.distributed import launch
     from pretrain.evaluation import evaluators

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pretrain.config.cli import command
+from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
 
 
@@ -123,4 +123,4 @@ def to_tensor(path: Path) -> Any:
 
 def run() -> None:
     """The command."""
-    command(main, "pretrain generate")
+    run_command(main, "pretrain generate")

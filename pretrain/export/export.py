@@ -19,8 +19,8 @@ from pretrain.adapters import Generative, bare
 from pretrain.adapters._sampling import sampler
 from pretrain.adapters._uncertainty import UncertaintyHead
 from pretrain.checkpoint.load_run import load_run
-from pretrain.config.cli import command
 from pretrain.config.schema import Config
+from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
 from pretrain.data.autoencoder import Autoencoder
@@ -48,10 +48,10 @@ def export_model(
         autoencoder: decodes, where the images are latents.
     """
     if hasattr(model, "encoder"):
-        part = config.part("model")
-        to_transformers(bare(model), config.part("adapter"), folder / "transformers")
+        part = config.component("model")
+        to_transformers(bare(model), config.component("adapter"), folder / "transformers")
         return to_timm(bare(model), part.encoder, part.timm_arguments(shape), folder)
-    return to_diffusers(model, config.part("adapter"), folder, autoencoder)
+    return to_diffusers(model, config.component("adapter"), folder, autoencoder)
 
 
 def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: Autoencoder | None = None) -> str:
@@ -183,4 +183,4 @@ def main(
 
 def run() -> None:
     """The command."""
-    command(main, "pretrain export")
+    run_command(main, "pretrain export")

@@ -54,7 +54,7 @@ def _own(config: Config) -> bool:
 def _pictures(config: Config) -> list[tuple[str, Path]]:
     """The run's last picture, and its loss by level; a masked autoencoder's shows images of the data set."""
     folder = config.output_dir / "pictures"
-    last, shows_data = sorted(folder.glob("epoch-*.png"))[-1:], hasattr(config.part("adapter"), "reconstruct")
+    last, shows_data = sorted(folder.glob("epoch-*.png"))[-1:], hasattr(config.component("adapter"), "reconstruct")
     made = [] if shows_data and _own(config) else [("What it makes", path) for path in last]
     return made + [("Its loss by level", path) for path in folder.glob("loss-by-level.png")]
 

@@ -131,7 +131,7 @@ def optimizer_step(run: Run, epoch: int, micro: MicroBatch, losses: Losses) -> N
     told, due = run.inspect(epoch) if look else (0, False)
 
     middle = (micro.before + infobatch.progress) / 2  # no step has a rate of 0
-    rate = config.peak_rate * warmup_cosine(middle, config.optim.warmup) * stretch**config.optim.compensation
+    rate = config.peak_lr * warmup_cosine(middle, config.optim.warmup) * stretch**config.optim.compensation
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
