@@ -6,6 +6,7 @@ from torch import Tensor
 from pretrain.core.padding import is_padding, sample_of
 
 UNSEEN = -torch.inf  # no loss yet; the neutral element of the maximum over ranks
+NEGATIVE = "scores must not be negative, so pass a `score` beside a loss that can be"
 HINT = "do all indices come from this sampler, each passed once?"
 
 
@@ -35,12 +36,13 @@ class EpochLosses:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.loss = torch.full((size + 1,), UNSEEN)
-        self._finite, self._wrong = torch.tensor(True), torch.tensor(False)
+        self.loss = torch.full((size + 1,), UNSEEN, dtype=torch.float32)
+        self._finite, self._wrong, self._negative = torch.tensor(True), torch.tensor(False), torch.tensor(False)
 
     def to(self, device: torch.device) -> None:
         """Move it to a device."""
-        self.loss, self._finite, self._wrong = (item.to(device) for item in (self.loss, self._finite, self._wrong))
+        self.loss, self._finite = self.loss.to(device), self._finite.to(device)
+        self._wrong, self._negative = self._wrong.to(device), self._negative.to(device)
 
     def write(self, loss: Tensor, index: Tensor) -> None:
         """Store losses.
@@ -50,8 +52,8 @@ class EpochLosses:
             index: int64 [B]; samples, or padding.
 
         Raises:
-            ValueError: an index is out of range, or has a loss in this epoch already (on an accelerator `check` raises
-                it).
+            ValueError: an index is out of range, or has a loss in this epoch already, or a loss is negative (on an
+                accelerator `check` raises it).
         """
         padding = is_padding(index)
         outside = sample_of(index) >= self.size
@@ -66,6 +68,12 @@ class EpochLosses:
                 raise ValueError(f"there is no sample {index[outside][0].item()}, there are {self.size}; {HINT}")
             named = slot[again] if again.any() else ordered[1:][twice]
             raise ValueError(f"sample {named[0].item()} was scored twice in one epoch; {HINT}")
+        negative = (loss < 0) & ~padding
+        self._negative |= negative.any()
+        if loss.device.type == "cpu" and self._negative:
+            self._negative.fill_(False)
+            first = int(negative.int().argmax())
+            raise ValueError(f"the loss of sample {index[first].item()} is {loss[first].item():.3g}; {NEGATIVE}")
         finite = loss.isfinite()
         self._finite &= (finite | padding).all()
         self.loss[slot] = torch.where(finite, loss, torch.inf)  # infinity survives the maximum over ranks
@@ -76,8 +84,10 @@ class EpochLosses:
 
         Raises:
             NotFinite: a loss was not finite; names the samples.
-            ValueError: an index was out of range or came twice.
+            ValueError: an index was out of range or came twice, or a loss was negative.
         """
+        if self._negative:
+            raise ValueError(f"a loss was negative; {NEGATIVE}")
         if self._wrong:
             raise ValueError(f"an index was not in [0, {self.size}), or a sample was scored twice; {HINT}")
         bad = self.loss.isposinf()

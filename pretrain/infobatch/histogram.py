@@ -45,7 +45,7 @@ def quantiles(score: Tensor, q: tuple[float, ...]) -> Tensor:
     """
     count, _ = histogram(score)
     if not count.any():
-        return torch.zeros(len(q))
+        return torch.zeros(len(q), dtype=torch.float32)
     return torch.stack([_order_statistic(score, count, int(each * count.sum().item())) for each in q])
 
 

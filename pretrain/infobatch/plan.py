@@ -63,7 +63,7 @@ class Plan:
         density = density / density.mean()
         weight = n / k.clamp(min=1)
         cumulative = density.cumsum(0) / len(density)
-        edges = torch.cat([edges, torch.tensor([torch.inf])])
+        edges = torch.cat([edges, torch.full((1,), torch.inf, dtype=torch.float32)])
         self._tables = {edges.device: Tables(edges, weight.float(), density.float(), cumulative.float())}
         self._score = score
 
@@ -140,7 +140,7 @@ class Plan:
     def weight(self) -> Tensor:
         """float32 [N]; the weights, 0 where not selected."""
         used = torch.arange(self.size) if self.selected is None else torch.from_numpy(self.selected).long()
-        return torch.zeros(self.size).scatter_(0, used, self.weight_of(used, self._score[used]))
+        return torch.zeros(self.size, dtype=torch.float32).scatter_(0, used, self.weight_of(used, self._score[used]))
 
     @property
     def level(self) -> Tensor:

@@ -59,7 +59,7 @@ class SamplingRule(NamedTuple):
 # settings, with their defaults.
 Policy = Callable[..., SamplingRule]
 
-NO_EDGES = torch.empty(0)
+NO_EDGES = torch.empty(0, dtype=torch.float32)
 
 
 def full(score: Tensor, stats: ScoreStats) -> SamplingRule:

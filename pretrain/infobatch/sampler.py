@@ -15,10 +15,11 @@ The method is that of Qin et al., "InfoBatch: Lossless training speed up by unbi
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -49,7 +50,7 @@ class InfoBatch(Sampler[int]):
         seed: of all random draws; no global generator is read or seeded.
         rank, world: of this process; each gets its share of one global order. None: those of `torch.distributed`.
         merge: element-wise maximum of a tensor over all ranks, in place or not; all ranks call it at an epoch's end and
-            in `state_dict`. None: that of `torch.distributed`. (A maximum, so that merging twice changes nothing.)
+            in `synchronize`. None: that of `torch.distributed`. (A maximum, so that merging twice changes nothing.)
         warn: called on rank 0 with a message if the scores turn out to carry no signal.
         settings: of the policy, such as `prune_ratio`.
 
@@ -90,7 +91,7 @@ class InfoBatch(Sampler[int]):
             rank, world = collectives.rank_and_world_size()
         for name, value, good, allowed in (
             ("size", size, size >= 1, ">= 1"),
-            ("epochs", epochs, epochs >= 1, ">= 1"),
+            ("epochs", epochs, isinstance(epochs, Integral) and epochs >= 1, "a whole number >= 1"),
             ("budget", budget, budget is None or 0 < budget <= 1, "in (0, 1]"),
             ("anneal", anneal, 0 <= anneal <= 1, "in [0, 1]"),
             ("smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)"),
@@ -105,13 +106,14 @@ class InfoBatch(Sampler[int]):
         self.policy = with_settings(policy, budget is not None, settings)
 
         self.epoch = self.seen = self.used_before = self.dropped = 0
+        self._largest_step, self._merged = 0, True  # of this epoch; whether `losses` has those of all ranks
         self.raw = uses_raw_losses(policy)
         self.scores = ScoreStore(size, 0.0 if self.raw else smoothing, self.raw)
         self.ignores_scores = False
         self.losses = EpochLosses(size)
         self._score = self.scores.score  # on the losses' device; the same storage on a CPU
         self._plan: Plan | None = None
-        rule = self._rule(torch.full((1,), math.nan), 0.5)  # so that wrong settings of a policy raise now
+        rule = self._rule(self.score[:1], 0.5)  # so that wrong settings of a policy raise now
         if self.budget is not None:
             self.budget.check(first_epoch_full=rule.unseen == 1)
 
@@ -227,12 +229,33 @@ class InfoBatch(Sampler[int]):
 
     # -- losses and scores -------------------------------------------------------------------------
 
-    def __call__(self, loss: Tensor, index: Tensor, score: Tensor | None = None) -> Tensor:
+    def weight(self, index: Tensor | Sequence[int]) -> Tensor:
+        """The weights of samples of this step, for a second loss beside the one that is passed to `__call__`.
+
+        ``(infobatch.weight(index) * second).mean()`` is weighted as `__call__` weights the first one. Call it before
+        `__call__` in the step.
+
+        Args:
+            index: int64 [B]; the sampler's indices of these samples, padding included.
+
+        Returns:
+            float32 [B], 0 for padding, on the index's device.
+        """
+        index = _as_index(index)
+        scale = len(index) * self.world / max(self.global_batch_size(index), 1)
+        return scale * self._weight(index.to(self._score.device)).to(index.device)
+
+    def _weight(self, index: Tensor) -> Tensor:
+        """float32 [B]; the weights that the plan gives, 0 for padding."""
+        sample = sample_of(index).clamp(max=self.size - 1)  # an index out of range raises elsewhere
+        return self.plan.weight_of(sample, self._score[sample]) * ~is_padding(index)
+
+    def __call__(self, loss: Tensor, index: Tensor | Sequence[int], score: Tensor | None = None) -> Tensor:
         """Store the losses for the scores and return the weighted mean loss.
 
         Args:
-            loss: [B]; one per sample, neither averaged nor weighted.
-            index: int64 [B]; the sampler's indices of these samples, padding included.
+            loss: [B]; one per sample, neither averaged nor weighted, not negative unless `score` is given.
+            index: int64 [B], or a sequence of ints; the sampler's indices of these samples, padding included.
             score: [B], not negative; stored instead of the loss.
 
         Returns:
@@ -242,9 +265,11 @@ class InfoBatch(Sampler[int]):
             weights, which would be biased.
 
         Raises:
-            ValueError: not one loss per index, more losses than the epoch's plan has samples, or an index that is out
-                of range or was passed before in this epoch (on an accelerator `check` raises it).
+            ValueError: not one loss per index, more losses than the epoch's plan has samples, a negative loss without a
+                score, or an index that is out of range or was passed before in this epoch (on an accelerator `check`
+                raises the last three).
         """
+        index = _as_index(index)
         if loss.ndim != 1 or loss.shape != index.shape:
             raise ValueError(
                 f"InfoBatch needs one loss per sample: got losses of shape {tuple(loss.shape)} for indices of "
@@ -262,10 +287,8 @@ class InfoBatch(Sampler[int]):
             stored = torch.where(stored.isfinite(), score.detach().float(), math.nan)
         self.losses.write(stored, index)
         self.seen += n
-        padding = is_padding(index)
-        sample = sample_of(index).clamp(max=self.size - 1)  # on an accelerator an index out of range raises later
-        weight = self.plan.weight_of(sample, self._score[sample]) * ~padding
-        return (torch.where(padding, 0, loss) * weight).sum() * (self.world / n)
+        self._largest_step, self._merged = max(self._largest_step, n), self.world == 1
+        return (torch.where(is_padding(index), 0, loss) * self._weight(index)).sum() * (self.world / n)
 
     def check(self) -> None:
         """Raise if a loss or an index so far was wrong. Synchronizes with the device; nothing else in a step does.
@@ -297,24 +320,30 @@ class InfoBatch(Sampler[int]):
         if outside is not None:
             raise ValueError(f"sample {outside} was scored in epoch {self.epoch}, which does not use it; {HINT}")
         self.scores.update(loss, self.plan)
+        if (missing := self.length - self.seen) > self._largest_step and self.rank == 0:
+            self.warn(
+                f"epoch {self.epoch + 1}: no loss was passed for {missing:,} of its {self.length:,} samples; unless the "
+                "loop ended early on purpose, something else shards or skips samples, too: don't pass the loader to "
+                "accelerator.prepare, set use_distributed_sampler=False in Lightning, skip no batches after a resume"
+            )
         self.used_before += self.seen
-        self.dropped += self.length - self.seen
-        self.epoch, self.seen, self._plan = self.epoch + 1, 0, None
+        self.dropped += missing
+        self.epoch, self.seen, self._plan, self._largest_step = self.epoch + 1, 0, None, 0
         self.losses.clear()
         self._score = self.score.to(self.losses.loss.device)
 
     def _merge(self) -> None:
         self.losses.loss = self.merge(self.losses.loss)
+        self._merged = True
 
     # -- the state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that the rest of the run depends on, equal on all ranks; all of them must call it.
+        """The state that the rest of the run depends on; 4 bytes per sample between epochs, 8 inside one.
 
-        4 bytes per sample between epochs, 8 inside one.
+        Any rank may call it at any time: it does not communicate. Inside an epoch of several processes call
+        `synchronize` on all of them before; otherwise the state has the losses of this rank alone.
         """
-        if self.seen:
-            self._merge()
         return {
             "epoch": self.epoch,
             "seen": self.seen,
@@ -324,14 +353,21 @@ class InfoBatch(Sampler[int]):
             "levels": self.scores.levels.sums.clone(),
             "reliability": self.scores.reliability.sums.clone(),
             "loss": self.losses.loss[: self.size if self.seen else 0].cpu().clone(),
+            "merged": self._merged,
             "plan": self.plan.fingerprint() if self.seen else 0,
         }
+
+    def synchronize(self) -> None:
+        """Merge this epoch's losses of all ranks, for `state_dict`; all ranks must call it."""
+        if self.seen and not self._merged:
+            self._merge()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, on any number of processes.
 
         Raises:
-            ValueError: the state is of a data set of another size, or inside an epoch with another plan.
+            ValueError: the state is of a data set of another size, or inside an epoch with another plan or in which the
+                samples were not used in the sampler's order.
         """
         if len(state["score"]) != self.size:
             raise ValueError(f"the state is of {len(state['score'])} samples, the data set has {self.size}")
@@ -350,3 +386,26 @@ class InfoBatch(Sampler[int]):
                     "the state lies inside an epoch whose plan would be another one now; continue with the same seed, "
                     "policy, settings, budget, anneal and epochs, or from a state at the start of an epoch"
                 )
+            if (self.losses.loss[self.plan.at(np.arange(self.seen, self.length))] != UNSEEN).any():
+                raise ValueError(
+                    "the state has losses of samples that are still to come in its epoch: they were not used in the "
+                    "sampler's order; continue from a state at the start of an epoch"
+                )
+            if not state["merged"] and self.rank == 0:
+                self.warn(
+                    "the state has the losses of one rank only; the samples that other ranks used in its epoch keep "
+                    "their old scores; call infobatch.synchronize() on all ranks before state_dict()"
+                )
+            self._merged = self.world == 1 or state["merged"]
+
+
+def _as_index(index: Tensor | Sequence[int]) -> Tensor:
+    """The indices as int64 [B].
+
+    Raises:
+        ValueError: they are not integers.
+    """
+    found = torch.as_tensor(index)
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise ValueError(f"index must be integers, got {found.dtype}")
+    return found.long()

@@ -80,7 +80,7 @@ class ScoreStore:
     """
 
     def __init__(self, size: int, smoothing: float, raw: bool = False) -> None:
-        self.score = torch.full((size,), torch.nan)
+        self.score = torch.full((size,), torch.nan, dtype=torch.float32)
         self.smoothing, self.raw = smoothing, raw
         self.levels, self.reliability = LevelStats(), ScoreReliability()
 
@@ -102,18 +102,9 @@ class ScoreStore:
         return total / weights if weights else torch.nan
 
     def update(self, loss: Tensor, plan: Plan) -> None:
-        """Turn an epoch's losses, float32 [N] on the CPU, into scores.
-
-        Raises:
-            ValueError: a loss is negative.
-        """
+        """Turn an epoch's losses, float32 [N] on the CPU, not negative, into scores."""
         sums = torch.zeros(2, 3, BINS, BINS, dtype=torch.float64)
-        for index, value, level, time, weight in self.records(loss, plan):
-            if (value < 0).any():
-                raise ValueError(
-                    f"scores must not be negative, got {value.min().item():.3g} for sample "
-                    f"{index[value.argmin()].item()}; pass a `score` beside a loss that can be negative"
-                )
+        for _, value, level, time, weight in self.records(loss, plan):
             sums += level_sums(value, level, time, weight)
         self.levels.update(sums)
         repeated = torch.zeros(7, dtype=torch.float64)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from pretrain.checkpoint.ema import EMACollection
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
 from pretrain.data.sources import Source
-from pretrain.infobatch.epoch_losses import UNSEEN
 from pretrain.infobatch.sampler import InfoBatch
 from pretrain.training.nan_guard import NanGuard
 
@@ -94,6 +92,7 @@ class TrainState:
             config: the run's settings, kept beside it.
             metrics: length in bytes of the log of metrics that belongs to it.
         """
+        self.infobatch.synchronize()
         scheduler, source = self.infobatch.state_dict(), self.source
         moments, groups = storage.pack_optimizer(self.optimizer.state_dict())
         tensors: dict[str, dict[str, Tensor]] = {
@@ -174,9 +173,6 @@ class TrainState:
         infobatch = self.infobatch
         try:
             infobatch.load_state_dict({**tensors, **values})
-            ahead = infobatch.plan.at(np.arange(infobatch.seen, infobatch.length)) if infobatch.seen else []
-            if (infobatch.losses.loss[ahead] != UNSEEN).any():
-                raise ValueError("it has losses of samples that are yet to be visited")
         except ValueError as error:
             raise UserError(f"--resume {path}: {error}") from None
 
