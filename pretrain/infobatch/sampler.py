@@ -322,7 +322,7 @@ class InfoBatch(Sampler[int]):
         self.scores.update(loss, self.plan)
         if (missing := self.length - self.seen) > self._largest_step and self.rank == 0:
             self.warn(
-                f"epoch {self.epoch + 1}: no loss was passed for {missing:,} of its {self.length:,} samples; unless the "
+                f"epoch {self.epoch + 1}: no loss was passed for {missing:,} of {self.length:,} samples; unless the "
                 "loop ended early on purpose, something else shards or skips samples, too: don't pass the loader to "
                 "accelerator.prepare, set use_distributed_sampler=False in Lightning, skip no batches after a resume"
             )
