@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.adapters import Adapter, Batch, Losses
-from pretrain.config.schema import Config
+from pretrain.config.schema import Config, flat
 from pretrain.core.rng import SampleRNG, fold_seed
 from pretrain.data.images import on_device
 from pretrain.data.sources import Source
 from pretrain.distributed import launch
+from pretrain.distributed.agreement import require_same_settings
 from pretrain.training.optim import warmup_cosine
 from pretrain.training.run import Run
 from pretrain.training.setup import setup
@@ -48,6 +49,9 @@ def train(
         SystemExit: with status `pretrain.training.run.STOPPED`, told to stop by a signal; a checkpoint is written.
     """
     accelerator = launch.start(config.output_dir, config.precision, config.tracker)
+    settings = flat(vars(config) | config.to_dict() | {"output_dir": config.output_dir})
+    del settings["data.source"]  # a path of this machine; what is there is compared in `setup`
+    require_same_settings(settings)
     with launch.heartbeat(accelerator) as heartbeat, launch.StopSignal() as stop:
         run = setup(config, adapter, model, source, accelerator, stop, evaluators, draw)
         heartbeat.where = run.where

@@ -22,6 +22,7 @@ from pretrain.data.fingerprint import changed, fingerprints
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
 from pretrain.data.preload import preload
 from pretrain.data.sources import Source
+from pretrain.distributed.agreement import require_same_data
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.launch import StopSignal
 from pretrain.training.flops import SampleCost, profile_sample
@@ -52,6 +53,7 @@ def setup(
     """
     main, device = accelerator.is_main_process, accelerator.device
     micro_batch = micro_batch_size(config, accelerator.num_processes)
+    marks = same_data(source)
     with raise_on_all_ranks():
         resumed = run_dir.resume_from(config)
     display = Display(main)
@@ -68,7 +70,7 @@ def setup(
         accelerator.scaler,
         [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)],
         source,
-        fingerprints(source),
+        marks,
     )
     for observer in state.observers:
         observer.attach(model, device)
@@ -128,7 +130,7 @@ def _tried(config: Config, adapter: Adapter, model: nn.Module, state: TrainState
 
 def _directory(config: Config, resumed: storage.Found | None, main: bool) -> run_dir.Lock | None:
     """The lock of the run's directory, on rank 0; nobody writes before everybody has looked."""
-    if len(all_gather_set({resumed.path.name} if resumed else set())) > 1:
+    if len(all_gather_set({resumed.path.name if resumed else ""})) > 1:
         raise UserError("--resume: not all processes can read the newest checkpoint; name the one to go on from")
     with raise_on_all_ranks():
         return run_dir.prepare(config, resumed) if main else None
@@ -205,6 +207,23 @@ def changes(state: storage.State, config: Config) -> str:
     old, new = flat(state.values["config"]), flat(config.to_dict())
     changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if new[name] != old.get(name)]
     return f"; changed since: {', '.join(changed)}" if changed else ""
+
+
+def same_data(source: Source) -> dict[str, Tensor]:
+    """The fingerprints of the data, which are the same on all ranks; all ranks call it.
+
+    Raises:
+        UserError: they are not.
+    """
+    marks = fingerprints(source)
+    for kind, images in (("train", source.train), ("test", source.test)):
+        words = "training images" if kind == "train" else "held-out images"
+        if (sample := require_same_data(images.data.source, marks[kind], words)) is not None:
+            raise UserError(
+                f"the processes have different data: of --data {images.data.source}, {words}, "
+                f"{images.name_of(sample)} is not the same on all processes; give all processes the same data"
+            )
+    return marks
 
 
 def check_data(path: Path, state: storage.State, now: dict[str, Tensor], source: Source) -> None:

@@ -53,12 +53,12 @@ def free_port() -> int:
 def impatient() -> None:
     """Another process is taken to be gone after seconds, and so is a worker, which can't hand over a batch, say."""
     heartbeat.BEAT, heartbeat.PATIENCE = 0.5, 6.0
-    loader.PATIENCE = 20.0
+    loader.BATCH_TIMEOUT = 20.0
 
 
 def keeping_nothing(first: Callable[[], None] | None = None) -> None:
     """Images are read at every visit, as those of a large data set are: by workers, if there are some."""
-    image_cache.MOST = 0
+    image_cache.MAX_HOST_BYTES = 0
     if first is not None:
         first()
 
@@ -104,6 +104,7 @@ class Trainers:
         words: its settings.
         log: file that all of them add what they say to.
         processes: how many.
+        each: further settings of each process, by rank.
         first: called in each before the program; a function of a module.
     """
 
@@ -114,6 +115,7 @@ class Trainers:
         log: Path,
         *,
         processes: int = 1,
+        each: Sequence[Sequence[object]] = (),
         first: Callable[[], None] | None = None,
     ) -> None:
         self.log, said = log, [*TINY[script].split(), *map(str, words)]
@@ -124,7 +126,8 @@ class Trainers:
             if processes > 1:
                 environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = CONTEXT.Process(target=_trainer, args=(script, said, log, environment, first))
+            own = [*said, *map(str, each[rank])] if each else said
+            process = CONTEXT.Process(target=_trainer, args=(script, own, log, environment, first))
             process.start()
             self.processes.append(process)
 
