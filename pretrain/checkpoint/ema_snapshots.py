@@ -24,7 +24,7 @@ from pretrain.checkpoint.ema import EMACollection, exponent
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import own_folder, replacing
 
 
 class Snapshots:
@@ -55,7 +55,7 @@ class Snapshots:
         """Write the averages as they are after a step, if it is time; before that step's checkpoint."""
         due = self._due()
         if due > self.taken and self.writes and self.averages.powers:
-            self.folder.mkdir(exist_ok=True)
+            own_folder(self.folder)
             for sigma_rel, average in self.averages.powers.items():
                 file = self.folder / f"step-{step:08d}-sigma_rel-{sigma_rel}.safetensors"
                 # In epochs, which stay what they are if the run is given more of them. One entry: the order of several
@@ -131,7 +131,7 @@ def reconstruct(run: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float]:
         try:
             opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
             snapshots = [Snapshot(**json.loads(file.metadata()["snapshot"])) for file in opened]
-        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise UserError(f"{run}: a snapshot in its ema/ can't be read: {error}") from None
         last = max(range(len(snapshots)), key=lambda n: snapshots[n].epochs)
         counts, error = combination(snapshots, Snapshot(sigma_rel, snapshots[last].epochs))

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
-from pretrain.core.files import sync
+from pretrain.core.files import read_json, sync
 
 NAME = "manifest.json"
 
@@ -34,23 +35,34 @@ def seal(folder: Path, **about: Any) -> None:
     sync(folder)
 
 
-def verify(folder: Path) -> None:
+def _is_of_the_system(name: str) -> bool:
+    """Whether file managers leave such a file in any folder (.DS_Store, ._x, Thumbs.db)."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def verify(folder: Path) -> list[str]:
     """Compare a folder with its manifest.
+
+    Returns:
+        the names of its files.
 
     Raises:
         Damaged: a file is missing, too much, of another size or of other bytes.
     """
     try:
-        files = json.loads((folder / NAME).read_text())["files"]
+        files = read_json(folder / NAME)["files"]
         expected = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
-        found = {path.name for path in folder.iterdir()} - {NAME}
+        found = {path.name for path in folder.iterdir() if not _is_of_the_system(path.name)} - {NAME}
         for name in sorted({*expected} ^ found):
             raise Damaged(f"{name} is {'missing' if name in expected else 'not in its manifest'}")
         for name, (size, digest) in expected.items():
+            if not stat.S_ISREG((folder / name).lstat().st_mode):  # a pipe would be waited for
+                raise Damaged(f"{name} is no plain file")
             if (given := (folder / name).stat().st_size) != size:
                 raise Damaged(f"{name} has {given:,} bytes, its manifest says {size:,}")
             if _hash(folder / name) != digest:
                 raise Damaged(f"the bytes of {name} are not those that were written (SHA-256)")
+        return [*expected]
     except FileNotFoundError:
         raise Damaged(f"it has no {NAME}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import platform
 import shutil
+import weakref
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +14,9 @@ import yaml
 
 from pretrain import __version__
 from pretrain.checkpoint import storage
-from pretrain.config.schema import Config
+from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import hold, open_own, own_folder, release, replacing, require_plain
 
 LOCK = ".lock"
 FILES = {
@@ -101,25 +102,38 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self.folder, self.handle = folder, open_own(folder / LOCK, os.O_RDWR | os.O_CREAT)
+            self.directory = os.open(folder, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
-        try:
-            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                holder = os.read(self.handle, 200).decode(errors="replace").strip() or "another process"
-                raise UserError(
-                    f"--output-dir {folder}: {holder} is writing to it; wait for its end, or name another folder"
-                ) from None
-            # A file system without locks: nobody can tell.
+        own = weakref.ref(self)  # a worker that outlives this process must not keep the folder locked
+        os.register_at_fork(after_in_child=lambda: (lock := own()) and lock._close_directory())
+        this = f"process {os.getpid()} on {os.uname().nodename}"
+        # The folder itself, too: the file may be removed. Neither is locked on file systems that can't.
+        for take, handle in ((fcntl.lockf, self.handle), (fcntl.flock, self.directory)):
+            try:
+                take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(self.handle, 200, 0).decode(errors="replace").strip() or "another process"
+                if error.errno in (errno.EACCES, errno.EAGAIN) and holder != this:
+                    raise UserError(
+                        f"--output-dir {folder}: {holder} is writing to it; wait for its end, or name another folder"
+                    ) from None
         with suppress(OSError):  # a full disk is met later, where it matters
             os.ftruncate(self.handle, 0)
-            os.pwrite(self.handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+            os.pwrite(self.handle, f"{this}\n".encode(), 0)
+        hold(folder)
+
+    def _close_directory(self) -> None:
+        directory, self.directory = getattr(self, "directory", None), None
+        if directory is not None:
+            os.close(directory)
 
     def __del__(self) -> None:
+        self._close_directory()
         if hasattr(self, "handle"):
             os.close(self.handle)
+            release(self.folder)
 
 
 def prepare(config: Config, resumed: storage.Found | None) -> Lock:
@@ -133,6 +147,10 @@ def prepare(config: Config, resumed: storage.Found | None) -> Lock:
     if resumed is None:
         resume_from(config)  # once more: now nobody else writes to it
     try:
+        for name in FILES:
+            if name not in ("checkpoints", "generated"):  # what is in them is read or removed, never written to
+                require_plain(folder / name, inner_links=name == "trackers")
+        own_folder(folder / "checkpoints")
         if resumed is None:
             for name in FILES - {"config.yaml"}:  # which says that the rest is a run's, until the new one says so
                 path = folder / name
@@ -142,8 +160,9 @@ def prepare(config: Config, resumed: storage.Found | None) -> Lock:
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)  # the same step's of an earlier time
                 path.rename(path.with_suffix(".damaged"))
         with replacing(folder / "config.yaml") as file:  # first: it is what makes the folder a run's
-            file.write_text(_made_with() + yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        (folder / "pictures").mkdir(exist_ok=True)
+            settings = {name: value for name, value in config.to_dict().items() if name not in LAUNCH_ONLY}
+            file.write_text(_made_with() + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        own_folder(folder / "pictures")
     except OSError as error:
         raise UserError(f"--output-dir {folder}: can't be written to: {error}") from None
     return lock

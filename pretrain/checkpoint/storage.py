@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.manifest import NAME, Damaged, seal, verify
 from pretrain.core.errors import UserError
-from pretrain.core.files import sync
+from pretrain.core.files import own_folder, read_json, sync, usual_mode
 
 PREFIX = "step-"
 PART, OLD, GONE = ".part", ".old", ".gone"  # being written; about to be replaced; being removed
@@ -115,7 +115,7 @@ def save(folder: Path, step: int, state: State, keep: int, hours: float | None =
     path = folder / f"{PREFIX}{step:08d}"
     part = path.with_suffix(PART)
     try:
-        folder.mkdir(exist_ok=True)  # its parent is the run's, and not made anew if somebody took it away
+        own_folder(folder)  # its parent is the run's, and not made anew if somebody took it away
         for rest in (*_parts(folder), *folder.glob(f"{PREFIX}*{GONE}")):
             shutil.rmtree(rest, ignore_errors=True)
         _room(folder, state)
@@ -123,6 +123,7 @@ def save(folder: Path, step: int, state: State, keep: int, hours: float | None =
         for name, tensors in state.tensors.items():
             save_file(tensors, part / f"{name}.safetensors")
         (part / "state.json").write_text(json.dumps(state.values))
+        usual_mode(part)
         seal(part, step=step, seconds=state.values["seconds"])
         if path.exists():  # of this step already: at no time is there none
             shutil.rmtree(path.with_suffix(OLD), ignore_errors=True)
@@ -153,7 +154,7 @@ def _remove(folder: Path, newest: Path, keep: int, hours: float | None) -> None:
         first: dict[int, Path] = {}
         for path in earlier:
             with suppress(OSError, ValueError, KeyError):
-                seconds = json.loads((path / NAME).read_text())["seconds"]
+                seconds = read_json(path / NAME)["seconds"]
                 first.setdefault(int(seconds // (3600 * hours)), path)
         kept |= {*first.values()}
     for path in {*_all(folder)} - kept:
@@ -188,9 +189,9 @@ def load(path: Path) -> State:
     if not path.is_dir():
         raise UserError(f"{path}: there is no checkpoint there")
     try:
-        verify(path)
-        values = json.loads((path / "state.json").read_text())
-        return State({file.stem: load_file(file) for file in path.glob("*.safetensors")}, values)
+        names = verify(path)
+        values = read_json(path / "state.json")
+        return State({name[:-12]: load_file(path / name) for name in names if name.endswith(".safetensors")}, values)
     except (Damaged, OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
 

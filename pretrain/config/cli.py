@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from pretrain.config import registry, trusted_code
-from pretrain.config.schema import AdapterSection, Config, ModelSection, flat
+from pretrain.config.schema import LAUNCH_ONLY, AdapterSection, Config, ModelSection, flat
 from pretrain.config.tyro_parser import parse_settings, settings_of, unknown_setting
 from pretrain.core.errors import UserError
 
@@ -53,9 +53,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"--config {path}: a recipe has settings, `name: value`, got {type(tree).__name__}")
+    settings = flat({str(k): v for k, v in tree.items()})
+    if given := [name for name in LAUNCH_ONLY if settings.pop(name, None)]:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"--config {path}: {given[0]} is taken from the command line only; remove it, and give {flag}")
     # As on the command line, the name of a section is short for its first setting: `adapter: flow`.
     first = {"adapter": "adapter.name", "model": "model.name", "data": "data.source"}
-    return {first.get(name, name): value for name, value in flat({str(k): v for k, v in tree.items()}).items()}
+    return {first.get(name, name): value for name, value in settings.items()}
 
 
 def _arguments(settings: dict[str, Any], cls: type, source: str) -> list[str]:
@@ -73,10 +77,21 @@ def _arguments(settings: dict[str, Any], cls: type, source: str) -> list[str]:
         elif isinstance(value, list):
             if typing.get_origin(known[name]) is not tuple:
                 raise UserError(f"{source}{name} must be one value, got the list {value}")
-            arguments += [f"--{name}", *map(str, value)]
+            arguments += [f"--{name}", *(_item(item, f"{source}{name}") for item in value)]
         else:
             arguments.append(f"--{name}={value}")
     return arguments
+
+
+def _item(value: Any, name: str) -> str:
+    """An item of a list as an argument, which must not become another flag.
+
+    Raises:
+        UserError: it is not a plain value, or begins like a flag.
+    """
+    if not isinstance(value, (str, int, float)) or (isinstance(value, str) and value.startswith("-")):
+        raise UserError(f"{name} must be a list of plain values that don't begin with '-', got the item {value!r}")
+    return str(value)
 
 
 def _value(arguments: list[str], *flags: str) -> str | None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pretrain.core.errors import UserError
+from pretrain.core.files import read_json
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 PLACES = ("vae", "vqvae")  # what a pipeline calls its folder
@@ -137,7 +138,7 @@ def open_autoencoder(folder: Path) -> Autoencoder:
     """
     folder = next((folder / name for name in PLACES if (folder / name / "config.json").is_file()), folder)
     try:
-        kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        kind = read_json(folder / "config.json")["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder}: there is no autoencoder there; name a folder with the config.json of a diffusers model"

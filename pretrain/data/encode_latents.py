@@ -21,6 +21,7 @@ import tyro
 from pretrain.config.schema import Data
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
+from pretrain.core.files import read_json
 
 IMAGES = Data()
 SHARD = 4096  # images; what a stopped run may have to encode again, on each process
@@ -94,8 +95,8 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
     if not any(folder.iterdir()):
         return
     try:
-        begun = json.loads((folder / UNFINISHED).read_text())
-    except ValueError:
+        begun = read_json(folder / UNFINISHED)
+    except (OSError, ValueError):
         begun = {}
     mine = json.loads(json.dumps(manifest))
     if differing := [name for name in mine if begun.get(name) != mine[name]]:

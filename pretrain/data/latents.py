@@ -5,7 +5,6 @@ A cache is a folder: `latents.json` says what is in it and is written last, so t
 autoencoder, which decodes what is generated.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from pretrain.adapters import Batch
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
+from pretrain.core.files import read_json
 from pretrain.core.padding import sample_of
 from pretrain.core.rng import generator
 from pretrain.data.images import Images, Item
@@ -85,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         UserError: it is not whole.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         if manifest["version"] != VERSION:
             raise UserError(
                 f"--data {folder}: the cache is of version {manifest['version']}, this program reads {VERSION}; "

@@ -1,7 +1,6 @@
 """A check that all processes of a launch were started alike; otherwise they hang, or train on in silence."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def require_same_settings(settings: Mapping[str, Any]) -> None:
 def _described(value: Any) -> str:
     """The value and, if it names a file, the hash of the file's content."""
     if isinstance(value, Path):
-        return os.path.abspath(value)
+        return str(value.absolute())
     if isinstance(value, str) and "\0" not in value and len(value) < 1024 and Path(value).expanduser().is_file():
         with Path(value).expanduser().open("rb") as file:
             return f"{value} (SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]})"

@@ -20,7 +20,7 @@ import tyro
 
 from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import read_json, replacing
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
 def _write(path: Path, record: dict[str, Any]) -> None:
     """Add a record to the file's list."""
     try:
-        records = json.loads(path.read_text()) if path.exists() else []
+        records = read_json(path) if path.exists() else []
         if not isinstance(records, list):
             raise ValueError("it is no list")
         with replacing(path) as part:

@@ -23,6 +23,7 @@ from pretrain.config.schema import Config
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
+from pretrain.core.files import read_json, require_plain, usual_mode
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.export import hub, model_card, pipeline
 from pretrain.export.to_encoder import to_timm, to_transformers
@@ -46,7 +47,19 @@ def export_model(
         shape: (C, H, W) of its images.
         folder: for the files.
         autoencoder: decodes, where the images are latents.
+
+    Raises:
+        OSError: it can't be written, or the folder holds a link.
     """
+    require_plain(folder)
+    how = _exported(model, config, shape, folder, autoencoder)
+    usual_mode(folder)
+    return how
+
+
+def _exported(
+    model: nn.Module, config: Config, shape: tuple[int, int, int], folder: Path, autoencoder: Autoencoder | None
+) -> str:
     if hasattr(model, "encoder"):
         part = config.component("model")
         to_transformers(bare(model), config.component("adapter"), folder / "transformers")
@@ -129,7 +142,7 @@ def _measured(run: Path, step: int, sigma_rel: float | None) -> tuple[list[dict[
     try:
         trained = MetricsLog(file, writes=False).read("evaluation") if sigma_rel is None else []
         file = run / "evaluation.json"
-        records = json.loads(file.read_text()) if file.exists() else []
+        records = read_json(file) if file.exists() else []
         later = [one for one in records if (one["step"], one.get("sigma_rel")) == (step, sigma_rel)]
         found = {name: value for one in later for name, value in one["found"].items()}
         notes = {note: None for one in later for note in one.get("notes", [])}  # each once

@@ -4,7 +4,6 @@ All three call the same parameters by other names, and pixels are normalised oth
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from pretrain.core.errors import UserError
+from pretrain.core.files import read_json
 
 # Beginnings of our names, of those of published MAEs (facebookresearch/mae), and of those of transformers' ViTMAE.
 NAMES = (
@@ -151,16 +151,26 @@ def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: torch.cat(value) if isinstance(value, list) else value for key, value in renamed.items()}
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if isinstance(found := read_json(path), dict):
+            return found
+        reason: object = "it is no JSON object"
+    except (OSError, ValueError) as error:
+        reason = error
+    raise UserError(f"--model.init: {path} beside the weights can't be read ({reason}); repair it, or move it away")
+
+
 def _normalisation(path: Path, encoder: str, published: bool, ours: bool) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what a file's model saw, of pixels in [0, 1]."""
     card = path.parent / "config.json"
-    told = json.loads(card.read_text()) if card.is_file() else {}
+    told = _json(card) if card.is_file() else {}
     if ours:
         mean = std = [0.5] * 3
     elif "mean" in told.get("pretrained_cfg", {}):
         mean, std = told["pretrained_cfg"]["mean"], told["pretrained_cfg"]["std"]
     elif (path.parent / "preprocessor_config.json").is_file():
-        seen = json.loads((path.parent / "preprocessor_config.json").read_text())
+        seen = _json(path.parent / "preprocessor_config.json")
         mean, std = seen["image_mean"], seen["image_std"]
     elif published:
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from pretrain.config.schema import Config
+from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.core.console import duration
 from pretrain.data.autoencoder import PLACES, open_autoencoder
 
@@ -37,7 +37,8 @@ def write(config: Config, summary: dict[str, Any], *, name: str = "", licence: s
 def recipe(config: Config) -> dict[str, Any]:
     """The run's settings for somebody elsewhere: without its output folder, and of paths the last name alone."""
     tree = config.to_dict()
-    del tree["output_dir"], tree["push_to_hub"]
+    for name in ("output_dir", *LAUNCH_ONLY):
+        tree.pop(name, None)
     paths = (("data", "source"), ("adapter", "name"), ("model", "name"), ("model", "init"), ("pruning", "policy"))
     for section, key in paths:
         value = tree[section].get(key)

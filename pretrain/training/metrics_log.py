@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.files import open_own
+
 
 class MetricsLog:
     """An append-only file of JSON lines that can be taken back to where a checkpoint was written.
@@ -28,7 +30,8 @@ class MetricsLog:
         self._records: list[dict[str, Any]] = []  # those that are not on disk yet
         self._length = min(position, path.stat().st_size) if path.exists() else 0  # in bytes, of what is
         if writes and path.exists():
-            os.truncate(path, self._length)
+            with os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
+                file.truncate(self._length)
 
     @property
     def position(self) -> int:
@@ -57,7 +60,8 @@ class MetricsLog:
         if not self._records:
             return
         text = self._text()
-        with self.path.open("r+b" if self._length else "ab") as file:
+        flags = os.O_RDWR if self._length else os.O_RDWR | os.O_CREAT
+        with os.fdopen(open_own(self.path, flags), "r+b") as file:
             if file.seek(0, os.SEEK_END) < self._length:
                 raise OSError(errno.ENODATA, "lines that it had are gone")
             file.truncate(self._length)  # half a line, where the disk was full
@@ -70,7 +74,7 @@ class MetricsLog:
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """The statuses of one kind, oldest first."""
-        text = self.path.read_bytes() if self.path.exists() else b""
+        text = self.path.read_bytes() if self.path.is_file() else b""
         whole = (
             self._length if self.writes else text.rfind(b"\n") + 1
         )  # of a run that was killed, the last one may not be

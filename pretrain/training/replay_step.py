@@ -72,7 +72,7 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
         with safe_open(run / FILE, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{run / FILE}: it can't be read: {error}") from None
     index, level = tensors.pop("index"), tensors.pop("level")
     model = trained.model.train().requires_grad_(True)

@@ -16,7 +16,16 @@ from pretrain.distributed.agreement import SHOWN, require_same_data, require_sam
 from tests.faults.trainers import CONTEXT, Trainers
 
 CASES = 40
-NAMES = ("seed", "epochs", "batch_size", "optim.lr", "pruning.policy", "adapter.prediction", "output_dir", "data.source")
+NAMES = (
+    "seed",
+    "epochs",
+    "batch_size",
+    "optim.lr",
+    "pruning.policy",
+    "adapter.prediction",
+    "output_dir",
+    "data.source",
+)
 
 
 def _settings(case: int, rank: int, folder: Path) -> tuple[dict[str, object], set[str]]:
@@ -70,8 +79,10 @@ def test_what_differs_is_named_on_both_ranks(tmp_path: Path) -> None:
         assert all(name in one[case] for name in differing[:SHOWN])
     for case in range(CASES):
         found = one[CASES + case]
-        assert "17 training images on rank 0 and 16 on rank 1" in found if case % 4 == 0 else (
-            found == (case % 17 if case % 3 else None)
+        assert (
+            "17 training images on rank 0 and 16 on rank 1" in found
+            if case % 4 == 0
+            else (found == (case % 17 if case % 3 else None))
         )
 
 
@@ -81,7 +92,10 @@ def test_a_launch_of_two_different_processes_is_refused(what: str, pictures: Pat
     words = common(pictures, tmp_path / "run", 2)
     each: list[list[object]] = [[], []]
     if what.startswith("--"):
-        each[1] = [what, {"--epochs": 3, "--output-dir": tmp_path / "other", "--adapter.prediction": "v_prediction"}[what]]
+        each[1] = [
+            what,
+            {"--epochs": 3, "--output-dir": tmp_path / "other", "--adapter.prediction": "v_prediction"}[what],
+        ]
     else:
         shutil.copytree(pictures, tmp_path / "data")
         image = sorted((tmp_path / "data").rglob("*.png"))[5]
