@@ -34,7 +34,7 @@ def main(config: Config) -> None:
     adapter, model = config.component("adapter"), build_model(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise UserError(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
-    if (init := getattr(config.model, "init", None)) and not config.resume:
+    if (init := getattr(config.model, "init", None)) and config.resume in (None, "auto"):
         said = start_from(model, Path(init).expanduser(), config.model.encoder)
         Display(os.environ.get("RANK", "0") == "0").say(said)
     subject = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")

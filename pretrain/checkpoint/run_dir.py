@@ -44,17 +44,19 @@ def resume_from(config: Config) -> storage.Found | None:
     data = Path(config.data.source).expanduser()
     if data.exists() and folder.resolve() in (data.resolve(), *data.resolve().parents):
         raise UserError(f"--output-dir {folder}: --data {data} lies in it; name another folder")
-    if config.resume:
-        return _checkpoint(folder, config.resume)
+    auto = config.resume == "auto"
+    if config.resume and (not auto or storage.newest(folder / "checkpoints") is not None):
+        return _checkpoint(folder, "newest" if auto else config.resume)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder}: a file of that name is there; name a folder")
     names = {item.name for item in folder.iterdir()} - {LOCK, "config.yaml.part"} if folder.is_dir() else set()
-    foreign = sorted(names - FILES) if _is_run(folder) else sorted(names)
+    foreign = sorted({name.removesuffix(".part") for name in names} - FILES) if _is_run(folder) else sorted(names)
     if foreign:
         raise UserError(
             f"--output-dir {folder}: the folder holds {foreign[0]!r}, which no run wrote; name a new or an empty folder"
         )
-    if names and not config.overwrite:
+    begun = auto and "summary.json" not in names  # and ended before its first checkpoint, so nothing is lost
+    if names and not config.overwrite and not begun:
         raise UserError(
             f"--output-dir {folder}: the folder holds a run; go on with it (--resume), replace it (--overwrite), "
             "or name another folder"
@@ -144,13 +146,14 @@ def prepare(config: Config, resumed: storage.Found | None) -> Lock:
     """
     folder = config.output_dir
     lock = Lock(folder)
-    if resumed is None:
-        resume_from(config)  # once more: now nobody else writes to it
+    if resumed is None and resume_from(config) is not None:  # once more: now no other process writes to it
+        raise UserError(f"--output-dir {folder}: another process has begun a run there meanwhile; start again")
     try:
         for name in FILES:
             if name not in ("checkpoints", "generated"):  # what is in them is read or removed, never written to
                 require_plain(folder / name, inner_links=name == "trackers")
-        own_folder(folder / "checkpoints")
+            elif (folder / name).is_symlink():
+                own_folder(folder / name)
         if resumed is None:
             for name in FILES - {"config.yaml"}:  # which says that the rest is a run's, until the new one says so
                 path = folder / name

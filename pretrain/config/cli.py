@@ -10,6 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,7 @@ from pretrain.config import registry, trusted_code
 from pretrain.config.schema import LAUNCH_ONLY, AdapterSection, Config, ModelSection, flat
 from pretrain.config.tyro_parser import parse_settings, settings_of, unknown_setting
 from pretrain.core.errors import UserError
+from pretrain.core.files import read_json
 
 # torch prints stack traces for C++ warnings, which would bury our own message (distributed/heartbeat.py).
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -111,8 +113,26 @@ def _check_trust(in_file: str, on_command_line: str | None, flag: str, recipe: P
         trusted_code.require_trust(in_file, flag, str(recipe))
 
 
+def _settings_of_run(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The settings of a run to resume, and the file that has them: its config.yaml or, without one, a checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, and no file has the settings.
+    """
+    if (folder / "config.yaml").is_file():
+        return folder / "config.yaml", _read_yaml(folder / "config.yaml")
+    for file in sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True):
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            found = flat(read_json(file)["config"])
+            return file, {name: value for name, value in found.items() if name not in LAUNCH_ONLY}
+    raise UserError(
+        f"--resume: {folder}/config.yaml is gone, and no checkpoint there has the settings; give --config with the "
+        "run's recipe"
+    )
+
+
 def _find_recipe(arguments: list[str], recipe: Path, output_dir: str) -> tuple[list[str], Path, dict[str, Any]]:
-    """The arguments without --config, the YAML file to read, and settings that replace those of the file.
+    """The arguments without --config, a file of settings, and these settings.
 
     The file is that of --config, or that of the run to resume, or `recipe`.
     """
@@ -122,16 +142,17 @@ def _find_recipe(arguments: list[str], recipe: Path, output_dir: str) -> tuple[l
     if path is not None:
         position = next(n for n, item in enumerate(arguments) if item.partition("=")[0] == "--config")
         width = 1 if "=" in arguments[position] else 2
-        return arguments[:position] + arguments[position + width :], Path(path), {}
+        return arguments[:position] + arguments[position + width :], Path(path), _read_yaml(Path(path))
     moved = {}  # the run may have been moved since its config.yaml was written
     if resume := _value(arguments, "--resume"):
-        if resume != "newest":  # <run>/checkpoints/<step>
+        if resume not in ("newest", "auto"):  # <run>/checkpoints/<step>
             output_dir = str(Path(resume).expanduser().resolve().parent.parent)
             moved = {"output_dir": output_dir}
         folder = Path(_value(arguments, "--output-dir", "--output_dir") or output_dir).expanduser()
-        if (folder / "config.yaml").is_file():
-            recipe, moved = folder / "config.yaml", {"output_dir": str(folder)}
-    return arguments, recipe, moved
+        if any(folder.glob("checkpoints/step-*")):
+            recipe, settings = _settings_of_run(folder)
+            return arguments, recipe, settings | {"output_dir": str(folder)}
+    return arguments, recipe, _read_yaml(recipe) | moved
 
 
 def _without_section(settings: dict[str, Any], *prefixes: str) -> dict[str, Any]:
@@ -159,8 +180,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         following = arguments[position + 1 : position + 2]
         if argument == "--resume" and (not following or following[0].startswith("-")):
             arguments[position] = "--resume=newest"
-    arguments, recipe, moved = _find_recipe(arguments, recipe, output_dir)
-    settings = {"output_dir": output_dir} | _read_yaml(recipe) | moved
+    arguments, recipe, settings = _find_recipe(arguments, recipe, output_dir)
+    settings = {"output_dir": output_dir} | settings
 
     policy = _value(arguments, "--pruning.policy")
     _check_trust(str(settings.get("pruning.policy", "")), policy, "--pruning.policy", recipe)

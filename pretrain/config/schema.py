@@ -278,7 +278,8 @@ class Config:
         compile: compile the network by torch.compile.
         tracker: also log to an experiment tracker of accelerate, for example tensorboard.
         push_to_hub: upload the trained model to this repository on the Hugging Face hub.
-        resume: continue from the newest checkpoint of the output folder, or from the one given.
+        resume: continue from the newest checkpoint of the output folder, or from the one given; auto: from the newest,
+            or start if there is none yet, for launchers that start the same command again.
         overwrite: replace the run in the output folder.
     """
 

@@ -23,6 +23,8 @@ from pretrain.data.decode import decode
 from pretrain.data.image_cache import new_cache
 from pretrain.data.transforms import CROPS, FLIPS, boxes, flipped, resized_crops
 
+MAX_SKIPPED = 0.5  # share of the images; if more can't be used, the training stops
+
 
 class Item(NamedTuple):
     """One sample, as a loader worker returns it."""
@@ -144,7 +146,7 @@ class Images(Dataset[Item]):
         """Apply `on_bad_image` to images that can't be read: stop, or record them as skipped.
 
         Raises:
-            UserError: with `on_bad_image` "stop", or if all images were skipped.
+            UserError: with `on_bad_image` "stop", or if more than `MAX_SKIPPED` of the images were skipped.
         """
         for problem in problems:
             if self.data.on_bad_image == "stop":
@@ -152,8 +154,12 @@ class Images(Dataset[Item]):
                     f"{problem}; repair or remove it, or skip such images with --on-bad-image skip", local=True
                 )
             self.skipped.add(problem)
-            if len(self.skipped) == len(self):
-                raise UserError(f"none of the {len(self)} images can be used; for example, {problem}", local=True)
+            if len(self.skipped) > MAX_SKIPPED * len(self):
+                raise UserError(
+                    f"{len(self.skipped)} of the {len(self)} images can't be used, more than {MAX_SKIPPED:.0%}; for "
+                    f"example, {problem}; bring them back and --resume",
+                    local=True,
+                )
 
     def batches(self, index: Sequence[int], size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The samples `index` without augmentation, in batches (uint8) of `size`, without those that can't be read.

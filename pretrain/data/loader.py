@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from pretrain.core.errors import UserError
 from pretrain.data.images import Images
+from pretrain.distributed.launch import StopSignal
 
 START_TIMEOUT = 3.0  # seconds for workers that are just starting when they are to end
 BATCH_TIMEOUT = 300.0  # seconds for a batch; after that the workers count as hung
@@ -158,5 +159,5 @@ def _identity(batch: Any) -> Any:
 
 def _ignore_signals(worker: int) -> None:
     """A signal to the process group must not end the workers before the trainer has written a checkpoint."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in StopSignal.SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -5,7 +5,10 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, b
 
 from pretrain.core.errors import UserError
 from pretrain.distributed.heartbeat import Heartbeat
+
+GRACE = 30.0  # seconds in which a process's own signal is the one that it heard of from another process
 
 
 def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
@@ -82,10 +87,10 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def heartbeat(accelerator: Accelerator) -> Heartbeat:
+def heartbeat(accelerator: Accelerator, stop: "StopSignal") -> Heartbeat:
     """Whether the other processes live, while it is entered."""
     rank, world = accelerator.process_index, accelerator.num_processes
-    return Heartbeat(rank, world, lambda port: broadcast_object_list([port])[0])
+    return Heartbeat(rank, world, lambda port: broadcast_object_list([port])[0], stop)
 
 
 def _all_there(started: int) -> None:
@@ -113,6 +118,10 @@ def _asked_for() -> int:
     return asked.num_processes or 1
 
 
+class StopRequested(BaseException):
+    """A signal told the run to stop; raised where `StopSignal.raising` allows it."""
+
+
 class StopSignal:
     """While it is entered, notes the signals that tell a run to stop; a second one acts as if nobody listened.
 
@@ -120,13 +129,34 @@ class StopSignal:
     """
 
     ECHO = 1.0  # seconds
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a launcher or a cluster; Slurm's --signal
+    # Ctrl-C; a launcher or a cluster; Slurm's --signal; a terminal that is closed; the limit of CPU time
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 
     def __init__(self) -> None:
         self.signal, self.since = 0, 0.0
+        self._raises, self._grace = False, 0.0
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """While it is entered a signal raises `StopRequested`, for what takes long and changes nothing."""
+        try:
+            self._raises = True
+            if self.signal:
+                raise StopRequested
+            yield
+        finally:
+            self._raises = False
+
+    def hear(self, number: int) -> None:
+        """Another process was told to stop; called from a thread."""
+        if self._raises and not self.signal:
+            self._grace = time.monotonic() + GRACE
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def __enter__(self) -> "StopSignal":
-        self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+        numbers = [number for number in self.SIGNALS if number != signal.SIGHUP or not ignored]
+        self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,7 +165,10 @@ class StopSignal:
 
     def _note(self, number: int, _: object) -> None:
         if not self.signal:
-            self.signal, self.since = number, time.monotonic()
-        elif time.monotonic() - self.since > self.ECHO:
+            self.signal, self.since = number, max(time.monotonic(), self._grace)
+            if self._raises:
+                self._raises = False
+                raise StopRequested
+        elif number != signal.SIGXCPU and time.monotonic() - self.since > self.ECHO:  # which comes every second
             signal.signal(number, self.before[number])
             signal.raise_signal(number)

@@ -52,9 +52,9 @@ def train(
     settings = flat(vars(config) | config.to_dict() | {"output_dir": config.output_dir})
     del settings["data.source"]  # a path of this machine; what is there is compared in `setup`
     require_same_settings(settings)
-    with launch.heartbeat(accelerator) as heartbeat, launch.StopSignal() as stop:
+    with launch.StopSignal() as stop, launch.heartbeat(accelerator, stop) as heartbeat:
         run = setup(config, adapter, model, source, accelerator, stop, evaluators, draw)
-        heartbeat.where = run.where
+        run.heartbeat, heartbeat.where = heartbeat, run.where
         with run:
             if run.is_fresh:
                 run.evaluate(0)

@@ -28,10 +28,20 @@ class MetricsLog:
     ) -> None:
         self.path, self.writes, self.tell = path, writes, tell
         self._records: list[dict[str, Any]] = []  # those that are not on disk yet
-        self._length = min(position, path.stat().st_size) if path.exists() else 0  # in bytes, of what is
+        self._length = self._whole(position)  # in bytes, of what is
         if writes and path.exists():
             with os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
                 file.truncate(self._length)
+
+    def _whole(self, position: int) -> int:
+        """Length of the lines up to a position; they may have been cut by what else writes to the folder."""
+        text = self.path.read_bytes()[:position] if self.path.is_file() else b""
+        whole = text.rfind(b"\n") + 1
+        bad = next((n for n, line in enumerate(text[:whole].splitlines(), 1) if _record(line) is None), 0)
+        if self.writes and (whole < position or bad):
+            what = f"line {bad} can't be read" if bad else f"it has {whole:,} of its {position:,} bytes"
+            self.tell(f"warning: {self.path} is not as the checkpoint left it ({what}); the run goes on with the rest")
+        return whole
 
     @property
     def position(self) -> int:
@@ -79,5 +89,14 @@ class MetricsLog:
             self._length if self.writes else text.rfind(b"\n") + 1
         )  # of a run that was killed, the last one may not be
         lines = text[:whole].splitlines()
-        records = [*(json.loads(line) for line in lines), *self._records]
-        return [record for record in records if record["kind"] == kind]
+        records = [*map(_record, lines), *self._records]
+        return [record for record in records if record is not None and record["kind"] == kind]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The status in a line; None if it has none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and "kind" in found else None

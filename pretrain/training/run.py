@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ from pretrain.adapters import Adapter
 from pretrain.checkpoint.async_writer import Writer
 from pretrain.checkpoint.ema_snapshots import Snapshots
 from pretrain.checkpoint.run_dir import Lock
+from pretrain.checkpoint.storage import State
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
 from pretrain.data.loader import RestartingLoader
 from pretrain.data.sources import Source
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
-from pretrain.distributed.launch import StopSignal
+from pretrain.distributed.heartbeat import Heartbeat
+from pretrain.distributed.launch import StopRequested, StopSignal
 from pretrain.training import replay_step
 from pretrain.training.flops import peak
 from pretrain.training.reporter import Reporter
@@ -54,6 +57,7 @@ class Run:
         flops: of one sample.
         first_step: the step that the run began or goes on from.
         is_fresh: whether it begins.
+        heartbeat: of the processes.
     """
 
     config: Config
@@ -73,11 +77,14 @@ class Run:
     lock: Lock | None
     flops: int
     is_fresh: bool
+    heartbeat: Heartbeat | None = None
     first_step: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.first_step = self.state.step
         self._contexts = ExitStack()
+        self._leaving = threading.Lock()
+        self._skipped = len(self.source.train.skipped)
 
     def __enter__(self) -> "Run":
         for part in (self.reporter, self.writer, self.batches):
@@ -104,13 +111,36 @@ class Run:
 
     def end_epoch(self, epoch: int) -> None:
         """Count, report, and evaluate if it is time."""
+        evaluates = (epoch + 1) % self.config.evaluate.every == 0 or epoch + 1 == self.config.epochs
+        before = self._state() if evaluates else None  # so that a resume does all of this again
         self.state.count_visits()
         self.reporter.epoch(self.state, epoch)
-        if (epoch + 1) % self.config.evaluate.every == 0 or epoch + 1 == self.config.epochs:
-            self.evaluate(epoch + 1)
+        if before is not None:
+            self.evaluate(epoch + 1, before)
 
-    def evaluate(self, epoch: int) -> None:
-        """Measure and draw the averaged model; all ranks call it."""
+    def evaluate(self, epoch: int, before: State | None = None) -> None:
+        """Measure and draw the averaged model; all ranks call it.
+
+        Args:
+            epoch: epochs that are done.
+            before: the state to save if a signal interrupts it; default: the present one.
+
+        Raises:
+            SystemExit: with status `STOPPED`, told to stop by a signal; `before` is written.
+        """
+        state = before or self._state()
+        if self.heartbeat is not None:
+            self.heartbeat.blocked = lambda: self.leave_evaluation(epoch, state)
+        try:
+            with self.stop.raising():
+                self._evaluate(epoch)
+        except StopRequested:
+            self.leave_evaluation(epoch, state)
+        finally:
+            if self.heartbeat is not None:
+                self.heartbeat.blocked = None
+
+    def _evaluate(self, epoch: int) -> None:
         model = self.state.ema.model
         found = {name: value for evaluator in self.evaluators for name, value in evaluator(model).items()}
         self.source.test.skipped |= all_gather_set(self.source.test.skipped)
@@ -127,13 +157,25 @@ class Run:
         Raises:
             UserError: it can't be written, and the run must not go on without it.
         """
-        self.source.train.skipped |= all_gather_set(self.source.train.skipped)
-        state = self.state.state_dict(self.config, self.reporter.metrics.position)
+        state = self._state()
+        if len(skipped := self.source.train.skipped) > self._skipped:
+            self._skipped = len(skipped)
+            self.reporter.display.say(
+                f"warning: {len(skipped)} of {len(self.source.train)} images can't be used and are skipped, for "
+                f"example {min(skipped)}"
+            )
         with raise_on_all_ranks():
             if self.is_main:
                 self.writer.save(self.state.step, state, self.reporter.metrics.flush)
             if self.is_main and must:
                 self.writer.report(must=True)
+
+    def _state(self) -> State:
+        """What a checkpoint holds; all ranks call it. Later epochs don't change it."""
+        self.source.train.skipped |= all_gather_set(self.source.train.skipped)
+        state = self.state.state_dict(self.config, self.reporter.metrics.position)
+        state.tensors["visits"] = {"visits": self.state.visits.clone()}
+        return state
 
     def inspect(self, epoch: int) -> tuple[int, bool]:
         """Look at what the steps since the last look computed, before the next one is made; all ranks call it.
@@ -170,13 +212,32 @@ class Run:
             SystemExit: with status `STOPPED`.
         """
         self.checkpoint(must=True)
+        self._say_stopped(number, f"in epoch {epoch + 1} after step {self.state.step}")
+        raise SystemExit(STOPPED)
+
+    def leave_evaluation(self, epoch: int, state: State) -> None:
+        """Write a state without the other processes, which may be anywhere, and end all of them.
+
+        Raises:
+            SystemExit: with status `STOPPED`.
+        """
+        if not self._leaving.acquire(blocking=False):  # another thread does it and ends the process
+            threading.Event().wait()
+        if self.is_main:
+            self.writer.save(self.state.step, state, self.reporter.metrics.flush)
+            self.writer.report(must=True)
+            self._say_stopped(self.stop.signal or signal.SIGTERM, f"in the evaluation after epoch {epoch}")
+        if self.heartbeat is not None:
+            self.heartbeat.end_all(STOPPED)
+        raise SystemExit(STOPPED)
+
+    def _say_stopped(self, number: int, where: str) -> None:
         program = f"python {Path(sys.argv[0]).name}" if sys.argv[0].endswith(".py") else sys.argv[0]
         self.reporter.display.say(
-            f"stopped by {signal.Signals(number).name} in epoch {epoch + 1} after step {self.state.step}; "
+            f"stopped by {signal.Signals(number).name} {where}; "
             f"go on with: {program} --resume --output-dir {quote(str(self.config.output_dir))}"
         )
         self.reporter.trackers.finish()
-        raise SystemExit(STOPPED)
 
     def finish(self) -> dict[str, Any]:
         """Save the last state; what the run came to, see `summarise`."""

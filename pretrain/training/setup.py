@@ -76,6 +76,7 @@ def setup(
         observer.attach(model, device)
     with storage.restoring(resumed):
         if resumed is not None:
+            check_epochs(resumed, config)
             check_data(resumed.path, resumed.state, state.fingerprints, source)
             state.load_state_dict(resumed.state, config, resumed.path)
     state.ema.to(device)
@@ -108,7 +109,7 @@ def setup(
         stop,
         lock,
         cost.flops,
-        is_fresh=resumed is None,
+        is_fresh=resumed is None or resumed.state.values["metrics"] == 0,
     )
     _announce(run, resumed)
     return run
@@ -224,6 +225,21 @@ def same_data(source: Source) -> dict[str, Tensor]:
                 f"{images.name_of(sample)} is not the same on all processes; give all processes the same data"
             )
     return marks
+
+
+def check_epochs(resumed: storage.Found, config: Config) -> None:
+    """Raise if the checkpoint has more epochs than the run is to have.
+
+    Raises:
+        UserError: it has.
+    """
+    position = resumed.state.values["infobatch"]
+    begun = position["epoch"] + (position["seen"] > 0)
+    if begun > config.epochs:
+        raise UserError(
+            f"--resume {resumed.path}: --epochs {config.epochs}: the run is in epoch {begun} already; give at least "
+            f"{begun}, or start another run"
+        )
 
 
 def check_data(path: Path, state: storage.State, now: dict[str, Tensor], source: Source) -> None:

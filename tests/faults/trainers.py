@@ -7,10 +7,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import MappingProxyType
 
 import diffusers.schedulers.scheduling_dpmsolver_multistep
 import matplotlib.pyplot
@@ -105,6 +106,7 @@ class Trainers:
         log: file that all of them add what they say to.
         processes: how many.
         each: further settings of each process, by rank.
+        environment: variables of all of them.
         first: called in each before the program; a function of a module.
     """
 
@@ -116,18 +118,19 @@ class Trainers:
         *,
         processes: int = 1,
         each: Sequence[Sequence[object]] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
         first: Callable[[], None] | None = None,
     ) -> None:
         self.log, said = log, [*TINY[script].split(), *map(str, words)]
         self._before = log.stat().st_size if log.exists() else 0
-        environment: dict[str, str] = {}
+        variables = {**environment}
         port, self.processes = free_port(), []
         for rank in range(processes):
             if processes > 1:
-                environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+                variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             own = [*said, *map(str, each[rank])] if each else said
-            process = CONTEXT.Process(target=_trainer, args=(script, own, log, environment, first))
+            process = CONTEXT.Process(target=_trainer, args=(script, own, log, {**variables}, first))
             process.start()
             self.processes.append(process)
 
