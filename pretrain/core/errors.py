@@ -1,9 +1,13 @@
 """How the programs say no (one sentence, exit status 2, no traceback) and how they warn."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+
+OPEN_FILES = ("Too many open files", "received 0 items of ancdata")  # as torch has it
 
 
 class UserError(ValueError):
@@ -38,6 +42,21 @@ def out_of_memory(error: BaseException) -> bool:
     return bool({"OutOfMemoryError", "MemoryError"} & {kind.__name__ for kind in type(error).__mro__})
 
 
+def _limit_reached(error: BaseException) -> str:
+    """Which limit of the operating system an error, or what led to it, comes from; "" if none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        said = str(cause)
+        if getattr(cause, "errno", 0) in (errno.EMFILE, errno.ENFILE) or any(sign in said for sign in OPEN_FILES):
+            return "too many files are open; raise the limit (ulimit -n), or give fewer --data.workers"
+        if "can't start new thread" in said or isinstance(cause, BlockingIOError):
+            return (
+                "no more threads or processes can be started; raise the limit (ulimit -u), or give fewer --data.workers"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turn `UserError`, or a lack of memory, into a line on stderr and exit status 2, an interrupt into 130."""
@@ -49,6 +68,9 @@ def exit_on_user_error() -> Iterator[None]:
             _say(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}")
         sys.exit(2)
     except Exception as error:
+        if limit := _limit_reached(error):
+            _say(f"error: [rank {rank}] {limit}; a run goes on from its last checkpoint with --resume")
+            sys.exit(2)
         if not out_of_memory(error):
             raise
         _say(

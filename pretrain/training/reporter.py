@@ -1,6 +1,7 @@
 """What a training tells: the terminal, metrics.jsonl, pictures, experiment trackers; one face for all of them."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +88,23 @@ class Reporter:
         if not self.main:
             return
         if picture is not None:
-            self.picture("pictures", picture, step, f"epoch-{epoch:04d}")
+            self.picture("pictures", lambda: picture, step, f"epoch-{epoch:04d}")
         if "heldout_loss_by_level" in found:
-            self.picture("loss-by-level", plots.loss_by_level(self.metrics.read("evaluation")), step)
+            self.picture("loss-by-level", lambda: plots.loss_by_level(self.metrics.read("evaluation")), step)
         said = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.say(f"epoch {epoch}/{self.config.epochs}  {said}")
 
     def samples(self, state: TrainState, source: Source) -> None:
         """A sheet of the least and the most used images, where there is a difference."""
-        sheet = plots.visits(state.visits, state.infobatch.score, source) if self.main else None
-        if sheet is not None:
-            self.picture("visits", sheet, state.step)
+        if self.main:
+            self.picture("visits", lambda: plots.visits(state.visits, state.infobatch.score, source), state.step)
 
-    def picture(self, name: str, picture: Tensor, step: int, file: str | None = None) -> None:
-        """Write a picture, uint8 [H, W, C]; what fails is told, the training goes on."""
+    def picture(self, name: str, draw: Callable[[], Tensor | None], step: int, file: str | None = None) -> None:
+        """Draw and write a picture, uint8 [H, W, C], if there is one; a failure is reported, the training goes on."""
         path: Path = self.config.output_dir / "pictures" / f"{file or name}.png"
-        with self.display.trying(f"writing {path}"), replacing(path) as part:
-            Image.fromarray(picture.squeeze(-1).numpy()).save(part, "PNG")
-        self.trackers.show(name, picture.numpy(), step)
+        with self.display.trying(f"the picture {path}", Exception):  # whatever it is: a library, the disk, an image
+            picture = draw()
+            if picture is not None:
+                with replacing(path) as part:
+                    Image.fromarray(picture.squeeze(-1).numpy()).save(part, "PNG")
+                self.trackers.show(name, picture.numpy(), step)

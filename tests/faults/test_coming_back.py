@@ -93,7 +93,7 @@ def slow_evaluation() -> None:
     from pretrain.evaluation import heldout_loss
 
     keeping_nothing(impatient)
-    call = heldout_loss.HeldoutLoss.__call__
+    call = heldout_loss.HeldOutLoss.__call__
 
     def slow(self, model):
         found = call(self, model)
@@ -104,7 +104,7 @@ def slow_evaluation() -> None:
         return found
 
     _epochs = {"done": 0}
-    heldout_loss.HeldoutLoss.__call__ = slow
+    heldout_loss.HeldOutLoss.__call__ = slow
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR2])
