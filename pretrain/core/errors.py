@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-
 OPEN_FILES = ("Too many open files", "received 0 items of ancdata")  # as torch has it
 
 

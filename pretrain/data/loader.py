@@ -81,7 +81,8 @@ class RestartingLoader:
             return self._fetch(lambda: iter(self.loader))
         except OSError as error:  # no space for shared memory, or no more processes
             raise UserError(
-                f"loader workers can't be started ({error}); give fewer --data.workers, or more space in /dev/shm or more open files (ulimit -n)",
+                f"loader workers can't be started ({error}); give fewer --data.workers, or more space in /dev/shm or "
+                "more open files (ulimit -n)",
                 local=True,
             ) from None
 
