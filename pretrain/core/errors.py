@@ -41,7 +41,7 @@ def out_of_memory(error: BaseException) -> bool:
     return bool({"OutOfMemoryError", "MemoryError"} & {kind.__name__ for kind in type(error).__mro__})
 
 
-def _limit_reached(error: BaseException) -> str:
+def limit_reached(error: BaseException) -> str:
     """Which limit of the operating system an error, or what led to it, comes from; "" if none."""
     cause: BaseException | None = error
     while cause is not None:
@@ -67,7 +67,7 @@ def exit_on_user_error() -> Iterator[None]:
             _say(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}")
         sys.exit(2)
     except Exception as error:
-        if limit := _limit_reached(error):
+        if limit := limit_reached(error):
             _say(f"error: [rank {rank}] {limit}; a run goes on from its last checkpoint with --resume")
             sys.exit(2)
         if not out_of_memory(error):

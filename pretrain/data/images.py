@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from pretrain.adapters import Batch
 from pretrain.config.schema import Data
-from pretrain.core.errors import UserError
+from pretrain.core.errors import UserError, limit_reached
 from pretrain.core.padding import sample_of
 from pretrain.core.rng import SampleRNG
 from pretrain.data.decode import decode
@@ -84,6 +84,8 @@ class Images(Dataset[Item]):
         try:
             image, label = self._decode(sample, epoch)
         except Exception as error:  # image decoders raise exceptions of any type
+            if limit_reached(error):  # it is not the image's fault
+                raise
             problem = f"{self.name_of(sample)} can't be used: {' '.join(str(error).split())}"
             return Item(torch.zeros(self.shape, dtype=torch.uint8), -1, ~sample, problem)
         return Item(image, label, index, "")

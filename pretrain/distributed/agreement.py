@@ -21,7 +21,7 @@ def require_same_settings(settings: Mapping[str, Any]) -> None:
     The content of files that settings name (code, initial weights) and the version of this package are compared, too.
 
     Args:
-        settings: by dotted name.
+        settings: by the names that the message is to have.
 
     Raises:
         UserError: a process differs from rank 0; on all processes.
@@ -29,7 +29,7 @@ def require_same_settings(settings: Mapping[str, Any]) -> None:
     rank, world = rank_and_world_size()
     if world == 1:
         return
-    own = {f"--{name.replace('_', '-')}": _described(value) for name, value in settings.items()}
+    own = {name: _described(value) for name, value in settings.items()}
     own["the version of infobatch-pretrain"] = __version__
     entries = all_gather_set({(rank, name, value) for name, value in own.items()})
     by_rank: list[dict[str, str]] = [{} for _ in range(world)]

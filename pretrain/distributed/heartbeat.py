@@ -32,6 +32,7 @@ class Heartbeat:
         stop: the `StopSignal` of this process; it hears of those of the others.
 
     Attributes:
+        told: the signal that told one of the processes to stop, or 0.
         where: says where the training is, for the sentence.
         blocked: called in rank 0's thread if a process was told to stop and rank 0 does not come to it, because it
             waits for others; None: it does when the step ends.
@@ -40,6 +41,7 @@ class Heartbeat:
     def __init__(self, rank: int, world: int, share: Callable[[object], object], stop: Any) -> None:
         self.rank, self.world, self.stop = rank, world, stop
         self.blocked: Callable[[], None] | None = None
+        self.told = 0
         self.where: Callable[[], str] = lambda: "before the first step"
         if world == 1:
             return
@@ -54,7 +56,7 @@ class Heartbeat:
         # Process id and host of each; waits until all have said it.
         self.who = [tuple(self.store.get(f"who {number}").decode().split()) for number in range(world)]
         self._seen = dict.fromkeys(range(world), time.monotonic())
-        self._answered, self._told = time.monotonic(), 0.0
+        self._answered, self._told_since = time.monotonic(), 0.0
         self._over = threading.Event()
         targets = (self._exchange, self._watch)
         self._threads = [threading.Thread(target=each, name=each.__name__, daemon=True) for each in targets]
@@ -94,12 +96,12 @@ class Heartbeat:
         while not self._over.wait(BEAT):
             count += 1
             try:
-                self.store.set(f"beat {self.rank}", f"{count} {self.stop.signal}")
+                self.store.set(f"beat {self.rank}", f"{count} {self.stop.arrived()}")
                 for number in range(self.world):
                     if (beat := self.store.get(f"beat {number}").decode()) != last[number]:
                         last[number], self._seen[number] = beat, time.monotonic()
                     if told := int(beat.split()[-1]):
-                        self._told = self._told or time.monotonic()
+                        self._told_since, self.told = self._told_since or time.monotonic(), told
                         self.stop.hear(told)
                 if self.rank and self.store.check(["ended"]):
                     self.store.set(f"ended {self.rank}", "")
@@ -125,7 +127,7 @@ class Heartbeat:
                 gone = [0]
             if gone:
                 self._leave(gone, f"gave no sign of life for {PATIENCE:.0f} s")
-            if self.rank == 0 and self._told and now - self._told > 3 * BEAT and (blocked := self.blocked):
+            if self.rank == 0 and self._told_since and now - self._told_since > 3 * BEAT and (blocked := self.blocked):
                 with suppress(SystemExit):
                     blocked()
                 os._exit(0)  # `blocked` has ended the process

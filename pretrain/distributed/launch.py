@@ -3,12 +3,13 @@
 import atexit
 import ctypes
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list
 
 from pretrain.core.errors import UserError
+from pretrain.distributed.agreement import require_same_settings
 from pretrain.distributed.heartbeat import Heartbeat
 
 GRACE = 30.0  # seconds in which a process's own signal is the one that it heard of from another process
@@ -73,11 +75,12 @@ def join() -> PartialState:
     """This process among those of its launch, for programs that do not train.
 
     Raises:
-        UserError: the launcher started another number of processes than it was asked for.
+        UserError: the launcher started another number of processes than it was asked for, or differing commands.
     """
     state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available())
     _all_there(state.num_processes)
     atexit.register(state.destroy_process_group)
+    require_same_settings({"the command": shlex.join(sys.argv[1:])})
     return state
 
 
@@ -135,6 +138,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.signal, self.since = 0, 0.0
         self._raises, self._grace = False, 0.0
+        self._arrived = 0
 
     @contextmanager
     def raising(self) -> Iterator[None]:
@@ -157,11 +161,28 @@ class StopSignal:
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
         numbers = [number for number in self.SIGNALS if number != signal.SIGHUP or not ignored]
         self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in numbers}
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        for end in self._pipe:
+            os.close(end)
+
+    def arrived(self) -> int:
+        """The signal that told this process to stop, or 0; also while its main thread waits for others in a collective.
+
+        There Python calls no handler.
+        """
+        with suppress(OSError):
+            found = [number for number in os.read(self._pipe[0], 64) if number in self.before]
+            self._arrived = self._arrived or next(iter(found), 0)
+        return self.signal or self._arrived
 
     def _note(self, number: int, _: object) -> None:
         if not self.signal:

@@ -51,7 +51,7 @@ def train(
     accelerator = launch.start(config.output_dir, config.precision, config.tracker)
     settings = flat(vars(config) | config.to_dict() | {"output_dir": config.output_dir})
     del settings["data.source"]  # a path of this machine; what is there is compared in `setup`
-    require_same_settings(settings)
+    require_same_settings({f"--{name.replace('_', '-')}": value for name, value in settings.items()})
     with launch.StopSignal() as stop, launch.heartbeat(accelerator, stop) as heartbeat:
         run = setup(config, adapter, model, source, accelerator, stop, evaluators, draw)
         run.heartbeat, heartbeat.where = heartbeat, run.where

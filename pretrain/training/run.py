@@ -226,7 +226,8 @@ class Run:
         if self.is_main:
             self.writer.save(self.state.step, state, self.reporter.metrics.flush)
             self.writer.report(must=True)
-            self._say_stopped(self.stop.signal or signal.SIGTERM, f"in the evaluation after epoch {epoch}")
+            told = self.heartbeat.told if self.heartbeat is not None else 0
+            self._say_stopped(self.stop.signal or told, f"in the evaluation after epoch {epoch}")
         if self.heartbeat is not None:
             self.heartbeat.end_all(STOPPED)
         raise SystemExit(STOPPED)

@@ -65,7 +65,7 @@ def test_what_differs_is_named_on_both_ranks(tmp_path: Path) -> None:
         worker.join(30)
     assert one == other
     for case in range(CASES):
-        differing = sorted(f"--{name.replace('_', '-')} is" for name in _settings(case, 0, tmp_path)[1])
+        differing = sorted(f"{name} is" for name in _settings(case, 0, tmp_path)[1])
         assert bool(one[case]) == bool(differing), case
         assert all(name in one[case] for name in differing[:SHOWN])
     for case in range(CASES):
