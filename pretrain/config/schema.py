@@ -8,38 +8,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pretrain.config import registry
+from pretrain.config.limits import require_in_range
 
 # Settings of one launch: they are given on the command line only, because a recipe or a run may come from elsewhere.
 LAUNCH_ONLY = ("resume", "overwrite", "tracker", "push_to_hub")
-
-# Largest whole numbers: beyond them nothing fails, a run just never gets anywhere.
-MAX_INTEGER = 10**9
-MAXIMA = {
-    "seed": 2**63 - 1,
-    "epochs": 10**7,
-    "batch_size": 10**7,
-    "micro_batch": 10**7,
-    "data.size": 2**16,
-    "data.limit": 10**12,
-    "data.workers": 1024,
-    "evaluate.images": 10_000,
-    "evaluate.steps": 100_000,
-    "evaluate.seeds": 10_000,
-    "adapter.timesteps": 10**6,
-    "model.channels": 2**16,
-    "model.layers": 1000,
-    "model.patch": 2**16,
-    **{f"model.{prefix}{name}": 2**16 for prefix in ("", "decoder_") for name in ("width", "heads")},
-    **{f"model.{prefix}depth": 1000 for prefix in ("", "decoder_")},
-}
-
-
-def _require_in_range(settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        largest = MAXIMA.get(name, MAX_INTEGER)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and abs(number) > largest:
-                raise ValueError(f"{name} must be at most {largest:,}, got {number}")
 
 
 def _require(good: bool, name: str, allowed: str, given: object) -> None:
@@ -307,7 +279,7 @@ class Config:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _require_in_range(flat(self.to_dict()))
+        require_in_range(flat(self.to_dict()))
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         number = self.micro_batch if isinstance(self.micro_batch, int) else 1

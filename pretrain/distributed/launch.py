@@ -15,15 +15,22 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
 
 from pretrain.core.errors import UserError
 from pretrain.distributed.agreement import require_same_settings
 from pretrain.distributed.heartbeat import Heartbeat
 
+ATTEMPT = "attempt://"
 GRACE = 30.0  # seconds in which a process's own signal is the one that it heard of from another process
 
 
@@ -60,6 +67,7 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=tracker,
             project_config=folder,
+            kwargs_handlers=[InitProcessGroupKwargs(init_method=ATTEMPT)] if _restarted() else None,
         )
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
@@ -77,11 +85,30 @@ def join() -> PartialState:
     Raises:
         UserError: the launcher started another number of processes than it was asked for, or differing commands.
     """
-    state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available())
+    state = PartialState(
+        cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(),
+        **({"init_method": ATTEMPT} if _restarted() else {}),
+    )
     _all_there(state.num_processes)
     atexit.register(state.destroy_process_group)
     require_same_settings({"the command": shlex.join(sys.argv[1:])})
     return state
+
+
+def _restarted() -> bool:
+    """Whether torchrun started these processes again; then they meet by `ATTEMPT`."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def _meet(url: str, **settings: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+    """Meet as usual, but under keys of this attempt: in torchrun's store there are still those of the one before."""
+    for store, rank, world in torch.distributed.rendezvous("env://", **settings):
+        prefix = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        yield torch.distributed.PrefixStore(prefix, store), rank, world
+
+
+with suppress(RuntimeError):  # registered already
+    torch.distributed.register_rendezvous_handler("attempt", _meet)
 
 
 def _end_with_the_launcher() -> None:

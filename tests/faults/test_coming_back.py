@@ -233,7 +233,10 @@ def test_a_log_that_was_cut_is_reported_and_its_whole_lines_stay(tmp_path: Path)
         log.write("epoch", epoch=99)
         *older, last = MetricsLog(path, writes=False).read("epoch")
         assert last["epoch"] == 99 and log.read("epoch") == [*older, last]
-        assert all(json.dumps({"kind": "epoch"} | record) + "\n" in b"".join(lines).decode(errors="replace") for record in older)
+        assert all(
+            json.dumps({"kind": "epoch"} | record) + "\n" in b"".join(lines).decode(errors="replace")
+            for record in older
+        )
 
 
 def test_images_that_vanish_end_the_run_or_are_reported(pictures: Path, tmp_path: Path, capsys) -> None:

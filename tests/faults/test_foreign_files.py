@@ -17,7 +17,8 @@ from programs import common, refused, train
 from pretrain.checkpoint import run_dir, storage
 from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import parse
-from pretrain.config.schema import LAUNCH_ONLY, MAXIMA
+from pretrain.config.limits import MAXIMA
+from pretrain.config.schema import LAUNCH_ONLY
 from pretrain.core import files
 from pretrain.core.errors import UserError
 from pretrain.export import export

@@ -1,0 +1,39 @@
+"""The largest whole numbers of settings: beyond them nothing fails, a run just never gets anywhere."""
+
+from typing import Any
+
+MAX_INTEGER = 10**9
+MAXIMA = {
+    "seed": 2**63 - 1,
+    "epochs": 10**7,
+    "batch_size": 10**7,
+    "micro_batch": 10**7,
+    "data.size": 2**16,
+    "data.limit": 10**12,
+    "data.workers": 1024,
+    "evaluate.images": 10_000,
+    "evaluate.steps": 100_000,
+    "evaluate.seeds": 10_000,
+    "adapter.timesteps": 10**6,
+    "model.channels": 2**16,
+    "model.layers": 1000,
+    "model.patch": 2**16,
+    **{f"model.{prefix}{name}": 2**16 for prefix in ("", "decoder_") for name in ("width", "heads")},
+    **{f"model.{prefix}depth": 1000 for prefix in ("", "decoder_")},
+}
+
+
+def require_in_range(settings: dict[str, Any]) -> None:
+    """Check the whole numbers among settings.
+
+    Args:
+        settings: by dotted name.
+
+    Raises:
+        ValueError: one is too large.
+    """
+    for name, value in settings.items():
+        largest = MAXIMA.get(name, MAX_INTEGER)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > largest:
+                raise ValueError(f"{name} must be at most {largest:,}, got {number}")
