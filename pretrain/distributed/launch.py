@@ -30,7 +30,6 @@ from pretrain.core.errors import UserError
 from pretrain.distributed.agreement import require_same_settings
 from pretrain.distributed.heartbeat import Heartbeat
 
-ATTEMPT = "attempt://"
 GRACE = 30.0  # seconds in which a process's own signal is the one that it heard of from another process
 
 
@@ -57,6 +56,7 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
                 f"accelerate was told to use {way}, which shards the model; here it has to fit each device: start it "
                 "without, and save memory by --gradient-checkpointing and --micro-batch auto"
             )
+    meeting: dict[str, Any] = _meeting()
     folder = ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers"))
     try:
         accelerator = Accelerator(
@@ -67,7 +67,7 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=tracker,
             project_config=folder,
-            kwargs_handlers=[InitProcessGroupKwargs(init_method=ATTEMPT)] if _restarted() else None,
+            kwargs_handlers=[InitProcessGroupKwargs(**meeting)] if meeting else None,
         )
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
@@ -95,20 +95,23 @@ def join() -> PartialState:
     return state
 
 
-def _restarted() -> bool:
-    """Whether torchrun started these processes again; then they meet by `ATTEMPT`."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def _meeting() -> dict[str, str]:
+    """Arguments of `init_process_group` for processes that torchrun started again; none for others.
 
+    They meet under keys of this attempt: torchrun's store still has those of the attempt before, and a process that
+    reads them waits for one that is gone.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return {}
 
-def _meet(url: str, **settings: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
-    """Meet as usual, but under keys of this attempt: in torchrun's store there are still those of the one before."""
-    for store, rank, world in torch.distributed.rendezvous("env://", **settings):
-        prefix = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
-        yield torch.distributed.PrefixStore(prefix, store), rank, world
+    def meet(url: str, **settings: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+        for store, rank, world in torch.distributed.rendezvous("env://", **settings):
+            yield torch.distributed.PrefixStore(f"attempt {attempt}", store), rank, world
 
-
-with suppress(RuntimeError):  # registered already
-    torch.distributed.register_rendezvous_handler("attempt", _meet)
+    with suppress(RuntimeError):  # registered already
+        torch.distributed.register_rendezvous_handler("attempt", meet)
+    return {"init_method": "attempt://"}
 
 
 def _end_with_the_launcher() -> None:
