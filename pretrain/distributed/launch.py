@@ -85,10 +85,7 @@ def join() -> PartialState:
     Raises:
         UserError: the launcher started another number of processes than it was asked for, or differing commands.
     """
-    state = PartialState(
-        cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(),
-        **({"init_method": ATTEMPT} if _restarted() else {}),
-    )
+    state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(), **_meeting())
     _all_there(state.num_processes)
     atexit.register(state.destroy_process_group)
     require_same_settings({"the command": shlex.join(sys.argv[1:])})
