@@ -125,6 +125,7 @@ class Lock:
             os.ftruncate(self.handle, 0)
             os.pwrite(self.handle, f"{this}\n".encode(), 0)
         hold(folder)
+        self.holds = True
 
     def _close_directory(self) -> None:
         directory, self.directory = getattr(self, "directory", None), None
@@ -135,6 +136,7 @@ class Lock:
         self._close_directory()
         if hasattr(self, "handle"):
             os.close(self.handle)
+        if hasattr(self, "holds"):  # not one that was refused
             release(self.folder)
 
 
