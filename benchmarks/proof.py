@@ -26,7 +26,7 @@ from rich.console import Console
 
 MEASURES = {"samples_used": "images visited", "flops": "training FLOPs", "seconds": "seconds of training"}
 BASELINE = ("full", "shortened")  # families whose points are ordinary training
-LEVELS = "heldout_loss_by_level"
+LEVELS = "validation_loss_by_level"
 PREDICTED = "gradient_variance.json"  # what gradient_variance.py wrote, if it is there
 DRAWS = 4000
 
@@ -201,7 +201,7 @@ def cost_of_full(draw: Callable[[Arm], np.ndarray], arms: Sequence[Arm], family:
 
 def by_level(arms: Sequence[Arm]) -> list[list[str]]:
     """Each arm's loss by level over that of ordinary training at the same number of visits, in percent more."""
-    curve = [arm for arm in curve_of(arms, "heldout_loss", "samples_used") if arm.levels is not None]
+    curve = [arm for arm in curve_of(arms, "validation_loss", "samples_used") if arm.levels is not None]
     if not curve:
         return []
     cost = [point.cost["samples_used"] for point in curve]
@@ -246,7 +246,7 @@ def report(folder: Path) -> str:
     """Write `table.md`, `table.csv` and `figure.png` from the records in a folder, and return the first."""
     records = read(folder)
     arms = arms_of(records)
-    metrics = sorted({metric for arm in arms for metric in arm.quality}, key=lambda m: (m != "heldout_loss", m))
+    metrics = sorted({metric for arm in arms for metric in arm.quality}, key=lambda m: (m != "validation_loss", m))
     full = next((arm for arm in arms if arm.name == "full"), arms[0])
     rows: list[dict[str, str]] = []
     draws = {metric: redrawn(arms, metric) for metric in metrics}
@@ -286,7 +286,7 @@ def report(folder: Path) -> str:
     if levels := by_level(arms):
         count = len(levels[0]) - 1
         bins = [f"{n / count:.2f}–{(n + 1) / count:.2f}" for n in range(count)]
-        text += "\n## Held-out loss by level, against ordinary training of the same number of visits\n\n"
+        text += "\n## Validation loss by level, against ordinary training of the same number of visits\n\n"
         text += markdown(["arm", *bins], levels)
     (folder / "table.md").write_text(text)
     figure(arms, metrics, folder / "figure.png")

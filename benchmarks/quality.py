@@ -1,4 +1,4 @@
-"""How good a trained run is, beyond its held-out loss: a Fréchet distance, a linear probe.
+"""How good a trained run is, beyond its validation loss: a Fréchet distance, a linear probe.
 
 The Fréchet distance needs features. Where no Inception weights are given, they come from a small classifier
 that is trained here on the run's own data set, so nothing is downloaded: it ranks runs on that data set, and

@@ -36,7 +36,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "heldout": Metric("heldout_loss"),
+    "loss": Metric("validation_loss"),
     "fid": Metric("fid", "images", package="torch-fidelity"),
     "kid": Metric("fid", "images", package="torch-fidelity"),
     "precision-recall": Metric("fid", "images", package="torch-fidelity"),
@@ -70,13 +70,13 @@ def _lacks(name: str, subject: "EvalContext") -> str:
 
 
 def evaluators(names: Sequence[str], subject: "EvalContext") -> list[Evaluator]:
-    """The evaluators of some metrics; of none: the held-out loss, and k-NN accuracy where that is to be had.
+    """The evaluators of some metrics; of none: the validation loss, and k-NN accuracy where that is to be had.
 
     Raises:
         UserError: there is no such metric, or it is not to be had of this model, data or installation.
     """
     flag = f"{subject.flag}metrics"
-    names = names or [name for name in ("heldout", "knn") if name in allowed(subject)]
+    names = names or [name for name in ("loss", "knn") if name in allowed(subject)]
     for name in names:
         if name not in METRICS:
             near = get_close_matches(name, METRICS, 1, 0.4)

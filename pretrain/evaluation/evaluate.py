@@ -1,6 +1,6 @@
 """Measure a trained run.
 
-    pretrain evaluate RUN --metrics heldout,knn
+    pretrain evaluate RUN --metrics loss,knn
 
 What may be measured follows from the run's objective; docs/evaluating.md says how each metric is. Under torchrun or
 `accelerate launch` the processes share the work and come to the same numbers.

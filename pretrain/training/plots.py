@@ -30,14 +30,14 @@ def _drawn(figure: Any) -> Tensor:
 
 
 def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
-    """The held-out loss over the levels: before training, in between, and now.
+    """The validation loss over the levels: before training, in between, and now.
 
     Args:
         evaluations: as the journal has them, oldest first; a level without a loss is left out.
     """
     figure = _figure(6.0, 3.6)
     axes = figure.subplots()
-    every = [(record["epoch"], record["heldout_loss_by_level"]) for record in evaluations]
+    every = [(record["epoch"], record["validation_loss_by_level"]) for record in evaluations]
     for number, (epoch, losses) in enumerate(every):
         last = number == len(every) - 1
         name = "before training" if epoch == 0 else f"after epoch {epoch}" if last else None
@@ -50,7 +50,7 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.set(xlim=(0, 1), xlabel="level (0: least noise or mask, 1: most)", ylabel="held-out loss")
+    axes.set(xlim=(0, 1), xlabel="level (0: least noise or mask, 1: most)", ylabel="validation loss")
     axes.spines[["top", "right"]].set_visible(False)
     if every:  # none is left of a run whose folder was removed
         axes.legend(frameon=False)

@@ -88,7 +88,7 @@ class Reporter:
             return
         if picture is not None:
             self.picture("pictures", picture, step, f"epoch-{epoch:04d}")
-        if "heldout_loss_by_level" in found:
+        if "validation_loss_by_level" in found:
             self.picture("loss-by-level", plots.loss_by_level(self.metrics.read("evaluation")), step)
         said = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.say(f"epoch {epoch}/{self.config.epochs}  {said}")

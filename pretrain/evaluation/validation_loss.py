@@ -14,13 +14,13 @@ DRAWS = 2  # visits of one image, evenly apart on the level axis
 BINS = 8  # of the level axis, for the loss by level
 
 
-def make(subject: EvalContext, names: list[str]) -> "HeldOutLoss":
+def make(subject: EvalContext, names: list[str]) -> "ValidationLoss":
     """The evaluator of this file's metric."""
-    return HeldOutLoss(subject.adapter, subject.source.test)
+    return ValidationLoss(subject.adapter, subject.source.test)
 
 
 @dataclass(frozen=True)
-class HeldOutLoss:
+class ValidationLoss:
     """Mean loss of held-out images on a fixed grid of levels and noises, and its mean by level.
 
     The draws are the same for every model, run and seed, so two models differ by what they are, not by luck.
@@ -49,4 +49,4 @@ class HeldOutLoss:
         bin = (level * BINS).long().clamp(max=BINS - 1)
         total, count = (torch.bincount(bin, weight, BINS) for weight in (loss, torch.ones_like(loss)))
         by_level = [(t / n).item() if n else None for t, n in zip(total, count, strict=True)]
-        return {"heldout_loss": loss.mean().item(), "heldout_loss_by_level": by_level}
+        return {"validation_loss": loss.mean().item(), "validation_loss_by_level": by_level}
