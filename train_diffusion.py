@@ -16,7 +16,7 @@ def main(config: Config) -> None:
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
-    from pretrain.evaluation.previews import Generated
+    from pretrain.evaluation.previews import GeneratedImages
     from pretrain.export import hub
     from pretrain.export.export import export_model
     from pretrain.export.publish import publish
@@ -32,9 +32,11 @@ def main(config: Config) -> None:
         )
     classes = source.classes if config.class_conditional else 0
     adapter, model, shown = config.component("adapter"), build_model(config, source.shape, classes), config.evaluate
-    subject = EvalContext(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
+    subject = EvalContext(adapter, source, classes, hasattr(model, "encoder"), shown, during_training=True)
     vae = source.autoencoder
-    picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed, vae)
+    picture = GeneratedImages(
+        adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed, vae
+    )
     run, summary = train(
         config,
         adapter,

@@ -17,10 +17,10 @@ def main(config: Config) -> None:
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
-    from pretrain.evaluation.previews import Reconstructed
+    from pretrain.evaluation.previews import Reconstructions
     from pretrain.export import hub
     from pretrain.export.export import export_model
-    from pretrain.export.from_encoder import start_from
+    from pretrain.export.mae_weights import start_from
     from pretrain.export.publish import publish
     from pretrain.training.loop import train
 
@@ -37,14 +37,14 @@ def main(config: Config) -> None:
     if (init := getattr(config.model, "init", None)) and not config.resume:
         said = start_from(model, Path(init).expanduser(), config.model.encoder)
         Display(os.environ.get("RANK", "0") == "0").say(said)
-    subject = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")
+    subject = EvalContext(adapter, source, 0, True, config.evaluate, during_training=True)
     run, summary = train(
         config,
         adapter,
         model,
         source,
         evaluators=evaluators(config.evaluate.metrics, subject),
-        draw=Reconstructed(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None,
+        draw=Reconstructions(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None,
     )
     publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder))
 

@@ -40,7 +40,7 @@ import train_mae
 from pretrain.adapters import Generative
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
-from pretrain.config import registry
+from pretrain.config import registry, trusted_code
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, exit_on_user_error
@@ -244,6 +244,7 @@ def main(line: Sequence[str] | None = None) -> None:
     for _, config, _ in every:  # refuse before anything runs
         registry.policy(config.policy)
     if comparison.features:
+        trusted_code.trust_features(comparison.features)
         load(comparison.features)
     if "WORLD_SIZE" in os.environ:  # together from the first decision on
         PartialState(cpu=not torch.cuda.is_available())

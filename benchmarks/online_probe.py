@@ -36,7 +36,7 @@ def main(config: Path, steps: int = 60) -> None:
     source = open_data(made.data, 0)
     adapter, model = made.component("adapter"), build_model(made, source.shape, source.classes)
     optimizer = adamw(model, made.optim)
-    probe = OnlineProbe(EvalContext(adapter, source, 0, True, made.evaluate, "--evaluate."))
+    probe = OnlineProbe(EvalContext(adapter, source, 0, True, made.evaluate, during_training=True))
     batch = on_device(next(source.train.batches(range(made.batch_size), made.batch_size)), torch.device("cpu"))
     spent = {True: 0.0, False: 0.0}
     probe.attach(model, torch.device("cpu"))

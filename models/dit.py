@@ -84,7 +84,7 @@ def angles(grid: tuple[int, int], width: int) -> Tensor:
     Frequencies 100^(-4 i / width), i below width / 4: axial RoPE (Heo et al. 2024, "Rotary position embedding for
     vision transformer", section 3.2).
     """
-    frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    frequency = 100.0 ** -(torch.arange(width // 4).float() / (width // 4))
     row, column = (torch.outer(torch.arange(n).float(), frequency) for n in grid)
     return torch.cat([row.repeat_interleave(grid[1], dim=0), column.repeat(grid[0], 1)], dim=1)
 

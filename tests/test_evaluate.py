@@ -97,8 +97,8 @@ def test_a_level_that_no_image_is_at_has_no_loss(flow: Path, capsys) -> None:
 
 def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert [*evaluate(mae, "--metrics", "knn")] == ["knn_accuracy"]
-    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? There are loss, ")
-    assert "a model of Flow has no encoder; of this run there are loss" in refused(flow, "-m", "loss,knn")
+    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? The metrics are loss, ")
+    assert "a model of Flow has no encoder; available for this run: loss" in refused(flow, "-m", "loss,knn")
 
 
 def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path, tmp_path: Path) -> None:
@@ -135,10 +135,9 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         raise URLError("Name or service not known")
 
     monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", offline)
-    assert (
-        "can't be fetched (Name or service not known); bring them from elsewhere and name the file: inception=FILE"
-        in (refused(flow, "-m", "fid", "--features", "inception"))
-    )
+    message = refused(flow, "-m", "fid", "--features", "inception")
+    assert "can't be downloaded (Name or service not known); copy them from" in message
+    assert message.endswith("give the file: inception=PATH")
     assert "a feature network is small, inception" in refused(flow, "-m", "fid", "--features", "incption")
 
 
@@ -150,7 +149,7 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         ("--num-images abc", "--num-images must be a whole number, got 'abc'"),
         ("--nn 3", "Unrecognized options: --nn, 3"),
         ("--reference=", "reference must be images, got an empty name"),
-        ("--max-reference 2", "2 images to compare with are too few"),
+        ("--max-reference 2", "there are 2 reference images, and at least 4 are needed"),
         ("--guidance 2", "--guidance 2 needs a model that knows images"),
         ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
     ],
@@ -198,22 +197,22 @@ def test_a_linear_probe_is_the_logistic_regression_of_exported_features() -> Non
 
 
 def test_probes_and_fine_tuning_learn_and_leave_the_model_alone(mae: Path, monkeypatch) -> None:
-    subject = opened(mae, probe_epochs=2, seeds=2)
+    context = opened(mae, probe_epochs=2, seeds=2)
     model = load_run(mae).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(1)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     names = ["linear-probe", "attentive-probe", "finetune"]
     found: dict[str, float] = {}
-    for evaluator in evaluators(names, subject):
+    for evaluator in evaluators(names, context):
         found |= evaluator(model)
     assert {f"{name.replace('-', '_')}_accuracy" for name in names} < found.keys()
     assert all(0 <= value <= 1 for value in found.values()) and "finetune_accuracy_std" in found
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
-    seen = subject.source._replace(test=subject.source.train)  # that anything is learned shows in what was seen
-    monkeypatch.setattr(heads, "TUNINGS", (heads.Tuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small one
+    seen = context.source._replace(test=context.source.train)  # that anything is learned shows in what was seen
+    monkeypatch.setattr(heads, "FINE_TUNING", (heads.FineTuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small one
     again = dataclasses.replace(opened(mae, probe_epochs=20), source=seen)
     assert min(finetune.make(again, ["finetune", "attentive-probe"]).measure(model, 0).values()) > 0.7
 
@@ -223,7 +222,7 @@ def test_a_classifier_to_be_tuned_is_the_encoder_under_a_mean_a_norm_and_a_head(
     config = MAEConfig(name, patch=4, width=32, depth=3, heads=2)
     encoder: Any = config.build((1, 12, 16), 0).encoder
     before, image = copy.deepcopy(encoder), torch.randn(5, 1, 12, 16)
-    network: Any = heads.tunable(encoder, 7).eval()
+    network: Any = heads.as_classifier(encoder, 7).eval()
     tokens = before.norm_pre(before._pos_embed(before.patch_embed(image)))
     patches = before.blocks(tokens)[:, before.num_prefix_tokens :].mean(dim=1)
     last = before.norm if isinstance(before.fc_norm, torch.nn.Identity) else before.fc_norm
@@ -240,11 +239,11 @@ def test_a_classifier_to_be_tuned_is_the_encoder_under_a_mean_a_norm_and_a_head(
 
 def test_dropped_paths_belong_to_samples_and_leave_the_mean() -> None:
     path, branch, index = heads.DropPath(0.3), torch.ones(4000, 1, 2), torch.arange(4000)
-    path.draws = SampleRNG(1, 2, index=index)
+    path.rng = SampleRNG(1, 2, index=index)
     dropped = path(branch)
     assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert dropped.mean().item() == pytest.approx(1, abs=4 * (0.3 / 0.7 / 4000) ** 0.5)
-    path.draws = SampleRNG(1, 2, index=index[1::2])  # of another process
+    path.rng = SampleRNG(1, 2, index=index[1::2])  # of another process
     assert torch.equal(path(branch[1::2]), dropped[1::2])
     assert torch.equal(path.eval()(branch), branch)
 
@@ -261,10 +260,10 @@ def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: in
     assert all(each.dtype == torch.float32 and each.abs().max() < 6 for each in made)
     assert all(torch.equal(change(image[None], index[n % 15][None], 0, n // 15)[0], made[n]) for n in range(59, -1, -1))
     assert len({tuple(each.flatten().tolist()) for each in made}) > (30 if channels < 4 else 5)
-    if change.change is not None:
+    if change.rand_augment is not None:
         picture = to_pil_image(((image + 1) * 127.5).round().byte())
         with finetune_augment.seeded(0):
-            for operation in change.change.ops:  # each at its utmost
+            for operation in change.rand_augment.ops:  # each at its utmost
                 operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
                 assert (found := operation(picture)).mode == picture.mode and found.size == picture.size
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
@@ -272,12 +271,12 @@ def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: in
 
 
 def test_probes_need_labels(mae: Path) -> None:
-    subject = opened(mae)
-    bare = subject.source._replace(classes=0)
+    context = opened(mae)
+    bare = context.source._replace(classes=0)
     with pytest.raises(
-        UserError, match=r"--metrics finetune: it needs labels, which the images of .* have not; of this"
+        UserError, match=r"--metrics finetune: it needs labels, and the images of .* have none; available"
     ):
-        evaluators(["finetune"], dataclasses.replace(subject, source=bare))
+        evaluators(["finetune"], dataclasses.replace(context, source=bare))
 
 
 def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
@@ -295,18 +294,18 @@ def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
     assert journal(tmp_path / "run") == whole
     assert torch.equal(final(tmp_path / "run", "online-probe")["sums"], sums)
     assert [*evaluate(tmp_path / "run")] == ["validation_loss", "validation_loss_by_level", "knn_accuracy"]
-    assert "looks on while a model is trained" in refused(tmp_path / "run", "--metrics", "online-probe")
+    assert "observes the training" in refused(tmp_path / "run", "--metrics", "online-probe")
 
 
 def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path) -> None:
-    subject, model = opened(mae), load_run(mae).model
-    probe = online_probe.OnlineProbe(subject)
+    context, model = opened(mae), load_run(mae).model
+    probe = online_probe.OnlineProbe(context)
     probe.attach(model, torch.device("cpu"))
     probe.progress = 0.5
     label, other = torch.arange(400) % 2, torch.randn(400, 16, generator=generator(0))
     for n, rows in enumerate(torch.arange(400).split(50)):
         feature = (label[rows, None] - 0.5) * 3 * torch.eye(16)[3] + other[rows]
-        probe.seen = feature
+        probe.feature = feature
         index = torch.where(rows % 7 == 0, ~rows, rows)  # slots that do not count
         probe.observe(Batch(feature, torch.where(rows % 5 == 0, -1, label[rows]), index, feature), 0.5 + (n + 1) * 1e-6)
     counted = (torch.arange(400) % 7 > 0) & (torch.arange(400) % 5 > 0)

@@ -1,7 +1,7 @@
-"""A .py file is executed if the user has named it, not because a YAML file does.
+"""A .py or TorchScript file is executed if the user has named it, not because a YAML file does.
 
-A recipe or the folder of a run may come from anywhere. An adapter, model or policy that it names is executed if it is
-part of this project, or a file that this user has named on a command line before.
+A recipe or the folder of a run may come from anywhere. An adapter, model, policy or feature network that it names is
+executed if it is part of this project, or a file that this user has named on a command line before.
 """
 
 import os
@@ -38,13 +38,19 @@ def trust(name: str) -> None:
                 file.write(f"{_path(name)}\n")
 
 
+def trust_features(name: str) -> None:
+    """Store that the file of a feature network, PATH or NAME=PATH, was named on a command line."""
+    if Path(path := name.rpartition("=")[2]).is_file():
+        trust(path)
+
+
 def require_trust(name: str, flag: str, source: str) -> None:
     """Raise if the user never named a file that a YAML file names.
 
     Args:
-        name: path of the .py file.
+        name: path of the file.
         flag: by which a command line names it.
-        source: the YAML file.
+        source: the YAML file, or the setting in it.
 
     Raises:
         UserError: the user never named it.
@@ -52,5 +58,5 @@ def require_trust(name: str, flag: str, source: str) -> None:
     if _path(name) not in _trusted():
         raise UserError(
             f"{source} names {_path(name)}, whose code would be executed; read it, and if you trust it, give "
-            f"{flag} {name} once on the command line of a training, or {VARIABLE}={_path(name)} before any command"
+            f"{flag} {name} once on a command line, or {VARIABLE}={_path(name)} before any command"
         )

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from pretrain.core.errors import UserError
@@ -34,7 +33,7 @@ def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path
         model_card.write(config, summary)
         with replacing(config.output_dir / "summary.json") as part:
             part.write_text(json.dumps(summary, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"the model can't be written: {error}; the training is done, --resume writes it") from None
     display.summary(in_words(summary))
     if config.push_to_hub:  # the run is whole whatever becomes of it

@@ -28,7 +28,7 @@ def train(
     source: Source,
     *,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
-    draw: Callable[[nn.Module], Tensor] | None,
+    draw: Callable[[nn.Module], Tensor | None] | None,
 ) -> tuple[Run, dict[str, Any]]:
     """Train and evaluate; resumable at every step, the same run on any number of processes.
 

@@ -68,7 +68,7 @@ class Run:
     snapshots: Snapshots
     reporter: Reporter
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]]
-    draw: Callable[[nn.Module], Tensor] | None
+    draw: Callable[[nn.Module], Tensor | None] | None
     stop: StopSignal
     lock: Lock | None
     flops: int

@@ -43,7 +43,7 @@ def setup(
     accelerator: Any,
     stop: StopSignal,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
-    draw: Callable[[nn.Module], Tensor] | None,
+    draw: Callable[[nn.Module], Tensor | None] | None,
 ) -> Run:
     """Build, restore, distribute, read the data, and take hold of the run's directory; see `train` for the arguments.
 
