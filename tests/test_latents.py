@@ -453,7 +453,7 @@ def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, 
 def test_the_card_names_the_autoencoder_and_the_sheet_shows_images(run: Path, plain: Path) -> None:
     told = json.loads((plain / latents.MANIFEST).read_text())["autoencoder"]
     card = (run / "model" / "README.md").read_text()
-    assert "the `AutoencoderKL` that encoded the images is in this folder and decodes them. SHA-256 of its" in card
+    assert "The `AutoencoderKL` that encoded the training images is in this folder and decodes the latents." in card
     assert f"`{told['sha256']}`" in card
     assert (run / "pictures" / "visits.png").is_file()
 

@@ -31,17 +31,26 @@ def _trusted() -> set[str]:
 
 def trust(name: str) -> None:
     """Store that a file was named on a command line."""
-    if _path(name) not in _trusted():
-        with suppress(OSError):  # without a home directory it holds for this command only
-            _list_file().parent.mkdir(parents=True, exist_ok=True)
-            with _list_file().open("a") as file:
-                file.write(f"{_path(name)}\n")
+    if _path(name) in _trusted():
+        return
+    try:
+        _list_file().parent.mkdir(parents=True, exist_ok=True)
+        with _list_file().open("a") as file:
+            file.write(f"{_path(name)}\n")
+    except OSError:  # without a home directory it holds for this command only
+        os.environ[VARIABLE] = os.pathsep.join([*filter(None, [os.environ.get(VARIABLE)]), _path(name)])
+
+
+def features_file(name: str) -> str:
+    """The path in the setting evaluate.features, which is PATH or NAME=PATH; of a name alone that name."""
+    first, equals, rest = name.partition("=")
+    return rest if equals and "/" not in first and not Path(name).is_file() else name
 
 
 def trust_features(name: str) -> None:
-    """Store that the file of a feature network, PATH or NAME=PATH, was named on a command line."""
-    if Path(path := name.rpartition("=")[2]).is_file():
-        trust(path)
+    """Store that the file of a feature network was named on a command line, if it is one."""
+    if Path(features_file(name)).is_file():
+        trust(features_file(name))
 
 
 def require_trust(name: str, flag: str, source: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretrain.config.trusted_code import require_trust
+from pretrain.config.trusted_code import features_file, require_trust
 from pretrain.core.errors import UserError
 
 SMALL = Path(__file__).parent / "weights" / "fashion_mnist.safetensors"
@@ -92,14 +92,15 @@ def load(name: str, flag: str = "--features") -> Features:
         UserError: the name is unknown, or the file can't be read or is not trusted.
     """
     try:
-        if name == "small" or (name.endswith(".safetensors") and "=" not in name):
+        file = features_file(name)
+        if name == "small" or (name.endswith(".safetensors") and file == name):
             return _small(SMALL if name == "small" else Path(name))
-        if name.endswith(".pt") and "=" not in name:
+        if name.endswith(".pt") and file == name:
             require_trust(name, flag, "the setting evaluate.features")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch deprecates TorchScript
                 return Features(torch.jit.load(name, map_location="cpu"), 3, Path(name).read_bytes())
-        return _of_torch_fidelity(name, flag)
+        return _of_torch_fidelity(name.removesuffix(f"={file}"), file if file != name else "", flag)
     except UserError as error:
         raise UserError(f"{flag} {name}: {error}") from None
     except Exception as error:  # readers of broken files raise exceptions of any type
@@ -114,12 +115,11 @@ def _small(path: Path) -> Features:
     return Features(network, state["body.0.weight"].shape[1], b"small")
 
 
-def _of_torch_fidelity(name: str, flag: str) -> Features:
+def _of_torch_fidelity(name: str, file: str, flag: str) -> Features:
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as EXTRACTORS
     from torch_fidelity.utils import create_feature_extractor
 
-    short, _, file = name.partition("=")
-    full = ABBREVIATIONS.get(short, short)
+    full = ABBREVIATIONS.get(name, name)
     if full not in EXTRACTORS:
         raise UserError(
             f"a feature network is small, inception, {', '.join(EXTRACTORS)} (also as NAME=PATH with the weights of a "
@@ -139,12 +139,12 @@ def _of_torch_fidelity(name: str, flag: str) -> Features:
         except URLError as error:
             raise UserError(
                 f"its weights can't be downloaded ({error.reason}); copy them from another machine and give the file: "
-                f"{short}=PATH"
+                f"{name}=PATH"
             ) from None
     if not Path(file).is_file():
         raise UserError(f"there is no file {file}")
     if full.startswith("dinov2"):
-        raise UserError(f"torch-fidelity can't read the weights of {full} from a file; give {short} alone")
+        raise UserError(f"torch-fidelity can't read the weights of {full} from a file; give {name} alone")
     if full.startswith("clip"):  # its files are TorchScript
         require_trust(file, flag, "the setting evaluate.features")
         return create(file)

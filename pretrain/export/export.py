@@ -81,7 +81,9 @@ def _measured(run: Path, step: int, sigma_rel: float | None) -> tuple[list[dict[
         records = json.loads(file.read_text()) if file.exists() else []
         later = [record for record in records if (record["step"], record.get("sigma_rel")) == (step, sigma_rel)]
         found = {name: value for record in later for name, value in record["found"].items()}
-        notes = {note: None for record in later for note in record.get("notes", [])}  # each once
+        notes = {str(note): None for record in later for note in record.get("notes", [])}  # each once
+        if not all(isinstance(value, int | float | list) for value in found.values()):
+            raise ValueError("a metric's value is no number")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: can't be read ({type(error).__name__}: {error}); repair it or move it away") from None
     evaluations = evaluations or [{}]
