@@ -77,7 +77,7 @@ def main(
         _encode(source, autoencoder, output_dir, data.flip, batch_size, state)
         state.wait_for_everyone()
         if state.is_main_process:
-            Display(True).say(_finish(output_dir, manifest))
+            Display(True).print(_finish(output_dir, manifest))
     except OSError as error:
         raise UserError(f"--output-dir {output_dir}: can't be written to: {error}", local=True) from None
     state.wait_for_everyone()
@@ -133,10 +133,10 @@ def _encode(source: Any, autoencoder: Any, output_dir: Path, flip: bool, batch_s
         if not path.exists():
             left = [(None, index) for index in range(number * SHARD, min((number + 1) * SHARD, len(images)))]
             with RestartingLoader(
-                lambda images=images, left=left: make_loader(images, [*left], batch_size), display.say
+                lambda images=images, left=left: make_loader(images, [*left], batch_size), display.print
             ) as batches:
                 _write(_encoded(images, left, batches, autoencoder, flip, state.device), path)
-            display.say(f"{path} written")
+            display.print(f"{path} written")
 
 
 def _encoded(images: Any, left: list[Any], batches: Any, autoencoder: Any, flip: bool, device: Any) -> Iterator[Any]:

@@ -95,7 +95,7 @@ def main(
         shown = [to_tensor(single / f"{number:05d}.png") for number in range(min(num_images, 144))]
         sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
         write(sheet, folder / "grid.png")
-        Display(True).say(f"{num_images} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
+        Display(True).print(f"{num_images} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
 
 
 def write(image: Any, path: Path) -> None:

@@ -176,9 +176,9 @@ def main(
     except OSError as error:
         raise UserError(f"{run / 'model'}: can't be written to: {error}") from None
     display = Display(True)
-    display.summary(in_words(summary))
+    display.print_summary(in_words(summary))
     if push_to_hub:
-        display.say(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
+        display.print(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
 
 
 def run() -> None:
