@@ -14,7 +14,7 @@ from pretrain.adapters import Batch
 from pretrain.adapters._sampling import check, generate, sampler
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
 from pretrain.distributed.collectives import all_reduce_max, rank_and_world_size
@@ -115,7 +115,7 @@ class Likeness:
 
     def features(self, image: Tensor) -> Tensor:
         """Features [B, D] of images [B, C, H, W] in [-1, 1], brought to 8 bits as files have them."""
-        return self.network(pixels(image).movedim(-1, 1).to(self.network.device))
+        return self.network(to_uint8(image).movedim(-1, 1).to(self.network.device))
 
     def compare(self, made: Tensor) -> dict[str, float]:
         """The metrics of features [n, D]."""

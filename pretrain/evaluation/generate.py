@@ -52,7 +52,7 @@ def main(
     from pretrain.checkpoint.load_run import load_run
     from pretrain.core.console import Display
     from pretrain.core.rng import SampleRNG
-    from pretrain.data.grid import grid, pixels
+    from pretrain.data.grid import grid, to_uint8
     from pretrain.distributed import launch
 
     for name, value, least in (
@@ -88,7 +88,7 @@ def main(
         given = which % classes if classes else torch.full_like(which, -1)
         given = given if label is None else torch.full_like(which, label)
         made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler, autoencoder=vae)
-        for number, image in zip(which.tolist(), pixels(made), strict=True):
+        for number, image in zip(which.tolist(), to_uint8(made), strict=True):
             write(image, single / f"{number:05d}.png")
     state.wait_for_everyone()
     if state.is_main_process:

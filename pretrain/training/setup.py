@@ -18,7 +18,7 @@ from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.data.fingerprint import changed, fingerprints
+from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
 from pretrain.data.preload import preload
 from pretrain.data.sources import Source
@@ -222,7 +222,7 @@ def check_data(path: Path, state: storage.State, now: dict[str, Tensor], source:
             "latents of another autoencoder" if made_by and source.made_by else "no latents" if made_by else "latents"
         )
         raise UserError(f"--resume {path}: --data {given} holds {kind} now; bring back what the run began with")
-    if what := changed(state.tensors["data"], now, source):
+    if what := describe_changes(state.tensors["data"], now, source):
         raise UserError(
             f"--resume {path}: the data set has changed: {what}; scores belong to images by their number, "
             "so bring it back, or start anew"
