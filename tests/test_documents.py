@@ -16,14 +16,14 @@ def blocks(document: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S)
 
 
-@pytest.mark.parametrize("document", ["docs/adapters.md", "README.md"])
+@pytest.mark.parametrize("document", ["docs/objectives.md", "README.md"])
 def test_the_adapter_that_is_shown_trains(document: str, tmp_path: Path, pictures: Path, program) -> None:
     (code,) = (block for block in blocks(document) if "class" in block)
     if document == "README.md":  # shown without its imports
         head = "from dataclasses import dataclass\nfrom einops import reduce\nfrom pretrain.adapters import Losses\n"
         code = head + code
     (tmp_path / "mine.py").write_text(code)
-    more = ["--adapter.delta", "0.3"] if document == "docs/adapters.md" else []
+    more = ["--adapter.delta", "0.3"] if document == "docs/objectives.md" else []
     words = ["--data", pictures, "--adapter", "mine.py", *more, "--infobatch", "--epochs", 3, "--batch-size", 8]
     done = program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
     assert "Flow on 43 images" in done.stdout
@@ -66,12 +66,12 @@ def test_the_loop_that_is_shown_trains() -> None:
 
 
 def test_every_file_that_is_linked_is_there() -> None:
-    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert link.startswith("http") or (document.parent / link).exists(), (document, link)
 
 
 def test_every_test_that_is_named_is_there() -> None:
-    named = {name for path in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    named = {name for path in (ROOT / "docs").rglob("*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert named and not {name for name in named if f"def {name}(" not in tests}
