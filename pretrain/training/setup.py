@@ -27,7 +27,7 @@ from pretrain.distributed.launch import StopSignal
 from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
 from pretrain.training.nan_guard import NanGuard
-from pretrain.training.optim import adamw
+from pretrain.training.optim import build_optimizer
 from pretrain.training.reporter import Reporter
 from pretrain.training.run import Run
 from pretrain.training.state import Observer, TrainState
@@ -62,7 +62,7 @@ def setup(
     state = TrainState(
         model,
         EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
-        adamw(model, config.optim),
+        build_optimizer(model, config.optim),
         infobatch,
         NanGuard(infobatch, source.train, device),
         accelerator.scaler,
