@@ -61,7 +61,7 @@ def test_the_loop_that_is_shown_trains() -> None:
     }
     exec(code, scope)
     infobatch: InfoBatch = scope["infobatch"]
-    assert infobatch.progress == 1 and infobatch.visited < 100 * 40
+    assert infobatch.progress == 1 and infobatch.samples_used < 100 * 40
     assert torch.nn.functional.cross_entropy(model(x), (x.sum(1) > 0).long()) < 0.3
 
 
