@@ -81,9 +81,12 @@ class Muon(torch.optim.AdamW):
             updates = []
             for parameter in parameters:
                 gradient: Any = parameter.grad
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                momentum.lerp_(gradient, 1 - MOMENTUM)
-                updates.append(gradient.lerp(momentum, MOMENTUM).view(rows, columns))  # Nesterov's
+                state = self.state[parameter]
+                if not state:
+                    state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(parameter))  # AdamW expects `step`
+                state["step"] += 1
+                state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+                updates.append(gradient.lerp(state["momentum"], MOMENTUM).view(rows, columns))  # Nesterov's
                 parameter.grad = None  # so that AdamW's step leaves it alone
             scale = -group["lr"] * 0.2 * math.sqrt(max(rows, columns))
             for parameter, update in zip(parameters, orthogonalized(torch.stack(updates)), strict=True):

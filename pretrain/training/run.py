@@ -37,7 +37,8 @@ class Run:
 
     Attributes:
         config: the settings.
-        adapter: turns the model and a batch into losses.
+        adapter: the objective as it is evaluated.
+        objective: the same as it is trained: called with model, batch and random numbers, returns `Losses`.
         source: the data.
         accelerator: accelerate's.
         model: the network as it is called in training: compiled, distributed.
@@ -58,6 +59,7 @@ class Run:
 
     config: Config
     adapter: Adapter
+    objective: Adapter
     source: Source
     accelerator: Any
     model: nn.Module

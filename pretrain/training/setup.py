@@ -28,6 +28,7 @@ from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
 from pretrain.training.nan_guard import NanGuard
 from pretrain.training.optim import build_optimizer
+from pretrain.training.references import with_references
 from pretrain.training.reporter import Reporter
 from pretrain.training.run import Run
 from pretrain.training.state import Observer, TrainState
@@ -56,7 +57,8 @@ def setup(
         resumed = run_dir.resume_from(config)
     display = Display(main)
     infobatch = build_infobatch(config, len(source.train), display.say)
-    cost = profile_objective(config, adapter, model, source)
+    objective = with_references(config, adapter, source, device, display.say)
+    cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     state = TrainState(
@@ -83,7 +85,7 @@ def setup(
     with raise_on_all_ranks():  # before it is tried how many images the rest of the memory holds
         state.seconds += preload(source.train, device, display.say, lambda: bool(stop.signal))
     if config.micro_batch == "auto":
-        micro_batch = _tried(config, adapter, model, state, accelerator, micro_batch)
+        micro_batch = _tried(config, objective, model, state, accelerator, micro_batch)
         display.say(f"--micro-batch auto: {micro_batch} images at once")
     lock = _directory(config, resumed, main)
     reporter = Reporter(
@@ -92,6 +94,7 @@ def setup(
     run = Run(
         config,
         adapter,
+        objective,
         source,
         accelerator,
         model,
