@@ -2,7 +2,7 @@
 
     pretrain evaluate RUN --metrics heldout,knn
 
-What may be measured follows from the run's objective; docs/evaluating.md says how each metric is. Under torchrun or
+What may be measured follows from the run's objective; docs/evaluation.md says how each metric is. Under torchrun or
 `accelerate launch` the processes share the work and come to the same numbers.
 """
 
