@@ -27,7 +27,7 @@ def run(infobatch: InfoBatch, losses: Tensor, batch_size: int = 7) -> Iterator[t
             infobatch(losses[index], index)
 
 
-# -- law 1: unbiased; the rest of it is in tests/test_policies.py ----------------------------------
+# -- law 1: unbiased; the rest of it is in tests/infobatch/test_policies.py ----------------------------------
 
 
 def test_the_loss_is_divided_by_the_number_of_samples_never_by_the_weights() -> None:
