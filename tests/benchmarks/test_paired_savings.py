@@ -1,25 +1,13 @@
-"""The instruments in benchmarks/: what they tell of made-up runs whose truth is known, and whole comparisons."""
+"""benchmarks/proof.py: cost ratios of generated runs whose true ratio is known."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import compare
-import gradient_variance
 import numpy as np
 import proof
 import pytest
-import score_signal
-import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pretrain.core.errors import exit_on_user_error
 
 COSTS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45)
 
@@ -112,146 +100,3 @@ def test_the_table_is_made_from_the_records_alone(tmp_path: Path) -> None:
     assert float(saved.split("|")[2].split()[0]) == pytest.approx(1 / 1.1, abs=0.02)
     (tmp_path / "table.md").unlink()
     assert proof.report(tmp_path) == text
-
-
-# -- score_signal.py -------------------------------------------------------------------------------
-
-
-def losses(level: float, sample: float, both: float, draw: float, shape=(400, 16, 8)) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    s, u, r = shape
-    parts = (1, u, 1), (s, 1, 1), (s, u, 1), (s, u, r)
-    sizes = level, sample, both, draw
-    return 10 + sum(size * rng.standard_normal(part) for size, part in zip(sizes, parts, strict=True))
-
-
-def test_shares_of_the_variance_are_what_they_are() -> None:
-    x = losses(3.0, 1.0, 0.5, 2.0)
-    level = x.mean((0, 2)).var(ddof=1)  # of these 16 levels
-    parts = np.array([level, 1.0, 0.25, 4.0])
-    assert [*score_signal.shares(x).values()] == pytest.approx(parts / parts.sum(), abs=0.03)
-
-
-def test_the_correlation_of_k_visits_is_spearman_and_browns() -> None:
-    found = score_signal.correlations(losses(0, 1.0, 0, 2.0), (1, 4, 10))
-    alone = 1 / (1 + 4)  # share of one visit's variance that is the sample's
-    expected = [(k * alone / (1 + (k - 1) * alone)) ** 0.5 for k in (1, 4, 10)]
-    assert [*found.values()] == pytest.approx(expected, abs=0.04)
-
-
-def test_who_decides_is_told() -> None:
-    assert score_signal.decided_by_level(losses(5.0, 0, 0, 0.01)) > 0.95
-    assert score_signal.decided_by_level(losses(0, 1.0, 0, 1.0)) < 0.01
-
-
-# -- gradient_variance.py --------------------------------------------------------------------------
-
-
-def test_the_predicted_variance_is_that_of_the_estimate() -> None:
-    """Against the thing itself: epochs of a made-up problem, each sample kept or not, at a level drawn or not."""
-    rng = torch.Generator().manual_seed(0)
-    s, d, width = 60, 32, 5
-    level = (torch.arange(d) / d + 0.5 / d).expand(s, -1).double()
-    size = (0.2 + 3 * level) * (0.3 + torch.rand(s, 1, generator=rng).double())
-    g = size[..., None] * torch.randn(s, d, width, generator=rng).double() + 0.5
-    square = g.square().sum(-1)[..., None].expand(-1, -1, 2)
-    mean = g.mean((0, 1)).square().sum().expand(2)
-    visits = gradient_variance.Visits(torch.arange(s), level, size, square, mean, mean)
-    keep = 0.2 + 0.8 * torch.rand(s, generator=rng).double()
-    density = torch.tensor([0.3, 0.8, 1.2, 1.7]).double()
-    share = keep.mean().item()
-    estimate = gradient_variance.Estimate(keep, share, density)
-    predicted = (gradient_variance.second_moment(visits, estimate).mean(0) - mean)[0].item()
-
-    chance = (density[(level[0] * 4).long()] / d).expand(s, -1)
-    at = torch.multinomial(chance, 20_000, replacement=True, generator=rng)  # [S, epochs]
-    kept = torch.rand(s, 20_000, generator=rng).double() < keep[:, None]
-    weight = kept / keep[:, None] / density[(level[0] * 4).long()][at]
-    estimates = (weight[..., None] * g.gather(1, at[..., None].expand(-1, -1, width))).mean(0)
-    # A sum over samples of independent terms; the formula is per visit, as if samples were drawn anew.
-    between = g.mean(1).square().sum(-1).mean() - mean[0]
-    measured = estimates.var(dim=0).sum().item() * s * share + share * (between + mean[0]).item() - mean[0].item()
-    assert measured == pytest.approx(predicted, rel=0.05)
-
-
-def test_what_is_kept_in_proportion_spends_the_share() -> None:
-    size = torch.rand(500).double() ** 4 + 1e-6
-    p = gradient_variance.filled(size, 0.4)
-    assert p.mean().item() == pytest.approx(0.4, abs=1e-6) and p.max() <= 1
-    inside = p < 1
-    assert (p[inside] / size[inside]).std() < 1e-6 * (p[inside] / size[inside]).mean()
-
-
-# -- compare.py ------------------------------------------------------------------------------------
-
-SMALL = ["--epochs", "4", "--data.limit", "96", "--data.held-out", "64", "--batch-size", "16", "--model.channels", "8"]
-
-
-def command(folder: Path, *more: str) -> list[str]:
-    recipe = ROOT / "benchmarks" / "recipes" / "epsilon.yaml"
-    program = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--config", str(recipe)]
-    return [*program, "--output-dir", str(folder), "--images", "64", "--steps", "2", *SMALL, *more]
-
-
-def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_out_as_random(tmp_path: Path) -> None:
-    planted = tmp_path / "planted.py"
-    planted.write_text(
-        "import torch\nfrom pretrain.infobatch.policies import SamplingRule\n\n\n"
-        "def clever(score, known, *, share):\n"
-        "    return SamplingRule(torch.empty(0), torch.full((1,), share, dtype=torch.float64), share)\n"
-    )
-    arms = ["--arms", "random", f"clever=--pruning.policy {planted} --pruning.budget 0.65", "full"]
-    killed = command(tmp_path / "out", *arms, "--seeds", "0", "1", "--compensations", "0")
-    first = subprocess.Popen(killed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    records = tmp_path / "out" / "records"
-    for _ in range(1200):
-        if records.is_dir() and len(list(records.glob("*.json"))) == 1:
-            break
-        assert first.poll() is None, first.stdout.read() if first.stdout else ""
-        time.sleep(0.1)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    (done,) = records.glob("*.json")
-    before = done.stat().st_mtime_ns
-    second = subprocess.run(killed, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    assert done.stat().st_mtime_ns == before
-    found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
-    assert len(found) == 6
-    for seed in (0, 1):
-        random, clever = found[f"random@0.65-seed{seed}"], found[f"clever-seed{seed}"]
-        assert clever["quality"] == random["quality"] and clever["cost"]["visits"] == random["cost"]["visits"]
-        assert random["cost"]["visits"] == round(0.65 * 96 * 4) and "frechet_distance" in random["quality"]
-    assert found["random@0.65-seed0"]["quality"] != found["random@0.65-seed1"]["quality"]
-    assert "| clever |" in second.stdout and (tmp_path / "out" / "figure.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--arms", "ful"], "there are full, shortened"),
-        (["--arms", "mine=--pruning.policy nothing"], "did you mean"),
-        (["--arms", "full", "--epochs", "0"], "at least 1"),
-        (["--features", "missing.safetensors", "--arms", "full"], "missing.safetensors"),
-    ],
-)
-def test_what_can_not_be_compared_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
-) -> None:
-    monkeypatch.setattr(sys, "argv", command(tmp_path / "out", *more)[1:])
-    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
-        compare.main()
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
-    assert not list((tmp_path / "out").glob("runs/*"))
-
-
-def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    for folder, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        program = command(tmp_path / folder, "--arms", "full", "random", "--seeds", "0", "--compensations", "0")[1:]
-        run = subprocess.run([*launcher, *program], capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-    for name in ("full-seed0", "random@0.65-seed0"):
-        one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
-        assert two["processes"] == 2 and one["cost"]["visits"] == two["cost"]["visits"]
-        assert two["quality"]["heldout_loss"] == pytest.approx(one["quality"]["heldout_loss"], rel=1e-4)
