@@ -30,7 +30,7 @@ def main() -> None:
         global checked
         count = batch_size(infobatch, index)
         last = infobatch.seen + count >= infobatch.length
-        if step >= FIRST and step % loop.GLANCE and not last and not torch.cuda.get_sync_debug_mode():
+        if step >= FIRST and step % loop.SYNC_EVERY and not last and not torch.cuda.get_sync_debug_mode():
             torch.cuda.set_sync_debug_mode("error")
             checked += 1
         return count

@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_ones_alone(tmp_path: Path
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path, monkeypatch) -> None:
     told: list[str] = []
-    work = async_writer.Writer(tmp_path, Checkpoint(), None, told.append)
+    work = async_writer.CheckpointWriter(tmp_path, Checkpoint(), None, told.append)
 
     def broken(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -193,22 +193,22 @@ def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path
     monkeypatch.setattr(storage, "sync", broken)
     work.save(1, state(1))
     with pytest.raises(UserError, match=f"{os.strerror(number)}; there is no earlier checkpoint"):
-        work.report()
+        work.wait()
     monkeypatch.undo()
     work.save(1, state(1))
-    work.report(must=True)
+    work.wait(required=True)
     monkeypatch.setattr(storage, "sync", broken)
     work.save(2, state(2))
-    work.report()
-    assert len(told) == 1 and "the training goes on, the last checkpoint is step-00000001" in told[0]
+    work.wait()
+    assert len(told) == 1 and "the training continues, the last checkpoint is step-00000001" in told[0]
     work.save(2, state(2))
-    with pytest.raises(UserError, match=r"--resume goes on from step-00000001"):
-        work.report(must=True)
+    with pytest.raises(UserError, match=r"--resume continues from step-00000001"):
+        work.wait(required=True)
 
 
 def test_a_journal_loses_no_line_to_a_full_disk(tmp_path: Path) -> None:
     told: list[str] = []
-    lines = MetricsLog(tmp_path / "metrics.jsonl", tell=told.append)
+    lines = MetricsLog(tmp_path / "metrics.jsonl", log=told.append)
     lines.write("epoch", number=0)
     with full_disk(40):
         for number in range(1, 4):
@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     out = capsys.readouterr().out
-    assert re.search(r"warning: .*File too large; the training goes on, the last checkpoint is step-0000000\d", out)
+    assert re.search(r"warning: .*File too large; the training continues, the last checkpoint is step-0000000\d", out)
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
@@ -257,18 +257,18 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: 
     steps = [path.name for path in sorted(folder.glob("checkpoints/step-????????"))]
     load_run(folder)  # as what generates, evaluates and exports does
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 4 and all(line.endswith(f"going by {steps[-4]}") for line in said)
+    assert len(said) == 4 and all(line.endswith(f"using {steps[-4]}") for line in said)
     assert said[0].startswith(f"warning: {steps[-1]} is not used: the bytes of optimizer.safetensors are not those")
     train("train_diffusion.py", "--resume", "--output-dir", folder)
     out = capsys.readouterr().out
     assert out.count("the bytes of optimizer.safetensors are not those that were written (SHA-256)") == 3
-    assert "not used: step-00000099.part: it was not written to its end" in out
+    assert "not used: step-00000099.part: it was not written completely" in out
     assert same(finished, folder) and journal(finished) == journal(folder)
     left = {path.suffix for path in (folder / "checkpoints").iterdir()}
     assert left == {"", ".damaged"}
     newest = str(storage.newest(folder / "checkpoints"))
     Path(newest, "state.json").unlink()
-    assert "state.json is missing; --resume alone takes" in refused("train_diffusion.py", "--resume", newest)
+    assert "state.json is missing; --resume without a path uses" in refused("train_diffusion.py", "--resume", newest)
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
