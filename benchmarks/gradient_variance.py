@@ -73,7 +73,7 @@ class Estimate(NamedTuple):
 
 def trained_parameters(run: LoadedRun) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters that the run trains, and for each 1 / (sqrt of Adam's running squares + epsilon)."""
-    for parameter in profile_sample(run.adapter, run.model, run.source.shape, run.source.classes).unreached:
+    for parameter in profile_sample(run.adapter, run.model, run.source.shape, run.source.classes).unused:
         parameter.requires_grad_(False)
     optimizer = adamw(run.model, run.config.optim)
     packed = run.state.tensors["optimizer"], run.state.values["optimizer"]
