@@ -242,7 +242,7 @@ def main(line: Sequence[str] | None = None) -> None:
     arms = list(expanded(comparison, base))
     every = [(arm, *config_of(arm, seed)) for seed in comparison.seeds for arm in arms]
     for _, config, _ in every:  # refuse before anything runs
-        registry.policy(config.policy)
+        registry.load_policy(config.policy)
     if comparison.features:
         load(comparison.features)
     if "WORLD_SIZE" in os.environ:  # together from the first decision on

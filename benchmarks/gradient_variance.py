@@ -43,7 +43,7 @@ from pretrain.infobatch.level_stats import LevelStats
 from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats
 from pretrain.infobatch.scores import ScoreReliability
 from pretrain.training.flops import profile_sample
-from pretrain.training.optim import adamw
+from pretrain.training.optim import build_optimizer
 
 BINS = 32  # of the ideal density of levels
 STRATA = 8  # of levels stratified within the batch
@@ -75,7 +75,7 @@ def trained_parameters(run: LoadedRun) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters that the run trains, and for each 1 / (sqrt of Adam's running squares + epsilon)."""
     for parameter in profile_sample(run.adapter, run.model, run.source.shape, run.source.classes).unused:
         parameter.requires_grad_(False)
-    optimizer = adamw(run.model, run.config.optim)
+    optimizer = build_optimizer(run.model, run.config.optim)
     packed = run.state.tensors["optimizer"], run.state.values["optimizer"]
     optimizer.load_state_dict(storage.unpack_optimizer(*packed))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -22,7 +22,7 @@ from pretrain.data.images import on_device
 from pretrain.data.sources import open_data
 from pretrain.evaluation.context import EvalContext
 from pretrain.evaluation.online_probe import OnlineProbe
-from pretrain.training.optim import adamw
+from pretrain.training.optim import build_optimizer
 
 
 def main(config: Path, steps: int = 60) -> None:
@@ -35,7 +35,7 @@ def main(config: Path, steps: int = 60) -> None:
     made = parse(["--config", str(config)], adapter="mae", model="mae", recipe=config, output_dir="", help="")
     source = open_data(made.data, 0)
     adapter, model = made.component("adapter"), build_model(made, source.shape, source.classes)
-    optimizer = adamw(model, made.optim)
+    optimizer = build_optimizer(model, made.optim)
     probe = OnlineProbe(EvalContext(adapter, source, 0, True, made.evaluate, "--evaluate."))
     batch = on_device(next(source.train.batches(range(made.batch_size), made.batch_size)), torch.device("cpu"))
     spent = {True: 0.0, False: 0.0}

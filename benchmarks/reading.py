@@ -30,7 +30,7 @@ from pretrain.core.rng import SampleRNG, generator
 from pretrain.data.images import Images, on_device
 from pretrain.data.preload import preload
 from pretrain.data.sources import open_data
-from pretrain.training.optim import adamw
+from pretrain.training.optim import build_optimizer
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def measure(made: Config, kept: Images, anew: Images, steps: int) -> str:
     if steps:
         source = open_data(made.data, 0)
         adapter, model = made.component("adapter"), build_model(made, source.shape, source.classes)
-        optimizer = adamw(model, made.optim)
+        optimizer = build_optimizer(model, made.optim)
 
     def visit(images: Images, step: int) -> None:
         batch = images.augmented(on_device(read(images, step), CPU), step)

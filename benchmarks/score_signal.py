@@ -104,7 +104,7 @@ def signal(run: LoadedRun, samples: int = 200, levels: int = 16, draws: int = 8)
     usual = LevelStats()
     usual.restore(run.state.tensors["infobatch"]["levels"])
     level = ((torch.arange(levels) + 0.5) / levels).view(1, -1, 1).expand_as(raw)
-    corrected = usual.comparable(raw.flatten(), level.flatten().double(), torch.zeros(raw.numel(), dtype=torch.float64))
+    corrected = usual.scores_of(raw.flatten(), level.flatten().double(), torch.zeros(raw.numel(), dtype=torch.float64))
     found = {}
     for name, x in (("raw", raw.numpy()), ("corrected", corrected.view(raw.shape).numpy())):
         told = {f"share of {part}": share for part, share in shares(x).items()}

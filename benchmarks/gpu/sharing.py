@@ -25,14 +25,14 @@ def _process(recipe: Path, flags: list[str], pipe: Connection) -> None:
     from pretrain.config.cli import parse
     from pretrain.core.rng import SampleRNG
     from pretrain.data.sources import open_data
-    from pretrain.training.optim import adamw
+    from pretrain.training.optim import build_optimizer
 
     arguments = ["--config", str(recipe), *flags]
     config = parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="", help="")
     source = open_data(config.data, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     adapter, model = config.component("adapter"), build_model(config, source.shape, 0).to(device)
-    optimizer = adamw(model, config.optim)
+    optimizer = build_optimizer(model, config.optim)
     index = torch.arange(config.batch_size, device=device)
     batch = Batch(
         torch.zeros(config.batch_size, *source.shape, device=device),

@@ -7,6 +7,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Losses, drop_labels
+from pretrain.adapters._posterior import MIN_NOISE, References
 from pretrain.adapters._uncertainty import normal_quantile
 from pretrain.core.rng import SampleRNG
 
@@ -24,6 +25,8 @@ class Flow:
         std: of the logit-normal times' logit.
         shift: changes the objective, and the steps of sampling: t becomes shift t / (1 + (shift - 1) t), above 1 there
             is more noise, as larger images need (Esser et al. 2024, equation 23); 1 changes nothing.
+        posterior_mean: train on the expected image given the noisy one over all training images, which has the same
+            expected gradient and less noise (Bertrand et al. 2025); for small data sets.
         label_dropout: share of the labels replaced by "no label", for classifier-free guidance, in [0, 1].
     """
 
@@ -31,6 +34,7 @@ class Flow:
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
+    posterior_mean: bool = False
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -48,13 +52,23 @@ class Flow:
         t = level if self.times == "uniform" else normal_quantile(level, self.mean, self.std).sigmoid()
         return self.shift * t / (1 + (self.shift - 1) * t)
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
+    def path(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the image and of the noise at levels."""
+        time = self.time(level)
+        return 1 - time, time
+
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG, references: References | None = None) -> Losses:
         """One forward pass; the level picks the time t."""
         noise, time = rng.normal(*batch.image.shape[1:]), self.time(batch.level)
         t = rearrange(time, "b -> b 1 1 1")
         x_t = (1 - t) * batch.image + t * noise
-        velocity = model(x_t, 1000 * time, drop_labels(batch.label, self.label_dropout, rng))
-        return Losses(reduce((velocity - (noise - batch.image)).square(), "b c h w -> b", "mean"))
+        label = drop_labels(batch.label, self.label_dropout, rng)
+        target = noise - batch.image
+        if references is not None:  # (x_t - mean) / t
+            mean = references.mean(batch.image, x_t, 1 - time, time, label)
+            target = target + (batch.image - mean) / t.clamp(min=MIN_NOISE)
+        velocity = model(x_t, 1000 * time, label)
+        return Losses(reduce((velocity - target).square(), "b c h w -> b", "mean"))
 
     def scheduler(self) -> Any:
         """Euler steps from noise to data."""

@@ -106,7 +106,7 @@ def forward_backward(run: Run, epoch: int, micro: MicroBatch) -> Losses:
     """Compute a micro-batch's losses, pass them to InfoBatch, and accumulate the gradient of their weighted mean."""
     infobatch, batch = run.state.infobatch, micro.batch
     with nullcontext() if micro.ends_step else run.accelerator.no_sync(run.model):
-        losses = run.adapter(run.model, batch, SampleRNG(run.config.seed, epoch, index=batch.index))
+        losses = run.objective(run.model, batch, SampleRNG(run.config.seed, epoch, index=batch.index))
         loss = infobatch(losses.loss, batch.index, losses.score)
         for observer in run.state.observers:
             observer.observe(batch, infobatch.progress)

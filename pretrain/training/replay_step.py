@@ -24,6 +24,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.padding import sample_of
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import on_device
+from pretrain.training.references import with_references
 
 FILE = "bad-step.safetensors"
 
@@ -108,10 +109,12 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
             module.register_forward_hook(check_output(name))
     losses: list[float] = []
     images = trained.source.train
+    cpu = torch.device("cpu")
+    objective = with_references(trained.config, trained.adapter, trained.source, cpu, lambda message: None)
     for part in torch.arange(len(index)).split(micro_batch):
         plain, _ = images.__getitems__([(about["epoch"], number) for number in index[part].tolist()])
-        batch = images.augmented(on_device(plain._replace(level=level[part]), torch.device("cpu")), about["epoch"])
-        loss = trained.adapter(model, batch, SampleRNG(trained.config.seed, about["epoch"], index=batch.index)).loss
+        batch = images.augmented(on_device(plain._replace(level=level[part]), cpu), about["epoch"])
+        loss = objective(model, batch, SampleRNG(trained.config.seed, about["epoch"], index=batch.index)).loss
         loss.sum().backward()
         losses += loss.tolist()
     bad = [

@@ -38,10 +38,11 @@ class Run:
 
     Attributes:
         config: settings of the run.
-        adapter: the objective.
+        adapter: the objective in evaluations.
+        objective: the objective in training; called with model, batch and random numbers, returns `Losses`.
         source: the data set.
         accelerator: accelerate's `Accelerator`.
-        model: the network as the adapter calls it: compiled, in DistributedDataParallel.
+        model: the network as the objective calls it: compiled, in DistributedDataParallel.
         optimizer: as wrapped by accelerate.
         state: what a checkpoint holds.
         batches: of the current epoch; a new iterator starts behind the last batch whose losses InfoBatch has.
@@ -59,6 +60,7 @@ class Run:
 
     config: Config
     adapter: Adapter
+    objective: Adapter
     source: Source
     accelerator: Any
     model: nn.Module

@@ -27,7 +27,8 @@ from pretrain.distributed.launch import StopSignal
 from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
 from pretrain.training.nan_guard import NanGuard
-from pretrain.training.optim import adamw
+from pretrain.training.optim import build_optimizer
+from pretrain.training.references import with_references
 from pretrain.training.reporter import Reporter
 from pretrain.training.run import Run
 from pretrain.training.state import Observer, TrainState
@@ -63,13 +64,14 @@ def setup(
         resumed = run_dir.resume_from(config)
     display = Display(main)
     infobatch = build_infobatch(config, len(source.train), display.say)
-    cost = profile_objective(config, adapter, model, source)
+    objective = with_references(config, adapter, source, device, display.say)
+    cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     state = TrainState(
         model,
         EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
-        adamw(model, config.optim),
+        build_optimizer(model, config.optim),
         infobatch,
         NanGuard(infobatch, source.train, device),
         accelerator.scaler,
@@ -90,7 +92,7 @@ def setup(
     with raise_on_all_ranks():  # before --micro-batch auto, which measures the memory that is left
         state.seconds += preload(source.train, device, display.say, lambda: bool(stop_signal.signal))
     if config.micro_batch == "auto":
-        micro_batch = _largest_micro_batch(config, adapter, model, state, accelerator, micro_batch)
+        micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
         display.say(f"--micro-batch auto: {micro_batch} images per forward pass and process")
     lock = _lock_directory(config, resumed, main)
     metrics_length = resumed.state.values["metrics"] if resumed else 0
@@ -98,6 +100,7 @@ def setup(
     run = Run(
         config,
         adapter,
+        objective,
         source,
         accelerator,
         model,

@@ -7,6 +7,7 @@ from torch import nn
 from pretrain.checkpoint.storage import State
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
+from pretrain.training.optim import step_flops
 
 
 def summarise(
@@ -36,6 +37,7 @@ def summarise(
     values, size = state.values, len(state.tensors["infobatch"]["score"])
     used, seconds = values["infobatch"]["used_before"] + values["infobatch"]["seen"], values["seconds"]
     full = round(size * config.epochs * values["progress"])
+    per_step = step_flops(model, config.optim)
     quality = [
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
@@ -52,8 +54,8 @@ def summarise(
         "seconds": seconds,
         "images_per_second": used / seconds if seconds else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_flops": flops * used,
-        "full_train_flops": flops * full,
+        "train_flops": flops * used + per_step * values["step"],
+        "full_train_flops": flops * full + per_step * -(-full // config.batch_size),
         "mfu": flops * used / seconds / peak if seconds and peak else None,
         "bad_images": sorted({*values["bad_images"], *values["bad_heldout_images"]}),
         "quality_before": quality[0] if quality else {},
