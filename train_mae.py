@@ -33,22 +33,19 @@ def main(config: Config) -> None:
         raise UserError(f"--data {config.data.source}: it has latents, for train_diffusion.py; name images")
     adapter, model = config.component("adapter"), build_model(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
-        raise UserError(
-            f"--model {config.model.name}: this network has no `encoder`; use --model mae or a network that has one"
-        )
+        raise UserError(f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one")
     if (init := getattr(config.model, "init", None)) and not config.resume:
         message = start_from(model, Path(init).expanduser(), config.model.encoder)
         Display(os.environ.get("RANK", "0") == "0").say(message)
     context = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")
+    preview = Reconstructed(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None
     run, summary = train(
         config,
         adapter,
         model,
         source,
         evaluators=evaluators(config.evaluate.metrics, context),
-        preview=Reconstructed(adapter, source.test, config.evaluate.images)
-        if hasattr(adapter, "reconstruct")
-        else None,
+        preview=preview,
     )
     publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder))
 

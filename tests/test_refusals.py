@@ -36,9 +36,7 @@ def test_a_folder_that_holds_another_run(pictures: Path, finished: Path, tmp_pat
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert "the folder has a run; continue it (--resume)" in refused(
-        "train_diffusion.py", *common(pictures, folder)
-    )
+    assert "the folder has a run; continue it (--resume)" in refused("train_diffusion.py", *common(pictures, folder))
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     train("train_diffusion.py", *common(pictures, folder, 1), "--overwrite")
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1

@@ -24,6 +24,7 @@ from pretrain.data.preload import preload
 from pretrain.data.sources import Source
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.launch import StopSignal
+from pretrain.infobatch.sampler import InfoBatch
 from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
 from pretrain.training.nan_guard import NanGuard
@@ -68,19 +69,8 @@ def setup(
     cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
-    state = TrainState(
-        model,
-        EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
-        build_optimizer(model, config.optim),
-        infobatch,
-        NanGuard(infobatch, source.train, device),
-        accelerator.scaler,
-        [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)],
-        source,
-        fingerprints(source),
-    )
-    for observer in state.observers:
-        observer.attach(model, device)
+    observers = [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)]
+    state = _initial_state(config, model, infobatch, source, accelerator, observers)
     with storage.restoring(resumed):
         if resumed is not None:
             check_data(resumed.path, resumed.state, state.fingerprints, source)
@@ -119,6 +109,30 @@ def setup(
     )
     _log_start(run, resumed)
     return run
+
+
+def _initial_state(
+    config: Config,
+    model: nn.Module,
+    infobatch: InfoBatch,
+    source: Source,
+    accelerator: Any,
+    observers: Sequence[Observer],
+) -> TrainState:
+    state = TrainState(
+        model,
+        EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
+        build_optimizer(model, config.optim),
+        infobatch,
+        NanGuard(infobatch, source.train, accelerator.device),
+        accelerator.scaler,
+        observers,
+        source,
+        fingerprints(source),
+    )
+    for observer in observers:
+        observer.attach(model, accelerator.device)
+    return state
 
 
 def _largest_micro_batch(

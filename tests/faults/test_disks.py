@@ -96,5 +96,7 @@ def test_a_folder_that_is_removed(pictures: Path, tmp_path: Path, monkeypatch) -
 
 def test_a_journal_that_is_cut_is_not_filled_up(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     at_steps(monkeypatch, at_5=lambda: (tmp_path / "run" / "metrics.jsonl").write_text(""))
-    assert "lines that were written to it are gone" in refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
+    assert "lines that were written to it are gone" in refused(
+        "train_diffusion.py", *settings(pictures, tmp_path / "run")
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
