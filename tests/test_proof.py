@@ -26,7 +26,7 @@ COSTS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45)
 
 def record(arm: str, seed: int, cost: float, loss: float, **more) -> dict:
     family = arm.partition("@")[0]
-    costs = {"visits": 1000 * cost, "flops": 1e9 * cost, "seconds": 10 * cost}
+    costs = {"samples_used": 1000 * cost, "flops": 1e9 * cost, "seconds": 10 * cost}
     return {"arm": arm, "family": family, "seed": seed, "cost": costs, "quality": {"heldout_loss": loss}} | more
 
 
@@ -73,7 +73,7 @@ def test_ordinary_training_is_taken_at_its_best_learning_rate() -> None:
     records = [record(f"shortened@{c}", 0, c, 1 / c) for c in COSTS]
     records += [record(f"shortened@{c} fast", 0, c, 0.9 / c) for c in COSTS]
     records += [record(f"shortened@{c} slow", 0, c, 1.1 / c) for c in COSTS]
-    curve = proof.curve_of(proof.arms_of(records), "heldout_loss", "visits")
+    curve = proof.curve_of(proof.arms_of(records), "heldout_loss", "samples_used")
     assert [arm.name for arm in curve] == [f"shortened@{c} fast" for c in sorted(COSTS)]
 
 
@@ -156,12 +156,12 @@ def test_the_predicted_variance_is_that_of_the_estimate() -> None:
     g = size[..., None] * torch.randn(s, d, width, generator=rng).double() + 0.5
     square = g.square().sum(-1)[..., None].expand(-1, -1, 2)
     mean = g.mean((0, 1)).square().sum().expand(2)
-    visits = gradient_variance.Visits(torch.arange(s), level, size, square, mean, mean)
+    gradients = gradient_variance.Gradients(torch.arange(s), level, size, square, mean, mean)
     keep = 0.2 + 0.8 * torch.rand(s, generator=rng).double()
     density = torch.tensor([0.3, 0.8, 1.2, 1.7]).double()
     share = keep.mean().item()
     estimate = gradient_variance.Estimate(keep, share, density)
-    predicted = (gradient_variance.second_moment(visits, estimate).mean(0) - mean)[0].item()
+    predicted = (gradient_variance.second_moment(gradients, estimate).mean(0) - mean)[0].item()
 
     chance = (density[(level[0] * 4).long()] / d).expand(s, -1)
     at = torch.multinomial(chance, 20_000, replacement=True, generator=rng)  # [S, epochs]
@@ -176,7 +176,7 @@ def test_the_predicted_variance_is_that_of_the_estimate() -> None:
 
 def test_what_is_kept_in_proportion_spends_the_share() -> None:
     size = torch.rand(500).double() ** 4 + 1e-6
-    p = gradient_variance.filled(size, 0.4)
+    p = gradient_variance.proportional(size, 0.4)
     assert p.mean().item() == pytest.approx(0.4, abs=1e-6) and p.max() <= 1
     inside = p < 1
     assert (p[inside] / size[inside]).std() < 1e-6 * (p[inside] / size[inside]).mean()
@@ -220,8 +220,10 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
     assert len(found) == 6
     for seed in (0, 1):
         random, clever = found[f"random@0.65-seed{seed}"], found[f"clever-seed{seed}"]
-        assert clever["quality"] == random["quality"] and clever["cost"]["visits"] == random["cost"]["visits"]
-        assert random["cost"]["visits"] == round(0.65 * 96 * 4) and "frechet_distance" in random["quality"]
+        assert (
+            clever["quality"] == random["quality"] and clever["cost"]["samples_used"] == random["cost"]["samples_used"]
+        )
+        assert random["cost"]["samples_used"] == round(0.65 * 96 * 4) and "frechet_distance" in random["quality"]
     assert found["random@0.65-seed0"]["quality"] != found["random@0.65-seed1"]["quality"]
     assert "| clever |" in second.stdout and (tmp_path / "out" / "figure.png").is_file()
 
@@ -253,5 +255,5 @@ def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
         assert run.returncode == 0, run.stderr
     for name in ("full-seed0", "random@0.65-seed0"):
         one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
-        assert two["processes"] == 2 and one["cost"]["visits"] == two["cost"]["visits"]
+        assert two["processes"] == 2 and one["cost"]["samples_used"] == two["cost"]["samples_used"]
         assert two["quality"]["heldout_loss"] == pytest.approx(one["quality"]["heldout_loss"], rel=1e-4)
