@@ -90,7 +90,7 @@ def test_the_slurm_script_starts_resumes_and_requeues(stopped: bool, tmp_path: P
     assert (tmp_path / "requeued").exists() == stopped
     if not stopped:
         none = subprocess.run([*command, "--infobatch"], env=environment, capture_output=True, text=True, check=False)
-        assert none.returncode == 2 and none.stderr.startswith("error: say --output-dir")
+        assert none.returncode == 2 and none.stderr.startswith("error: give --output-dir")
 
 
 def run(script: str, folder: Path) -> dict:
