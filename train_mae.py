@@ -36,7 +36,7 @@ def main(config: Config) -> None:
         raise UserError(f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one")
     if (init := getattr(config.model, "init", None)) and not config.resume:
         message = start_from(model, Path(init).expanduser(), config.model.encoder)
-        Display(os.environ.get("RANK", "0") == "0").say(message)
+        Display(os.environ.get("RANK", "0") == "0").print(message)
     context = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")
     preview = Reconstructed(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None
     run, summary = train(

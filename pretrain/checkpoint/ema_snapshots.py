@@ -24,7 +24,7 @@ from pretrain.checkpoint.ema import EMACollection, exponent
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 
 
 class Snapshots:
@@ -64,7 +64,7 @@ class Snapshots:
                 # In epochs, which stay valid if a resumed run is given more of them. One entry of metadata, because
                 # safetensors writes several in an order that changes from run to run.
                 about = json.dumps({"sigma_rel": sigma_rel, "epochs": self.emas.progress * self.epochs})
-                with replacing(file) as part:
+                with atomic_write(file) as part:
                     storage.write(part, ema.model.state_dict(), {"snapshot": about})
         self.taken = due
 
@@ -187,7 +187,9 @@ def main(
         storage.write(output, tensors)
     except (OSError, SafetensorError, ValueError) as failure:
         raise failure if isinstance(failure, UserError) else UserError(str(failure)) from None
-    Display(True).say(f"{output}: the EMA of sigma_rel {sigma_rel}; relative error of its weight function {error:.1%}")
+    Display(True).print(
+        f"{output}: the EMA of sigma_rel {sigma_rel}; relative error of its weight function {error:.1%}"
+    )
 
 
 def run() -> None:

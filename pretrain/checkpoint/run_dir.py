@@ -15,7 +15,7 @@ from pretrain import __version__
 from pretrain.checkpoint import storage
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 
 LOCK = ".lock"
 FILES = {
@@ -146,7 +146,7 @@ def prepare(config: Config, resumed: storage.FoundCheckpoint | None) -> Lock:
             if not path.suffix:  # renamed, so that it does not count as one of the checkpoints to keep
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)  # of an earlier resume
                 path.rename(path.with_suffix(".damaged"))
-        with replacing(folder / "config.yaml") as file:  # the first file: it marks the folder as a run's
+        with atomic_write(folder / "config.yaml") as file:  # the first file: it marks the folder as a run's
             file.write_text(_versions() + yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
         (folder / "pictures").mkdir(exist_ok=True)
     except OSError as error:

@@ -179,19 +179,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if steps < 2 or not all(0 <= kill < steps for kill in kills):
         raise UserError(f"--steps must be at least 2 and --kill below it, got {steps} and {kills}")
     display = Display(True)
-    display.say(
+    display.print(
         f"{given.program.name}, {given.processes} process(es): {steps} steps without interruption, then killed after "
         f"steps {', '.join(map(str, kills)) or 'none'} and resumed"
     )
     work = Path(tempfile.mkdtemp(prefix="verify-resume-"))
     found = compare_runs(given.program.resolve(), given.processes, steps, kills, settings, work)
     if found:
-        display.say(
+        display.print(
             f"NOT EXACT: {len(found)} tensors or values differ, the first one: {found[0]}; both runs are in {work}"
         )
         raise SystemExit(1)
     shutil.rmtree(work)
-    display.say(f"exact: after step {steps}, with {len(kills)} kills and resumes, every byte is the same")
+    display.print(f"exact: after step {steps}, with {len(kills)} kills and resumes, every byte is the same")
 
 
 def run() -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from pretrain.adapters import Batch
 from pretrain.config.schema import Config
-from pretrain.core.errors import UserError, out_of_memory
+from pretrain.core.errors import UserError, is_out_of_memory
 
 PARAMETER_COPIES = 3  # that a trial leaves memory for: AdamW's two moments, and temporary tensors of its step
 
@@ -68,7 +68,7 @@ def find_micro_batch_size(
             step(Batch(image, label, index, torch.full((size,), 0.5, device=device)))
             del reserved
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return False
         finally:

@@ -146,12 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = replay(given.run)
     images, display = load_run(given.run).source.train, Display(True)
     bad = [index for index, loss in zip(found.index, found.loss, strict=True) if not abs(loss) < float("inf")]
-    display.say(f"{len(found.index)} samples, the losses of {len(bad)} are not finite")
+    display.print(f"{len(found.index)} samples, the losses of {len(bad)} are not finite")
     for index in bad[:10]:
-        display.say(f"  sample {sample_of(index)}: {images.name_of(sample_of(index))}")
-    display.say(f"first output that is not finite: {found.module or 'none, so it is the loss itself or a gradient'}")
+        display.print(f"  sample {sample_of(index)}: {images.name_of(sample_of(index))}")
+    display.print(f"first output that is not finite: {found.module or 'none, so it is the loss itself or a gradient'}")
     first = f", the first: {found.gradients[0]}" if found.gradients else ""
-    display.say(f"gradients that are not finite: {len(found.gradients)}{first}")
+    display.print(f"gradients that are not finite: {len(found.gradients)}{first}")
 
 
 def run() -> None:

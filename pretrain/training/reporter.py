@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display, duration
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.data.sources import Source
 from pretrain.training import plots
 from pretrain.training.metrics_log import MetricsLog
@@ -31,8 +31,8 @@ class Reporter:
     def __init__(self, config: Config, accelerator: Any, display: Display, loss_name: str, metrics_length: int) -> None:
         self.config, self.display, self.loss_name = config, display, loss_name
         self.main = accelerator.is_main_process
-        self.metrics = MetricsLog(config.output_dir / "metrics.jsonl", metrics_length, self.main, display.say)
-        self.trackers = Trackers(accelerator, flat(config.to_dict()), self.main, display.say)
+        self.metrics = MetricsLog(config.output_dir / "metrics.jsonl", metrics_length, self.main, display.print)
+        self.trackers = Trackers(accelerator, flat(config.to_dict()), self.main, display.print)
 
     def __enter__(self) -> "Reporter":
         self.display.__enter__()
@@ -60,7 +60,7 @@ class Reporter:
         infobatch = state.infobatch
         speed = (infobatch.seen - self._seen) / (state.seconds - self._seconds)
         skipped = 1 - infobatch.length / infobatch.size
-        self.display.step(
+        self.display.show_progress(
             epoch + 1, self.config.epochs, infobatch.progress, speed, loss.detach().mean().item(), skipped
         )
 
@@ -80,7 +80,7 @@ class Reporter:
         }
         self.metrics.write("epoch", **record, seconds=state.seconds)
         self.trackers.log(record, state.step)
-        self.display.say(
+        self.display.print(
             f"epoch {epoch + 1}/{self.config.epochs}  {self.loss_name} {record[self.loss_name]:.4f}  "
             f"{infobatch.seen:,} samples, {record['skipped']:.1%} skipped  {duration(state.seconds)} of training"
         )
@@ -104,7 +104,7 @@ class Reporter:
         if "heldout_loss_by_level" in metrics:
             self.picture("loss-by-level", plots.loss_by_level(self.metrics.read("evaluation")), step)
         values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.display.say(f"epoch {epochs}/{self.config.epochs}  {values}" if epochs else f"before training  {values}")
+        self.display.print(f"epoch {epochs}/{self.config.epochs}  {values}" if epochs else f"before training  {values}")
 
     def sample_counts(self, state: TrainState, source: Source) -> None:
         """Draw the images that were used least and most often, if there is a difference."""
@@ -122,6 +122,6 @@ class Reporter:
             file: name of the file, without suffix; default: `name`.
         """
         path: Path = self.config.output_dir / "pictures" / f"{file or name}.png"
-        with self.display.trying(f"writing {path}"), replacing(path) as part:
+        with self.display.warn_on_error(f"writing {path}"), atomic_write(path) as part:
             Image.fromarray(picture.squeeze(-1).numpy()).save(part, "PNG")
         self.trackers.log_image(name, picture.numpy(), step)

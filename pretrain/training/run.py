@@ -161,7 +161,7 @@ class Run:
         stop, save, any_bad = max_over_ranks(self.stop_signal.signal, self.writer.due, bool(bad_samples))
         if any_bad:
             message = guard.exclude(all_gather_set(bad_samples))
-            self.reporter.display.say(f"warning: {step}: {message}; excluded from now on")
+            self.reporter.display.print(f"warning: {step}: {message}; excluded from now on")
         if reason := guard.reason_to_stop():
             samples = sorted(all_gather_set({*guard.recent}))
             with raise_on_all_ranks():
@@ -180,7 +180,7 @@ class Run:
         """
         self.checkpoint(wait=True)
         program = f"python {Path(sys.argv[0]).name}" if sys.argv[0].endswith(".py") else sys.argv[0]
-        self.reporter.display.say(
+        self.reporter.display.print(
             f"stopped by {signal.Signals(number).name} in epoch {epoch + 1} after step {self.state.step}; "
             f"continue with: {program} --resume --output-dir {quote(str(self.config.output_dir))}"
         )

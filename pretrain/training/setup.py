@@ -18,7 +18,7 @@ from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.data.fingerprint import changed, fingerprints
+from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
 from pretrain.data.preload import preload
 from pretrain.data.sources import Source
@@ -64,8 +64,8 @@ def setup(
     with raise_on_all_ranks():
         resumed = run_dir.resume_from(config)
     display = Display(main)
-    infobatch = build_infobatch(config, len(source.train), display.say)
-    objective = with_references(config, adapter, source, device, display.say)
+    infobatch = build_infobatch(config, len(source.train), display.print)
+    objective = with_references(config, adapter, source, device, display.print)
     cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
@@ -80,10 +80,10 @@ def setup(
         compile_model(model, device)
     model, optimizer = accelerator.prepare(model, state.optimizer)
     with raise_on_all_ranks():  # before --micro-batch auto, which measures the memory that is left
-        state.seconds += preload(source.train, device, display.say, lambda: bool(stop_signal.signal))
+        state.seconds += preload(source.train, device, display.print, lambda: bool(stop_signal.signal))
     if config.micro_batch == "auto":
         micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
-        display.say(f"--micro-batch auto: {micro_batch} images per forward pass and process")
+        display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
     lock = _lock_directory(config, resumed, main)
     metrics_length = resumed.state.values["metrics"] if resumed else 0
     reporter = Reporter(config, accelerator, display, cost.loss_name, metrics_length)
@@ -96,8 +96,8 @@ def setup(
         model,
         optimizer,
         state,
-        RestartingLoader(lambda: make_loader(source.train, EpochSampler(infobatch), micro_batch), display.say),
-        CheckpointWriter(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.say),
+        RestartingLoader(lambda: make_loader(source.train, EpochSampler(infobatch), micro_batch), display.print),
+        CheckpointWriter(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.print),
         Snapshots(config.output_dir / "ema", state.ema, config.ema.snapshots, config.epochs, state.step, writes=main),
         reporter,
         evaluators,
@@ -160,7 +160,7 @@ def _lock_directory(config: Config, resumed: storage.FoundCheckpoint | None, mai
 
 
 def _log_start(run: Run, resumed: storage.FoundCheckpoint | None) -> None:
-    config, source, log = run.config, run.source, run.reporter.display.say
+    config, source, log = run.config, run.source, run.reporter.display.print
     parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
     world = run.accelerator.num_processes
     log(
@@ -253,7 +253,7 @@ def check_data(path: Path, state: storage.State, now: dict[str, Tensor], source:
             "latents of another autoencoder" if made_by and source.made_by else "no latents" if made_by else "latents"
         )
         raise UserError(f"--resume {path}: --data {name} has {kind} now; restore the data that the run began with")
-    if what := changed(state.tensors["data"], now, source):
+    if what := describe_changes(state.tensors["data"], now, source):
         raise UserError(
             f"--resume {path}: the data set has changed: {what}; scores belong to images by their index, "
             "so restore it, or start a new run"
