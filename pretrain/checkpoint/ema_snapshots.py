@@ -178,8 +178,7 @@ def main(
 
     Args:
         run: folder of the run.
-        sigma_rel: width of the EMA: the standard deviation of its weights as a share of the training, above 0 and at
-            most 0.28 (Karras et al. 2024).
+        sigma_rel: standard deviation of its weights as a share of the training (Karras et al. 2024), at most 0.28.
         output: safetensors file to write the parameters to.
     """
     try:

@@ -287,7 +287,7 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
     config = parse(
         ["--config", str(averaged / "config.yaml")], adapter="", model="", recipe=averaged, output_dir="", help=""
     )
-    network = config.part("model").build((1, 12, 12), 0)
+    network = config.component("model").build((1, 12, 12), 0)
     for length in (0.05, 0.075):
         out = tmp_path / f"{length}.safetensors"
         ema_snapshots.main(averaged, length, out)
