@@ -117,7 +117,7 @@ def test_lightning_is_the_plain_loop_also_after_a_resume(plain: dict[str, Any], 
     assert lightning_module.main(**more).infobatch.epoch == 8
     (file,) = tmp_path.rglob("*.ckpt")
     resumed = lightning_module.main(ckpt_path=str(file))
-    assert same(resumed.model, plain) and resumed.infobatch.visited == module.infobatch.visited
+    assert same(resumed.model, plain) and resumed.infobatch.samples_used == module.infobatch.samples_used
 
 
 def test_the_toy_has_easy_and_hard_samples() -> None:

@@ -178,8 +178,7 @@ def main(
 
     Args:
         run: folder of the run.
-        sigma_rel: width of the EMA: the standard deviation of its weights as a share of the training, above 0 and at
-            most 0.28 (Karras et al. 2024).
+        sigma_rel: standard deviation of its weights as a share of the training (Karras et al. 2024), at most 0.28.
         output: safetensors file to write the parameters to.
     """
     try:
@@ -187,7 +186,9 @@ def main(
         storage.write(output, tensors)
     except (OSError, SafetensorError, ValueError) as failure:
         raise failure if isinstance(failure, UserError) else UserError(str(failure)) from None
-    Display(True).print(f"{output}: the EMA of sigma_rel {sigma_rel}; error of its weights {error:.1%}")
+    Display(True).print(
+        f"{output}: the EMA of sigma_rel {sigma_rel}; relative error of its weight function {error:.1%}"
+    )
 
 
 def run() -> None:

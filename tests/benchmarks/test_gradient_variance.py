@@ -14,7 +14,7 @@ def test_the_predicted_variance_is_that_of_the_estimate() -> None:
     g = size[..., None] * torch.randn(s, d, width, generator=rng).double() + 0.5
     square = g.square().sum(-1)[..., None].expand(-1, -1, 2)
     mean = g.mean((0, 1)).square().sum().expand(2)
-    visits = gradient_variance.Visits(torch.arange(s), level, size, square, mean, mean)
+    visits = gradient_variance.Gradients(torch.arange(s), level, size, square, mean, mean)
     keep = 0.2 + 0.8 * torch.rand(s, generator=rng).double()
     density = torch.tensor([0.3, 0.8, 1.2, 1.7]).double()
     share = keep.mean().item()
@@ -34,7 +34,7 @@ def test_the_predicted_variance_is_that_of_the_estimate() -> None:
 
 def test_what_is_kept_in_proportion_spends_the_share() -> None:
     size = torch.rand(500).double() ** 4 + 1e-6
-    p = gradient_variance.filled(size, 0.4)
+    p = gradient_variance.proportional(size, 0.4)
     assert p.mean().item() == pytest.approx(0.4, abs=1e-6) and p.max() <= 1
     inside = p < 1
     assert (p[inside] / size[inside]).std() < 1e-6 * (p[inside] / size[inside]).mean()

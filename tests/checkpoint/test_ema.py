@@ -139,6 +139,22 @@ def test_a_clock_that_is_set_back_changes_no_power_average() -> None:
         torch.testing.assert_close(averages.powers[length].model.weight, average.model.weight, rtol=1e-5, atol=1e-5)
 
 
+def test_a_collection_continues_from_its_state_to_the_bit_and_refuses_that_of_other_lengths() -> None:
+    points, values = walk(60)
+    network, whole = Network(), followed(LENGTHS, points, values)
+    first, rest = followed(LENGTHS, points[:25], values[:25]), EMACollection(network, 0.05, LENGTHS)
+    rest.load_state_dict(first.state_dict())
+    for point, value in zip(points[25:], values[25:], strict=True):
+        network.go(value)
+        rest.update(network, point)
+    assert rest.progress == whole.progress
+    for name, ema in whole.all().items():
+        assert torch.equal(ema.model.weight, rest.all()[name].model.weight)
+    for lengths, named in (((), "0.05 0.1"), ((0.05,), "0.05 0.1"), ((*LENGTHS, 0.2), "0.05 0.1")):
+        with pytest.raises(ValueError, match=f"--ema.sigma-rel are {named}; leave"):
+            EMACollection(network, 0.05, lengths).load_state_dict(whole.state_dict())
+
+
 @settings(max_examples=50, deadline=None)
 @given(*[st.floats(0.02, 0.25)] * 2, *[st.floats(0.1, 1.0)] * 2)
 def test_overlap_is_the_integral(one: float, other: float, until: float, end: float) -> None:

@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_ones_alone(tmp_path: Path
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path, monkeypatch) -> None:
     told: list[str] = []
-    work = async_writer.Writer(tmp_path, Checkpoint(), None, told.append)
+    work = async_writer.CheckpointWriter(tmp_path, Checkpoint(), None, told.append)
 
     def broken(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -188,17 +188,17 @@ def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path
     monkeypatch.setattr(storage, "sync", broken)
     work.save(1, state(1))
     with pytest.raises(UserError, match=f"{os.strerror(number)}; there is no earlier checkpoint"):
-        work.report()
+        work.wait()
     monkeypatch.undo()
     work.save(1, state(1))
-    work.report(must=True)
+    work.wait(required=True)
     monkeypatch.setattr(storage, "sync", broken)
     work.save(2, state(2))
-    work.report()
-    assert len(told) == 1 and "the training goes on, the last checkpoint is step-00000001" in told[0]
+    work.wait()
+    assert len(told) == 1 and "the training continues, the last checkpoint is step-00000001" in told[0]
     work.save(2, state(2))
-    with pytest.raises(UserError, match=r"--resume goes on from step-00000001"):
-        work.report(must=True)
+    with pytest.raises(UserError, match=r"--resume continues from step-00000001"):
+        work.wait(required=True)
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:

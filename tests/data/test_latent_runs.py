@@ -127,16 +127,16 @@ def test_a_run_does_not_go_on_with_another_autoencoders_latents(
 ) -> None:
     train("train_diffusion.py", *common(plain, tmp_path / "run", 1))
     sentence = refused("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--data", cached)
-    assert f"--data {cached} holds latents of another autoencoder now" in sentence
+    assert f"--data {cached} has latents of another autoencoder now" in sentence
     sentence = refused("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--data", pictures)
-    assert f"--data {pictures} holds no latents now" in sentence
+    assert f"--data {pictures} has no latents now" in sentence
     shutil.rmtree(tmp_path / "run" / "model")
     trained = load_run(tmp_path / "run")
     assert trained.autoencoder is not None
     (tmp_path / "run" / "config.yaml").write_text(
         (tmp_path / "run" / "config.yaml").read_text().replace(str(plain), str(cached))
     )
-    with pytest.raises(UserError, match="put it back there"):
+    with pytest.raises(UserError, match="restore it there"):
         _ = load_run(tmp_path / "run").autoencoder
 
 
@@ -198,7 +198,7 @@ def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, 
     shutil.copytree(run, tmp_path / "run")
     for other, said in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
         (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(plain), str(other)))
-        with pytest.raises(UserError, match=f"the run's data, {other}, are {said} now; put back"):
+        with pytest.raises(UserError, match=f"the run's data, {other}, are {said} now; restore"):
             evaluated(tmp_path / "run")
 
 

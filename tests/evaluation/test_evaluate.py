@@ -155,7 +155,7 @@ def test_data_that_are_gone_are_one_sentence(flow: Path, pictures: Path, tmp_pat
     shutil.copytree(flow, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(pictures), str(tmp_path / "gone")))
-    assert "the run's data can't be had: --data" in refused(tmp_path / "run")
+    assert "the run's data can't be opened: --data" in refused(tmp_path / "run")
 
 
 def test_a_missing_package_is_one_sentence(flow: Path, monkeypatch: pytest.MonkeyPatch) -> None:

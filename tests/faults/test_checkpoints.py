@@ -37,7 +37,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     out = capsys.readouterr().out
-    assert re.search(r"warning: .*File too large; the training goes on, the last checkpoint is step-0000000\d", out)
+    assert re.search(r"warning: .*File too large; the training continues, the last checkpoint is step-0000000\d", out)
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
 
 
@@ -53,15 +53,15 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: 
     steps = [path.name for path in sorted(folder.glob("checkpoints/step-????????"))]
     load_run(folder)  # as what generates, evaluates and exports does
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 4 and all(line.endswith(f"going by {steps[-4]}") for line in said)
+    assert len(said) == 4 and all(line.endswith(f"using {steps[-4]}") for line in said)
     assert said[0].startswith(f"warning: {steps[-1]} is not used: the bytes of optimizer.safetensors are not those")
     train("train_diffusion.py", "--resume", "--output-dir", folder)
     out = capsys.readouterr().out
     assert out.count("the bytes of optimizer.safetensors are not those that were written (SHA-256)") == 3
-    assert "not used: step-00000099.part: it was not written to its end" in out
+    assert "not used: step-00000099.part: it was not written completely" in out
     assert same(finished, folder) and journal(finished) == journal(folder)
     left = {path.suffix for path in (folder / "checkpoints").iterdir()}
     assert left == {"", ".damaged"}
     newest = str(storage.newest(folder / "checkpoints"))
     Path(newest, "state.json").unlink()
-    assert "state.json is missing; --resume alone takes" in refused("train_diffusion.py", "--resume", newest)
+    assert "state.json is missing; --resume without a path uses" in refused("train_diffusion.py", "--resume", newest)

@@ -24,7 +24,7 @@ def full_disk(limit: int) -> Iterator[None]:
 
 def test_a_journal_loses_no_line_to_a_full_disk(tmp_path: Path) -> None:
     told: list[str] = []
-    lines = MetricsLog(tmp_path / "metrics.jsonl", tell=told.append)
+    lines = MetricsLog(tmp_path / "metrics.jsonl", log=told.append)
     lines.write("epoch", number=0)
     with full_disk(40):
         for number in range(1, 4):
