@@ -85,9 +85,10 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, with a linear warm-up of the learning rate and a cosine decay to 0.
+    """The optimizer, with a linear warm-up of the learning rate and a cosine decay to 0.
 
     Attributes:
+        name: adamw; or muon for the matrices of the network's blocks and adamw for the rest (Jordan et al. 2024).
         lr: peak learning rate.
         linear_scaling: multiply the learning rate by batch size / 256 (Goyal et al. 2017; `lr` is then the "base
             learning rate" of masked autoencoders).
@@ -99,6 +100,7 @@ class Optim:
             0: unchanged, 1: as much larger as there are fewer steps.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     linear_scaling: bool = False
     betas: tuple[float, float] = (0.9, 0.99)

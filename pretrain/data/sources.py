@@ -1,4 +1,4 @@
-"""Finding images: what ships with the package, folders, parquet files, the Hugging Face hub."""
+"""Opening data sets: images in a folder, in parquet files or on the Hugging Face hub, and folders of latents."""
 
 import glob
 import os
@@ -18,62 +18,73 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import generator
 from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
-from pretrain.data.decode import glance
+from pretrain.data.decode import image_info
 from pretrain.data.images import Images
 
 EMBEDDED = {"fashion-mnist": Path(__file__).parent / "fashion_mnist"}
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2"}
-LABELS = ("label", "labels", "class", "cls", "target")  # columns that name a class
+LABELS = ("label", "labels", "class", "cls", "target")  # names of columns that hold a class
 TEST_SPLITS = ("test", "validation", "val", "valid", "eval")
-LOOKED_AT = 64  # images, evenly apart, whose headers say what the data set's size and channels are
+MAX_HEADERS = 64  # images, evenly spaced, whose headers are read to find the size and channels of a data set
 
 
 class Source(NamedTuple):
-    """What a data set comes down to."""
+    """An open data set."""
 
     train: Images
-    test: Images
-    shape: tuple[int, int, int]  # (C, H, W)
-    classes: int  # 0 where there are no labels
-    autoencoder: Autoencoder | None = None  # what made the latents, where the images are latents
+    test: Images  # held out for evaluation
+    shape: tuple[int, int, int]  # (C, H, W) of the images, or of the latents
+    classes: int  # number of classes; 0 without labels
+    autoencoder: Autoencoder | None = None  # that encoded the latents, in a data set of latents
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what a person sees: of the images, or of those that latents decode to."""
+        """(C, H, W) of the images, or of the images that latents decode to."""
         return self.autoencoder.image_shape(self.shape) if self.autoencoder else self.shape
 
     def seen(self, image: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1], of a batch's, which may be latents."""
+        """Images [B, C, H, W] in [-1, 1] of a batch's images, or decoded from its latents."""
         return self.autoencoder.decode(image) if self.autoencoder else image
 
     @property
     def made_by(self) -> str | None:
-        """The autoencoder's name."""
-        return self.autoencoder.name if self.autoencoder else None
+        """The fingerprint of the autoencoder that encoded the latents; None for images."""
+        return self.autoencoder.fingerprint if self.autoencoder else None
 
 
 def _look(table: datasets.Dataset, data: Data) -> tuple[int, int, int]:
-    """(C, H, W) of a data set from the headers of some images and what the user asks for."""
-    rows = np.unique(np.linspace(0, len(table) - 1, LOOKED_AT).astype(int))
-    glances = [glance(table[int(row)]["image"]) for row in rows]
+    """(C, H, W) of a data set: the settings, or else the most frequent size and the colours of some images.
+
+    Raises:
+        UserError: `data.size` is None and none of these images can be read.
+    """
+    rows = np.unique(np.linspace(0, len(table) - 1, MAX_HEADERS).astype(int))
+    glances = [image_info(table[int(row)]["image"]) for row in rows]
     readable = [seen for seen in glances if seen is not None]
     if not readable and data.size is None:
-        raise UserError(f"--data {data.source}: none of {len(rows)} images that were tried can be read")
+        raise UserError(f"--data {data.source}: none of the {len(rows)} images that were tried can be read")
     common = Counter(seen.size for seen in readable).most_common(1)
     height, width = (data.size, data.size) if data.size else common[0][0]
     return data.channels or (1 if all(seen.grey for seen in readable) else 3), height, width
 
 
 def is_cache(source: str) -> bool:
-    """Whether latents are there, finished or not."""
+    """Whether `source` is a folder of latents, complete or not."""
     return any((Path(source).expanduser() / name).is_file() for name in (latents.MANIFEST, latents.UNFINISHED))
 
 
 def open_data(data: Data, seed: int) -> Source:
-    """Find the images that `data` names and their held-out part.
+    """Open the data set that `data` names.
+
+    The held-out images are those of its test split, or a random tenth of its images (at most `data.held_out`) that
+    depends on no seed.
+
+    Args:
+        data: the settings.
+        seed: of augmentation and of the sampling of latents.
 
     Raises:
-        UserError: there is nothing there, or no images in it, or they can't be read.
+        UserError: there is no such data set, it has no images, or its table can't be read.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -81,9 +92,7 @@ def open_data(data: Data, seed: int) -> Source:
     if (folder / latents.MANIFEST).is_file():
         return _latents(folder, data, seed)
     if (folder / latents.UNFINISHED).is_file():
-        raise UserError(
-            f"--data {data.source}: the latents in it are not finished; run `pretrain encode-latents` again"
-        )
+        raise UserError(f"--data {data.source}: its latents are not finished; run `pretrain encode-latents` again")
     splits = {name: table for name, table in _splits(data.source).items() if len(table)}
     if not splits:
         raise UserError(f"--data {data.source}: there are no images in it")
@@ -96,7 +105,9 @@ def open_data(data: Data, seed: int) -> Source:
         chosen = _some(np.arange(len(test)), data.held_out, 0)
     else:
         if len(train) < 2:
-            raise UserError(f"--data {data.source}: one image is not enough, one at least is held out for evaluation")
+            raise UserError(
+                f"--data {data.source}: one image is not enough, since at least one is held out for evaluation"
+            )
         test, test_name = train, train_name
         order = torch.randperm(len(train), generator=generator(0)).numpy()
         chosen, rows = np.split(order, [max(1, min(data.held_out, len(train) // 10))])
@@ -112,14 +123,18 @@ def open_data(data: Data, seed: int) -> Source:
 
 
 def _some(rows: np.ndarray, most: int | None, stream: int) -> np.ndarray:
-    """At most so many of the rows, by chance but always the same, in their order."""
+    """A random subset of at most `most` rows, in ascending order; always the same one for a `stream`."""
     if most is not None and len(rows) > most:
         rows = rows[torch.randperm(len(rows), generator=generator(stream)).numpy()[:most]]
     return np.sort(rows)
 
 
 def _latents(folder: Path, data: Data, seed: int) -> Source:
-    """A cache of latents, with the autoencoder that it brings."""
+    """A folder of latents, with its autoencoder.
+
+    Raises:
+        UserError: it can't be read, or its autoencoder is missing or another one.
+    """
     manifest = latents.read_manifest(folder)
     if not (folder / "vae" / "config.json").is_file():
         raise UserError(
@@ -129,27 +144,32 @@ def _latents(folder: Path, data: Data, seed: int) -> Source:
     autoencoder = open_autoencoder(folder / "vae")
     if autoencoder.identity != manifest["autoencoder"]:
         raise UserError(
-            f"--data {folder}: its latents were made by another autoencoder than that in its vae/, which could not "
-            "decode them; put the one back that made them, or encode the images again"
+            f"--data {folder}: its latents were made by another autoencoder than the one in its vae/, which can't "
+            "decode them; put the right one back, or encode the images again"
         )
-    splits = latents.tables(folder, manifest, data, seed)
+    splits = latents.open_splits(folder, manifest, data, seed)
     for images, most, stream in ((splits["train"], data.limit, 1), (splits["test"], data.held_out, 0)):
         images.rows = _some(images.rows, most, stream)
     return Source(splits["train"], splits["test"], splits["train"].shape, manifest["classes"], autoencoder)
 
 
 def _readable(table: Any, source: str, known: dict[Any, int] | None) -> tuple[datasets.Dataset, dict[Any, int]]:
+    """`_columns`, with errors of any type as a `UserError`."""
     try:
         return _columns(table, source, known)
     except UserError:
         raise
-    except Exception as error:  # whatever arrow has to say of a column that is not what its name says
+    except Exception as error:  # a column does not hold what its name says; arrow raises many types
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"--data {source}: its images or labels can't be read: {said}") from None
 
 
 def _splits(source: str) -> dict[str, Any]:
-    """The tables of a data set by split."""
+    """The tables of a data set by the name of the split.
+
+    Raises:
+        UserError: there is no such data set, or it can't be read.
+    """
     load: Any = datasets.load_dataset
     path = EMBEDDED.get(source, Path(source).expanduser())
     try:
@@ -167,19 +187,22 @@ def _splits(source: str) -> dict[str, Any]:
         return {str(name): table for name, table in load(source).items()}
     except UserError:
         raise
-    except Exception as error:  # whatever arrow or the hub has to say
+    except Exception as error:  # arrow and the hub raise many types
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if not path.exists():
             raise UserError(
-                f"--data {source}: there is no such file or folder here, and as the name of a Hugging Face data set it "
-                f"can't be had: {said}"
+                f"--data {source}: there is no such file or folder, and loading it from Hugging Face failed with {said}"
             ) from None
         raise UserError(f"--data {source}: reading it failed with {said}") from None
 
 
 def _ask_hub(name: str) -> None:
-    """Ask once whether there is such a data set; `load_dataset` would try six times before it says so."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:  # what is in the cache must do
+    """Raise if the hub has no such data set; `load_dataset` would retry six times first.
+
+    Raises:
+        UserError: there is no such data set, or the hub can't be reached.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE:  # only data sets in the local cache can be loaded
         return
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=10)
@@ -187,15 +210,15 @@ def _ask_hub(name: str) -> None:
         raise UserError(
             f"--data {name}: there is no file or folder of that name, nor a Hugging Face data set"
         ) from None
-    except Exception as error:  # no network, or not to there
+    except Exception as error:  # the hub can't be reached
         raise UserError(
-            f"--data {name}: there is no file or folder of that name, and Hugging Face can't be asked "
-            f"({type(error).__name__}: {error}); HF_HUB_OFFLINE=1 reads a data set that is in its cache"
+            f"--data {name}: there is no file or folder of that name, and Hugging Face can't be reached "
+            f"({type(error).__name__}: {error}); HF_HUB_OFFLINE=1 loads a data set that is in the local cache"
         ) from None
 
 
 def _folder(root: Path) -> dict[str, datasets.Dataset]:
-    """The images below a folder, in the order of their names; their class is their first folder's name."""
+    """Tables of the images below a folder, sorted by path; an image's class is the first folder of its path."""
     below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
     if "train" in below:
         roots = {name: path for name, path in below.items() if name in ("train", *TEST_SPLITS)}
@@ -213,10 +236,11 @@ def _folder(root: Path) -> dict[str, datasets.Dataset]:
 
 
 def _images_below(root: Path) -> Iterator[Path]:
+    """Paths of all images below a folder, also through links, without hidden files and folders."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back up
+        if real in seen:  # a link to a folder that was already walked
             folders.clear()
             continue
         seen.add(real)
@@ -229,12 +253,16 @@ def _images_below(root: Path) -> Iterator[Path]:
 def _columns(
     table: datasets.Dataset, source: str, known: dict[Any, int] | None
 ) -> tuple[datasets.Dataset, dict[Any, int]]:
-    """The table with just "image" (encoded) and "label", and the number of each class.
+    """The table with its columns "image" (encoded) and "label" only, and the number of each class.
 
     Args:
-        table: anything with a column of images.
-        source: its name, for messages.
-        known: numbers of the classes; None takes them from the table. What is not among them is -1.
+        table: with a column of images, and maybe one of labels.
+        source: the name of the data set, for messages.
+        known: numbers of the classes; None: classes are numbered in the order of the table's class names, or of its
+            sorted labels. A label that is not in it becomes -1.
+
+    Raises:
+        UserError: no column holds images.
     """
     features = table.features
     image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)

@@ -2,7 +2,7 @@
 
     pretrain evaluate RUN --metrics loss,knn
 
-The metrics depend on the run's objective; docs/evaluating.md describes them. Under torchrun or `accelerate launch` the
+The metrics depend on the run's objective; docs/evaluation.md describes them. Under torchrun or `accelerate launch` the
 processes share the work, and the values are those of one process.
 """
 
@@ -21,7 +21,7 @@ import tyro
 from pretrain.config import trusted_code
 from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _append(path: Path, record: dict[str, Any]) -> None:
         records = json.loads(path.read_text()) if path.exists() else []
         if not isinstance(records, list):
             raise ValueError("it holds no list")
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps([*records, record], indent=1) + "\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be added to: {error}; repair it or move it away") from None

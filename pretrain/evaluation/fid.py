@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch
-from pretrain.adapters._sampling import check, generate, sampler
+from pretrain.adapters._sampling import check_sampling, generate, make_scheduler
 from pretrain.core.errors import UserError, warn
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.core.rng import SampleRNG
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
 from pretrain.distributed.collectives import all_reduce_max, rank_and_world_size
@@ -42,7 +42,9 @@ def make(context: EvalContext, names: list[str]) -> "ImageQuality":
         UserError: the settings do not suit the model or each other.
     """
     settings = context.settings
-    check(context.adapter, context.classes, settings.sampler, settings.steps, settings.guidance, context.flag(""))
+    check_sampling(
+        context.adapter, context.classes, settings.sampler, settings.steps, settings.guidance, context.flag("")
+    )
     if settings.num_images < MIN_IMAGES:
         raise UserError(
             f"{context.flag('num-images')} {settings.num_images}: {', '.join(names)} need at least {MIN_IMAGES} images"
@@ -121,7 +123,7 @@ class ImageQuality:
                 label,
                 steps=settings.steps,
                 guidance=settings.guidance,
-                by=settings.sampler,
+                sampler=settings.sampler,
                 autoencoder=self.context.source.autoencoder,
             )
             return number, self.features(image)
@@ -132,7 +134,7 @@ class ImageQuality:
 
     def features(self, image: Tensor) -> Tensor:
         """Features [B, D] of images [B, C, H, W] in [-1, 1], which are rounded to 8 bits as in an image file."""
-        return self.network(pixels(image).movedim(-1, 1).to(self.network.device))
+        return self.network(to_uint8(image).movedim(-1, 1).to(self.network.device))
 
     def compare(self, generated: Tensor) -> dict[str, float]:
         """The metrics of features [N, D]."""
@@ -164,7 +166,7 @@ class ImageQuality:
     def note(self) -> str:
         """How the metrics were measured; of paths only the last name."""
         settings, source = self.context.settings, Path(self.reference.train.data.source).expanduser()
-        scheduler = type(sampler(self.context.adapter, settings.sampler)).__name__
+        scheduler = type(make_scheduler(self.context.adapter, settings.sampler)).__name__
         kind = "latents, decoded by their autoencoder," if self.reference.autoencoder else "images"
         name = source.resolve().name if source.exists() else self.reference.train.data.source
         return (
@@ -196,7 +198,7 @@ class ImageQuality:
         found = {"feature": feature, **{key: torch.from_numpy(value) for key, value in statistics.items()}}
         if rank_and_world_size()[0] == 0:
             try:
-                with replacing(file) as part:
+                with atomic_write(file) as part:
                     save_file(found, part)
             except (OSError, SafetensorError) as error:
                 warn(f"{file}: the reference features can't be cached: {error}")

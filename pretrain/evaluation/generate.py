@@ -47,11 +47,11 @@ def main(
     import torch
 
     from pretrain.adapters import Generative
-    from pretrain.adapters._sampling import check, generate
+    from pretrain.adapters._sampling import check_sampling, generate
     from pretrain.checkpoint.load_run import load_run
     from pretrain.core.console import Display
     from pretrain.core.rng import SampleRNG
-    from pretrain.data.grid import grid, pixels
+    from pretrain.data.grid import grid, to_uint8
     from pretrain.distributed import launch
 
     for name, value, minimum in (
@@ -67,10 +67,36 @@ def main(
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
         raise UserError(f"{run}: {type(adapter).__name__} generates no images; give a run of train_diffusion.py")
-    check(adapter, classes, sampler, steps, guidance)
+    check_sampling(adapter, classes, sampler, steps, guidance)
     if label is not None and not 0 <= label < classes:
         raise UserError(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
     folder = output_dir or run / "generated"
+    files = _new_folder(folder, state)
+    autoencoder, model = trained.autoencoder, trained.model.to(state.device)
+    for start in range(state.process_index * batch_size, num_images, state.num_processes * batch_size):
+        number = torch.arange(start, min(start + batch_size, num_images), device=state.device)
+        noise = SampleRNG(seed, index=number).normal(*trained.shape)
+        labels = number % classes if classes else torch.full_like(number, -1)
+        labels = labels if label is None else torch.full_like(number, label)
+        images = generate(
+            model, adapter, noise, labels, steps=steps, guidance=guidance, sampler=sampler, autoencoder=autoencoder
+        )
+        for n, image in zip(number.tolist(), to_uint8(images), strict=True):
+            write(image, files / f"{n:05d}.png")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shown = [read(files / f"{n:05d}.png") for n in range(min(num_images, 144))]
+        sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
+        write(sheet, folder / "grid.png")
+        Display(True).print(f"{num_images} images in {files}, the first {len(shown)} in {folder / 'grid.png'}")
+
+
+def _new_folder(folder: Path, state: Any) -> Path:
+    """Create the folder of the images; all processes call it.
+
+    Raises:
+        UserError: the output folder is not empty, or can't be created.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; give another one")
     state.wait_for_everyone()
@@ -79,24 +105,7 @@ def main(
         files.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
-
-    autoencoder, model = trained.autoencoder, trained.model.to(state.device)
-    for start in range(state.process_index * batch_size, num_images, state.num_processes * batch_size):
-        number = torch.arange(start, min(start + batch_size, num_images), device=state.device)
-        noise = SampleRNG(seed, index=number).normal(*trained.shape)
-        labels = number % classes if classes else torch.full_like(number, -1)
-        labels = labels if label is None else torch.full_like(number, label)
-        images = generate(
-            model, adapter, noise, labels, steps=steps, guidance=guidance, by=sampler, autoencoder=autoencoder
-        )
-        for n, image in zip(number.tolist(), pixels(images), strict=True):
-            write(image, files / f"{n:05d}.png")
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shown = [read(files / f"{n:05d}.png") for n in range(min(num_images, 144))]
-        sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
-        write(sheet, folder / "grid.png")
-        Display(True).say(f"{num_images} images in {files}, the first {len(shown)} in {folder / 'grid.png'}")
+    return files
 
 
 def write(image: Any, path: Path) -> None:

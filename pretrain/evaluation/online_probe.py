@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, bare
-from pretrain.checkpoint.ema import exponential
+from pretrain.checkpoint.ema import exponential_decay
 from pretrain.core.rng import SampleRNG
 from pretrain.distributed.collectives import all_reduce_sum, rank_and_world_size
 from pretrain.evaluation.context import EvalContext, accuracy, map_images
@@ -69,7 +69,7 @@ class OnlineProbe:
         """
         assert self.feature is not None
         if progress > self.progress:
-            self.sums *= exponential(HALF_LIFE)(self.progress, progress)
+            self.sums *= exponential_decay(HALF_LIFE)(self.progress, progress)
         weight = ((batch.label >= 0) & batch.mask).float()[:, None]
         x = torch.cat([self.feature, torch.ones_like(weight)], dim=1)
         y = batch.label[:, None] == torch.arange(self.context.source.classes, device=batch.label.device)

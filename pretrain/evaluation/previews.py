@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Generative
-from pretrain.adapters._sampling import check, generate
+from pretrain.adapters._sampling import check_sampling, generate
 from pretrain.core.errors import UserError, warn
 from pretrain.core.rng import SampleRNG
 from pretrain.data.autoencoder import Autoencoder
@@ -71,7 +71,7 @@ class GeneratedImages:
     def __post_init__(self) -> None:
         """Raise `UserError` for settings that would fail when the first picture is made."""
         if isinstance(self.adapter, Generative):
-            check(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
+            check_sampling(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
 
     def __call__(self, model: nn.Module) -> Tensor | None:
         """The images as a grid, or None, see `attempt`; the processes share them, and all must call it."""

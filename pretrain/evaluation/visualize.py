@@ -24,7 +24,7 @@ from pretrain.checkpoint.load_run import load_run
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.data.grid import grid
 from pretrain.data.images import Images, on_device
 from pretrain.evaluation.context import evenly_spaced, map_images
@@ -67,9 +67,9 @@ def main(
         }
     with _writing(folder):
         for name, sheet in sheets.items():
-            with replacing(folder / f"{name}.png") as part:
+            with atomic_write(folder / f"{name}.png") as part:
                 Image.fromarray(sheet.squeeze(-1).numpy()).save(part, "PNG")
-    Display(True).say(f"{', '.join(f'{name}.png' for name in sheets)} in {folder}")
+    Display(True).print(f"{', '.join(f'{name}.png' for name in sheets)} in {folder}")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from pretrain.export.mae_weights import to_timm, to_transformers
 from pretrain.export.to_diffusers import to_diffusers
 from pretrain.training.flops import profile_sample
 from pretrain.training.metrics_log import MetricsLog
-from pretrain.training.summary import in_words, summarise
+from pretrain.training.summary import summarise, summary_rows
 
 
 def export_model(
@@ -127,9 +127,9 @@ def main(
     except OSError as error:
         raise UserError(f"{run / 'model'}: can't be written to: {error}") from None
     display = Display(True)
-    display.summary(in_words(summary))
+    display.print_summary(summary_rows(summary))
     if push_to_hub:
-        display.say(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
+        display.print(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
 
 
 def run() -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pretrain.config.schema import Config
 from pretrain.config.trusted_code import features_file
 from pretrain.core.console import duration
-from pretrain.data.autoencoder import PLACES, open_autoencoder
+from pretrain.data.autoencoder import SUBFOLDERS, open_autoencoder
 
 TASKS = {"diffusers": "unconditional-image-generation", "timm": "image-feature-extraction"}
 
@@ -145,7 +145,7 @@ def _description(config: Config, summary: dict[str, Any]) -> list[str]:
         f"{kind}: network {network} with {summary['parameters'] / 1e6:.3g} M parameters, objective {adapter}, trained "
         f"on {summary['dataset_size']:,} images of {_code(settings['data']['source'])}. {ema}"
     ]
-    if any((folder / place / "config.json").is_file() for place in PLACES):
+    if any((folder / place / "config.json").is_file() for place in SUBFOLDERS):
         identity = open_autoencoder(folder).identity
         parts.append(
             f"The {_code(identity['class'])} that encoded the training images is in this folder and decodes the "

@@ -7,7 +7,7 @@ from diffusers import DDPMPipeline, LDMPipeline, ModelMixin
 from torch import nn
 
 from pretrain.adapters import Generative
-from pretrain.adapters._sampling import sampler
+from pretrain.adapters._sampling import make_scheduler
 from pretrain.adapters._uncertainty import UncertaintyHead
 from pretrain.checkpoint.storage import write
 from pretrain.data.autoencoder import Autoencoder
@@ -41,7 +41,7 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: A
         if autoencoder is not None:
             autoencoder.network.save_pretrained(folder / "vae")
         return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
-    scheduler = sampler(adapter, None, latents=autoencoder is not None)
+    scheduler = make_scheduler(adapter, None, latents=autoencoder is not None)
     if (pipeline := _stock_pipeline(network, scheduler, autoencoder)) is not None:
         pipeline.save_pretrained(folder)
         return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})"
