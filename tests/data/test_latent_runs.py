@@ -20,7 +20,7 @@ from pretrain.config.schema import Data, Evaluate
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data import encode_latents, latents
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images, on_device
 from pretrain.data.sources import Source, open_data
 from pretrain.evaluation import evaluate, evaluators
@@ -166,7 +166,7 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
         ([], vae.decode(images(opened(plain).train)), "43 latents, decoded by their autoencoder, of latents"),
         (["--reference", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
     ):
-        both = [pixels(image).movedim(-1, 1) for image in (made, real)]
+        both = [to_uint8(image).movedim(-1, 1) for image in (made, real)]
         record = evaluated(run, "--metrics", "fid,kid,precision-recall,loss", "--num-images", 30, *words)
         found = record["found"]
         expected = by_hand(*both, 30)

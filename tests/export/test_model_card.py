@@ -26,7 +26,7 @@ from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import parse
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.evaluation import evaluate, generate
 from pretrain.evaluation.validation_loss import ValidationLoss
 from pretrain.export import export, hub, model_card
@@ -166,7 +166,7 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
         torch.tensor([-1, -1]),
         steps=2,
     )
-    for image, file in zip(pixels(made), sorted((folder / "generated" / "images").iterdir()), strict=True):
+    for image, file in zip(to_uint8(made), sorted((folder / "generated" / "images").iterdir()), strict=True):
         assert (image.squeeze(-1).numpy() == np.asarray(Image.open(file))).all()
     (folder / "evaluation.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match=r"evaluation\.json: can't be read"):
