@@ -94,7 +94,8 @@ def rename(tensors: dict[str, Tensor]) -> Weights:
             inside[("vit." if transformers else "") + name.removeprefix(prefix)] = name
         elif decoder.startswith(("decoder.", *(row[0] for row in DECODER))):
             inside[("" if transformers else "our.") + decoder] = name
-    ignored = [name for name in plain if name not in inside.values()]
+    taken = {*inside.values()}
+    ignored = [name for name in plain if name not in taken]
     values = {name: tensors[plain[there]].float() for name, there in inside.items()}
     named = _from_transformers(values) if transformers else _from_published(values)
     encoder = {name.removeprefix("encoder."): value for name, value in named.items() if name.startswith("encoder.")}
