@@ -87,7 +87,7 @@ def _stream(image: dict[str, Any], reading: Reading) -> io.BufferedIOBase:
         raise FileNotFoundError("there is no such file")
     if not os.path.isfile(path):  # noqa: PTH113 — a FIFO would be waited for
         raise ValueError("it is no regular file")
-    return open(path, "rb")  # noqa: PTH123, SIM115 — closed by the caller
+    return open(path, "rb")  # noqa: PTH123 — closed by the caller
 
 
 def _open(stream: Any) -> Image.Image:
@@ -199,6 +199,11 @@ def _to_picture(values: Values, reading: Reading) -> Image.Image:
     if reading.is_set or color.dtype != np.uint8:
         if reading.range is None and is_float:
             raise ValueError("it has floating-point values, whose range is not known; set --data.range LOW HIGH")
+        if reading.range is None and color.max() < 2**14:
+            raise ValueError(
+                f"it is not 8-bit, and its values reach only {color.max()}; set black and white with --data.range LOW "
+                "HIGH"
+            )
         color = to_uint8(color, *(reading.range or (0, 65535)), clip=reading.is_set)
     if values.has_alpha:
         alpha = pixels[..., colors:]

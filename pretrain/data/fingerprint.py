@@ -4,10 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.files import from_text
 from pretrain.data.images import Images
 from pretrain.data.sources import Source
 
@@ -23,8 +26,11 @@ def fingerprints(source: Source) -> dict[str, Tensor]:
 
 def fingerprint(images: Images) -> Tensor:
     """int32 [N]: of each sample its name, label, size and, in a data set of up to 256 MB, its bytes."""
-    seen = [*_rows(images)]
-    whole = sum(size for *_, size in seen) <= WHOLE
+    seen, total = [], 0
+    for name, label, content, size in _rows(images):
+        total += size
+        seen.append((name, label, content if total <= WHOLE else None, size))  # larger ones do not fit into memory
+    whole = total <= WHOLE
     found = []
     for name, label, content, size in seen:
         digest = hashlib.blake2b(f"{name}\0{label}\0{size}\0".encode(errors="surrogateescape"), digest_size=4)
@@ -39,27 +45,38 @@ def _rows(images: Images) -> Iterator[tuple[str, int, bytes | None, int]]:
     root = Path(images.data.source).expanduser()
     for start in range(0, len(images.rows), CHUNK):
         rows = images.table[images.rows[start : start + CHUNK].tolist()]
-        given = rows.get("image") or [
-            {"bytes": content, "path": path} for content, path in zip(rows["latent"], rows["path"], strict=True)
-        ]
-        for image, label in zip(given, rows["label"], strict=True):
-            content, path = image["bytes"], image["path"]
-            if content is not None:
-                yield path or "", label, content, len(content)
+        if "image" in rows:
+            found = [_content(image) for image in rows["image"]]
+        else:
+            found = [*zip(rows["latent"], rows["path"], strict=True)]
+        for (content, path), label in zip(found, rows["label"], strict=True):
+            if content is None and path:
+                file = images.file_of(path)
+                name = os.path.relpath(from_text(path), root) if images.reading.folders is None else path
+                yield name, int(label), None, _size(file) if len(images) <= MANY else WHOLE
             else:
-                yield os.path.relpath(path, root), label, None, _size(path) if len(images) <= MANY else WHOLE
+                yield path or "", int(label), content or b"", len(content or b"")
 
 
-def _size(path: str) -> int:
+def _content(image: Any) -> tuple[bytes | None, str | None]:
+    """The bytes and the path of a row's image."""
+    if image is None:
+        return b"", None
+    return (image["bytes"], image["path"]) if isinstance(image, dict) else (np.asarray(image).tobytes(), None)
+
+
+def _size(file: str | None) -> int:
     try:
-        return Path(path).stat().st_size
-    except OSError:  # it has vanished; whoever visits it says so
+        return os.stat(file).st_size if file is not None else -1  # noqa: PTH116 — not Path: it may hold any bytes
+    except OSError:  # it has vanished, which is reported when it is used
         return -1
 
 
 def _read(name: str, images: Images) -> bytes:
+    file = os.path.join(images.data.source, name)  # noqa: PTH118
+    file = os.path.expanduser(file) if images.reading.folders is None else images.file_of(name)  # noqa: PTH111
     try:
-        return (Path(images.data.source).expanduser() / name).read_bytes()
+        return Path(file).read_bytes() if file and os.path.isfile(file) else b""  # noqa: PTH113
     except OSError:
         return b""
 

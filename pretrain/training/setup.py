@@ -1,5 +1,6 @@
 """From settings and objects to a run that can begin, or go on."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pretrain.config.build import build_infobatch
 from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
+from pretrain.core.files import replacing
 from pretrain.core.rng import SampleRNG
 from pretrain.data.fingerprint import changed, fingerprints
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
@@ -56,6 +58,7 @@ def setup(
     with raise_on_all_ranks():
         resumed = run_dir.resume_from(config)
     display = Display(main)
+    display.say(str(source.report))
     infobatch = build_infobatch(config, len(source.train), display.say)
     objective = with_references(config, adapter, source, device, display.say)
     cost = profile_objective(config, objective, model, source)
@@ -87,7 +90,7 @@ def setup(
     if config.micro_batch == "auto":
         micro_batch = _tried(config, objective, model, state, accelerator, micro_batch)
         display.say(f"--micro-batch auto: {micro_batch} images at once")
-    lock = _directory(config, resumed, main)
+    lock = _directory(config, source, resumed, main)
     reporter = Reporter(
         config, accelerator, display, cost.remembered, resumed.state.values["metrics"] if resumed else 0
     )
@@ -129,12 +132,25 @@ def _tried(config: Config, adapter: Adapter, model: nn.Module, state: TrainState
     return -max_over_ranks(-fit)[0]
 
 
-def _directory(config: Config, resumed: storage.Found | None, main: bool) -> run_dir.Lock | None:
+def _directory(config: Config, source: Source, resumed: storage.Found | None, main: bool) -> run_dir.Lock | None:
     """The lock of the run's directory, on rank 0; nobody writes before everybody has looked."""
     if len(all_gather_set({resumed.path.name} if resumed else set())) > 1:
         raise UserError("--resume: not all processes can read the newest checkpoint; name the one to go on from")
     with raise_on_all_ranks():
-        return run_dir.prepare(config, resumed) if main else None
+        if not main:
+            return None
+        lock = run_dir.prepare(config, resumed)
+        _write_report(config.output_dir, source)
+        return lock
+
+
+def _write_report(folder: Path, source: Source) -> None:
+    """Store how the data set was interpreted, and the names of its classes, as data.json."""
+    try:
+        with replacing(folder / "data.json") as file:
+            file.write_text(json.dumps(source.report.to_dict() | {"class_names": source.class_names}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: can't be written to: {error}") from None
 
 
 def _announce(run: Run, resumed: storage.Found | None) -> None:
