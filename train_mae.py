@@ -36,7 +36,7 @@ def main(config: Config) -> None:
         raise UserError(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
     if (init := getattr(config.model, "init", None)) and not config.resume:
         said = start_from(model, Path(init).expanduser(), config.model.encoder)
-        Display(os.environ.get("RANK", "0") == "0").say(said)
+        Display(os.environ.get("RANK", "0") == "0").print(said)
     subject = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")
     run, summary = train(
         config,

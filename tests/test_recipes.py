@@ -1,4 +1,4 @@
-"""The recipes build and cost what docs/recipes.md says; the README's own, minutes each, reach what they should."""
+"""The recipes build and cost what docs/training.md says; the README's own, minutes each, reach what they should."""
 
 import json
 import os
@@ -22,11 +22,11 @@ ROW = re.compile(
     r"\| ([\d.]+) M \| ([\d.]+) GFLOP \| ([\d.e+]+) \|",
     re.M,
 )
-ROWS = {row[0]: row[1:] for row in ROW.findall((ROOT / "docs" / "recipes.md").read_text())}
+ROWS = {row[0]: row[1:] for row in ROW.findall((ROOT / "docs" / "training.md").read_text())}
 
 
 def test_every_recipe_is_documented_with_its_command() -> None:
-    text, recipes = (ROOT / "docs" / "recipes.md").read_text(), sorted((ROOT / "configs").glob("*.yaml"))
+    text, recipes = (ROOT / "docs" / "training.md").read_text(), sorted((ROOT / "configs").glob("*.yaml"))
     assert sorted(ROWS) == [path.stem for path in recipes]
     for path in recipes:
         commands = re.findall(r"^# ((?:python|torchrun) .*)$", path.read_text(), re.M)

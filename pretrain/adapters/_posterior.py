@@ -1,28 +1,29 @@
-"""Posterior-mean targets: the expected clean image given the noisy one, over the training set."""
+"""Posterior-mean targets: the expected clean image given a noisy one, over the training set."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-MIN_NOISE = 1e-2  # standard deviation; below it the posterior is the image itself, and float32 would not resolve it
+MIN_NOISE = 1e-2  # standard deviation; below it the posterior is the image alone, and float32 can't resolve it
 
 
 class References(NamedTuple):
     """The training images, as a uniform prior over clean images.
 
-    A noisy image x_t = a x + s noise may come from any training image x_j, with probability w_j proportional to
-    exp(-|x_t - a x_j|^2 / (2 s^2)). Replacing x by the mean of x_j under w leaves the expected gradient as it is, since
-    w is the distribution of x given x_t, and takes the noise of the choice out of the target (Bertrand et al. 2025, "On
-    the closed-form of flow matching", proposition 2; Xu et al. 2023, "Stable target field"). That holds only if the
-    references are all images that are trained on, mirrored ones included, each as often as it is used times its weight:
-    the whole set with a uniform prior under every unbiased policy, never the pruned batch.
+    A noisy image x_t = a x + s noise comes from the training image x_j with the posterior probability w_j proportional
+    to exp(-|x_t - a x_j|^2 / (2 s^2)). Replacing x in the target by the mean of the x_j under w does not change the
+    expected gradient, and removes the variance of x given x_t (Bertrand et al., "On the closed-form of flow matching",
+    2025, proposition 2; Xu et al., "Stable target field", 2023).
+
+    The prior must be the distribution of the samples times their weights. Under every unbiased policy that is the
+    uniform one over the whole training set, mirrored images included, not the samples of a pruned epoch or of a batch.
 
     Attributes:
         image: float32 [M, C * H * W].
         half_square: float32 [M]; |x_j|^2 / 2.
-        label: int64 [M], of a network that is conditioned on labels: an image's references are those of its class, or
-            all if its label was dropped; None: no condition.
+        label: int64 [M], for a network that is conditioned on labels: the references of an image are those of its
+            class, or all if its label was dropped; None: without condition.
     """
 
     image: Tensor
@@ -31,7 +32,7 @@ class References(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, label: Tensor | None) -> "References":
-        """References from images [M, C, H, W] and labels int64 [M]."""
+        """Make references of images, [M, C, H, W], and labels, int64 [M]."""
         flat = image.flatten(1).float()
         return cls(flat, flat.square().sum(1) / 2, label)
 
@@ -48,8 +49,8 @@ class References(NamedTuple):
         """The posterior mean of the clean image.
 
         Args:
-            clean: [B, C, H, W]; the images that were made noisy; returned where the noise is below `MIN_NOISE`.
-            noisy: [B, C, H, W]; signal * clean + noise * a standard normal.
+            clean: [B, C, H, W]; the images without noise; returned where the noise is below `MIN_NOISE`.
+            noisy: [B, C, H, W]; signal * clean + noise * standard normal numbers.
             signal, noise: [B].
             label: int64 [B]; the condition of the network, -1 for none.
 
@@ -57,5 +58,5 @@ class References(NamedTuple):
             float32 [B, C, H, W].
         """
         with torch.autocast(noisy.device.type, enabled=False):
-            found = (self.weights(noisy, signal, noise, label) @ self.image).view_as(clean)
-        return torch.where(noise.view(-1, 1, 1, 1) < MIN_NOISE, clean, found)
+            mean = (self.weights(noisy, signal, noise, label) @ self.image).view_as(clean)
+        return torch.where(noise.view(-1, 1, 1, 1) < MIN_NOISE, clean, mean)

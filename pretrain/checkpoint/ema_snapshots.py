@@ -24,7 +24,7 @@ from pretrain.checkpoint.ema import EMACollection, exponent
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 
 
 class Snapshots:
@@ -61,7 +61,7 @@ class Snapshots:
                 # In epochs, which stay what they are if the run is given more of them. One entry: the order of several
                 # in the file would be another one each time.
                 about = json.dumps({"sigma_rel": sigma_rel, "epochs": self.averages.progress * self.epochs})
-                with replacing(file) as part:
+                with atomic_write(file) as part:
                     storage.write(part, average.model.state_dict(), {"snapshot": about})
         self.taken = due
 
@@ -164,7 +164,7 @@ def main(
         storage.write(output, tensors)
     except (OSError, SafetensorError, ValueError) as refusal:
         raise refusal if isinstance(refusal, UserError) else UserError(str(refusal)) from None
-    Display(True).say(f"{output}: the average of sigma_rel {sigma_rel}, {error:.1%} off what it should weigh")
+    Display(True).print(f"{output}: the average of sigma_rel {sigma_rel}, {error:.1%} off what it should weigh")
 
 
 def run() -> None:

@@ -13,7 +13,7 @@ from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, warn
-from pretrain.data.autoencoder import PLACES, Autoencoder, open_autoencoder
+from pretrain.data.autoencoder import SUBFOLDERS, Autoencoder, open_autoencoder
 from pretrain.data.sources import Source, open_data
 
 
@@ -69,9 +69,9 @@ class LoadedRun:
         if made_by is None:
             return None
         folders = [Path(self.config.data.source).expanduser() / "vae"]
-        folders += [self.folder / "model" / name for name in PLACES]
+        folders += [self.folder / "model" / name for name in SUBFOLDERS]
         for folder in (folder for folder in folders if (folder / "config.json").is_file()):
-            if (found := open_autoencoder(folder)).name == made_by:
+            if (found := open_autoencoder(folder)).fingerprint == made_by:
                 return found
         raise UserError(
             f"{self.folder}: the run is of latents, and the autoencoder that made them is not in any of "

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pretrain.core.files import sync
+from pretrain.core.files import fsync
 
 NAME = "manifest.json"
 
@@ -30,8 +30,8 @@ def seal(folder: Path, **about: Any) -> None:
     with (folder / NAME).open("w") as file:
         json.dump({**about, "files": files}, file, indent=1)
     for path in folder.iterdir():
-        sync(path)
-    sync(folder)
+        fsync(path)
+    fsync(folder)
 
 
 def verify(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pretrain import __version__
 from pretrain.checkpoint import storage
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 
 LOCK = ".lock"
 FILES = {
@@ -142,7 +142,7 @@ def prepare(config: Config, resumed: storage.Found | None) -> Lock:
             if not path.suffix:  # so that it isn't counted among those that are kept
                 shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)  # the same step's of an earlier time
                 path.rename(path.with_suffix(".damaged"))
-        with replacing(folder / "config.yaml") as file:  # first: it is what makes the folder a run's
+        with atomic_write(folder / "config.yaml") as file:  # first: it is what makes the folder a run's
             file.write_text(_made_with() + yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
         (folder / "pictures").mkdir(exist_ok=True)
     except OSError as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.manifest import NAME, Damaged, seal, verify
 from pretrain.core.errors import UserError
-from pretrain.core.files import sync
+from pretrain.core.files import fsync
 
 PREFIX = "step-"
 PART, OLD, GONE = ".part", ".old", ".gone"  # being written; about to be replaced; being removed
@@ -128,7 +128,7 @@ def save(folder: Path, step: int, state: State, keep: int, hours: float | None =
             shutil.rmtree(path.with_suffix(OLD), ignore_errors=True)
             path.rename(path.with_suffix(OLD))
         part.rename(path)
-        sync(folder)
+        fsync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -174,7 +174,7 @@ def write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
     """
     try:
         save_file(copied(tensors), file, metadata)
-        sync(file)
+        fsync(file)
     except SafetensorError as error:
         raise OSError(f"{file}: {error}") from None
 

@@ -145,14 +145,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if steps < 2 or not all(0 <= kill < steps for kill in kills):
         raise UserError(f"--steps must be at least 2 and --kill below it, got {steps} and {kills}")
     display = Display(True)
-    display.say(f"{given.program.name}, {given.processes} process(es): {steps} steps left alone; killed after {kills}")
+    display.print(
+        f"{given.program.name}, {given.processes} process(es): {steps} steps left alone; killed after {kills}"
+    )
     work = Path(tempfile.mkdtemp(prefix="verify-resume-"))
     found = prove(given.program.resolve(), given.processes, steps, kills, settings, work)
     if found:
-        display.say(f"NOT EXACT: {len(found)} tensors or values differ, the first: {found[0]}; both runs are in {work}")
+        display.print(
+            f"NOT EXACT: {len(found)} tensors or values differ, the first: {found[0]}; both runs are in {work}"
+        )
         raise SystemExit(1)
     shutil.rmtree(work)
-    display.say(f"exact: after step {steps}, {len(kills)} kills and {len(kills)} resumes every byte is the same")
+    display.print(f"exact: after step {steps}, {len(kills)} kills and {len(kills)} resumes every byte is the same")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Atomic writes of files, so that a crash leaves the old content or the new one, never a part."""
 
 import os
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on disk."""
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -16,16 +16,16 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A name beside a file's own to write to; when that is done it takes the file's place, on disk.
+def atomic_write(file: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; when the block ends, rename it to `file` and flush both to disk.
 
-    At any moment the file is the old one or the new one. Where the writing fails nothing is left of it.
+    At any moment `file` has its old content or its new one. If the block raises, the temporary file is removed.
     """
-    part = file.with_name(f"{file.name}.part")
+    temporary = file.with_name(f"{file.name}.part")
     try:
-        yield part
-        sync(part)
-        part.replace(file)
-        sync(file.parent)
+        yield temporary
+        fsync(temporary)
+        temporary.replace(file)
+        fsync(file.parent)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.io import decode_image
 
 from pretrain.data.files import FORMATS, from_text
-from pretrain.data.ranges import to_uint8
+from pretrain.data.ranges import scale_to_uint8
 
 MAX_PIXELS = 500_000_000  # of an image as it is stored; larger ones are not read
 MAX_CHUNK = 64 * 1024**2  # bytes of a PNG's text or color profile
@@ -51,7 +51,7 @@ class Values(NamedTuple):
     orientation: int = 1  # as in EXIF
 
 
-class Glance(NamedTuple):
+class ImageInfo(NamedTuple):
     """What an image's header says; of images that are not 8-bit the smallest and the largest value, too."""
 
     size: tuple[int, int]  # (H, W), upright
@@ -158,7 +158,7 @@ def _values(picture: Image.Image, stream: Any) -> Values | None:
     if picture.mode == "F" or picture.mode.startswith("I"):
         orientation = picture.getexif().get(ORIENTATION, 1)
         return Values(np.asarray(picture)[..., None], orientation=orientation)
-    if picture.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in picture.tile):
+    if picture.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(picture, "tile", ())):
         orientation = picture.getexif().get(ORIENTATION, 1)
         stream.seek(0)
         pixels = decode_image(torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)).permute(1, 2, 0).numpy()
@@ -204,11 +204,11 @@ def _to_picture(values: Values, reading: Reading) -> Image.Image:
                 f"it is not 8-bit, and its values reach only {color.max()}; set black and white with --data.range LOW "
                 "HIGH"
             )
-        color = to_uint8(color, *(reading.range or (0, 65535)), clip=reading.is_set)
+        color = scale_to_uint8(color, *(reading.range or (0, 65535)), clip=reading.is_set)
     if values.has_alpha:
         alpha = pixels[..., colors:]
         top = 1 if is_float else np.iinfo(alpha.dtype).max
-        color = np.concatenate([color, to_uint8(alpha, 0, top, clip=True)], axis=-1)
+        color = np.concatenate([color, scale_to_uint8(alpha, 0, top, clip=True)], axis=-1)
     picture = _merged(color, {1: "L", 2: "LA", 3: "RGB"}.get(count) or ("RGBA" if values.has_alpha else "RGBX"))
     picture.getexif()[ORIENTATION] = values.orientation
     return ImageOps.exif_transpose(picture)
@@ -239,26 +239,26 @@ def _read(image: Any, reading: Reading, look: Callable[[Image.Image], Any]) -> A
             return look(picture) if values is None else values
 
 
-def glance(image: Any, reading: Reading = Reading()) -> Glance | None:  # noqa: B008 — it can't be changed
+def image_info(image: Any, reading: Reading = Reading()) -> ImageInfo | None:  # noqa: B008 — it can't be changed
     """Size and color of an image, see `decode`, without decoding it if it is 8-bit; None where it can't be read."""
 
-    def look(picture: Image.Image) -> Glance:
+    def look(picture: Image.Image) -> ImageInfo:
         is_turned = picture.getexif().get(ORIENTATION, 1) > 4
         palette: Any = picture.convert("RGB").getcolors(256) if picture.mode in ("P", "PA") else []
         grey = bool(palette) and all(red == green == blue for _, (red, green, blue) in palette)
         grey |= picture.mode in ("1", "L", "LA")
         width, height = picture.size
-        return Glance((width, height) if is_turned else (height, width), grey)
+        return ImageInfo((width, height) if is_turned else (height, width), grey)
 
     try:
         found = _read(image, reading, look)
-        if isinstance(found, Glance):
+        if isinstance(found, ImageInfo):
             return found
         (height, width, count), dtype = found.pixels.shape, found.pixels.dtype
         color = found.pixels[..., : count - found.has_alpha]
         extrema = None if dtype == np.uint8 else (float(color.min()), float(color.max()), dtype.kind == "f")
         size = (width, height) if found.orientation > 4 else (height, width)
-        return Glance(size, count <= 2, count == 4 and not found.has_alpha, extrema, str(dtype))
+        return ImageInfo(size, count <= 2, count == 4 and not found.has_alpha, extrema, str(dtype))
     except Exception:  # image decoders raise exceptions of any type; the image is named when it is used
         return None
 

@@ -157,14 +157,14 @@ def _take(
         elif folder.depth == MAX_DEPTH:
             found.passed_over[f"folder more than {MAX_DEPTH} levels deep"] += 1
         else:
-            path, children = f"{folder.path}/{name}", []
-            for parent in (folder.images, folder.tables):
-                children.append(Node(path))
-                parent.folders[name] = children[-1]
+            path = f"{folder.path}/{name}"
+            images, tables = Node(path), Node(path)
+            for parent, child in ((folder.images, images), (folder.tables, tables)):
+                parent.folders[name] = child
                 made.append((parent, name))
             linked = entry.is_symlink()
             real = os.path.realpath(path) if linked else f"{folder.real}/{name}"
-            (links if linked else here).append(_Folder(path, real, *children, folder.depth + 1))
+            (links if linked else here).append(_Folder(path, real, images, tables, folder.depth + 1))
         return
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 — a Path for each of a million names takes seconds
     if not entry.is_file():

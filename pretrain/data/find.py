@@ -11,7 +11,9 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+from datasets import config as cache
+from datasets.table import InMemoryTable
+from pyarrow import parquet
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
@@ -92,15 +94,18 @@ def find_parts(data: Data, report: Report) -> list[Part]:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if not path.exists():
             raise UserError(
-                f"--data {source}: there is no such file or folder here, and as the name of a Hugging Face data set it "
-                f"can't be had: {said}"
+                f"--data {source}: there is no such file or folder, and loading it from Hugging Face failed with {said}"
             ) from None
         raise UserError(f"--data {source}: reading it failed with {said}") from None
 
 
 def _ask_hub(name: str) -> None:
-    """Ask once whether there is such a data set; `load_dataset` would try six times before it says so."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:  # what is in the cache must do
+    """Raise if the hub has no such data set; `load_dataset` would retry six times first.
+
+    Raises:
+        UserError: there is no such data set, or the hub can't be reached.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE:  # only data sets in the local cache can be loaded
         return
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=10)
@@ -108,10 +113,10 @@ def _ask_hub(name: str) -> None:
         raise UserError(
             f"--data {name}: there is no file or folder of that name, nor a Hugging Face data set"
         ) from None
-    except Exception as error:  # no network, or not to there
+    except Exception as error:  # the hub can't be reached
         raise UserError(
-            f"--data {name}: there is no file or folder of that name, and Hugging Face can't be asked "
-            f"({type(error).__name__}: {error}); HF_HUB_OFFLINE=1 reads a data set that is in its cache"
+            f"--data {name}: there is no file or folder of that name, and Hugging Face can't be reached "
+            f"({type(error).__name__}: {error}); HF_HUB_OFFLINE=1 loads a data set that is in the local cache"
         ) from None
 
 
@@ -149,7 +154,7 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
 def _holds_images(path: str) -> bool:
     """Whether a parquet file has a column of images."""
     try:
-        features = datasets.Features.from_arrow_schema(pa.parquet.read_schema(path))
+        features = datasets.Features.from_arrow_schema(parquet.read_schema(path))
         return bool(image_column(features, None, path, lambda message: None))
     except UserError as refusal:
         return "several columns" in str(refusal)
@@ -186,7 +191,7 @@ def _paths(files: list[str], label: np.ndarray) -> datasets.Dataset:
     path = pa.array(map(to_text, files), pa.string(), size=len(files))
     image = pa.StructArray.from_arrays([pa.nulls(len(files), pa.binary()), path], ["bytes", "path"])
     table = pa.table({"image": image, "label": pa.array(label)})
-    return datasets.Dataset(datasets.table.InMemoryTable(table), datasets.DatasetInfo(features=FEATURES))
+    return datasets.Dataset(InMemoryTable(table), datasets.DatasetInfo(features=FEATURES))
 
 
 def _parquet_parts(root: Node, data: Data, report: Report) -> list[Part]:
@@ -237,8 +242,8 @@ def _hub_parts(data: Data, report: Report) -> list[Part]:
     if left := [f"{name} ({len(tables[name]):,} rows)" for name in tables if name not in (first, *others)]:
         report.note(f"splits that are not used: {listed(left)}")
     caches = (
-        str(datasets.config.HF_CACHE_HOME),
-        str(datasets.config.HF_DATASETS_CACHE),
+        str(cache.HF_CACHE_HOME),
+        str(cache.HF_DATASETS_CACHE),
         huggingface_hub.constants.HF_HUB_CACHE,
     )
     return [_table_part(name, tables[name], caches, data, report, first=name == first) for name in (first, *others)]

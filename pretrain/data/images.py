@@ -22,7 +22,7 @@ from pretrain.core.rng import SampleRNG
 from pretrain.data.decode import Reading, decode, path_of
 from pretrain.data.files import from_text, printable
 from pretrain.data.image_cache import new_cache
-from pretrain.data.transforms import CROPS, FLIPS, boxes, flipped, resized_crops
+from pretrain.data.transforms import CROPS, FLIPS, random_boxes, random_flips, resized_crops
 
 
 class Item(NamedTuple):
@@ -115,9 +115,9 @@ class Images(Dataset[Item]):
         image = batch.image
         if self.data.crop < 1 and not self.crops_when_decoding:
             rng = SampleRNG(self.seed, epoch, CROPS, index=batch.index)
-            image = resized_crops(image, boxes(rng, *self.shape[1:], self.data.crop))
+            image = resized_crops(image, random_boxes(rng, *self.shape[1:], self.data.crop))
         if self.data.flip:
-            image = flipped(image, SampleRNG(self.seed, epoch, FLIPS, index=batch.index))
+            image = random_flips(image, SampleRNG(self.seed, epoch, FLIPS, index=batch.index))
         return batch._replace(image=image)
 
     def _decode(self, sample: int, epoch: int | None) -> tuple[Tensor, int]:
@@ -128,7 +128,7 @@ class Images(Dataset[Item]):
         else:
             image = decode(row["image"], self.shape[0], None, self.reading)
             rng = SampleRNG(self.seed, epoch, CROPS, index=torch.tensor([sample]))
-            box = boxes(rng, image.shape[1], image.shape[2], self.data.crop)[0].tolist()
+            box = random_boxes(rng, image.shape[1], image.shape[2], self.data.crop)[0].tolist()
             image = functional.resized_crop(
                 image, *box, size=[*self.shape[1:]], interpolation=InterpolationMode.BICUBIC
             )

@@ -31,7 +31,7 @@ def find_range(low: float, high: float, is_float: bool) -> tuple[float, float]:
     raise ValueError(f"values from {low:g} to {high:g}")
 
 
-def to_uint8(values: np.ndarray, low: float, high: float, *, clip: bool) -> np.ndarray:
+def scale_to_uint8(values: np.ndarray, low: float, high: float, *, clip: bool) -> np.ndarray:
     """Values as uint8, `low` as 0 and `high` as 255.
 
     Args:

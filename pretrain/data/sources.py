@@ -19,7 +19,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import generator
 from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
-from pretrain.data.decode import Glance, Reading, decode, glance
+from pretrain.data.decode import ImageInfo, Reading, decode, image_info
 from pretrain.data.find import Part, find_parts
 from pretrain.data.images import Images
 from pretrain.data.ranges import find_range, largest_of
@@ -27,7 +27,7 @@ from pretrain.data.report import Report
 from pretrain.data.splits import NONE
 from pretrain.data.tables import class_names, match
 
-LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set
+MAX_LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set
 
 
 class Source(NamedTuple):
@@ -53,25 +53,25 @@ class Source(NamedTuple):
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what a person sees: of the images, or of those that latents decode to."""
+        """(C, H, W) of the images, or of the images that latents decode to."""
         return self.autoencoder.image_shape(self.shape) if self.autoencoder else self.shape
 
     def seen(self, image: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1], of a batch's, which may be latents."""
+        """Images [B, C, H, W] in [-1, 1] of a batch's images, or decoded from its latents."""
         return self.autoencoder.decode(image) if self.autoencoder else image
 
     @property
     def made_by(self) -> str | None:
-        """The autoencoder's name."""
-        return self.autoencoder.name if self.autoencoder else None
+        """The fingerprint of the autoencoder that encoded the latents; None for images."""
+        return self.autoencoder.fingerprint if self.autoencoder else None
 
 
 def _look(
     table: datasets.Dataset, data: Data, report: Report, reading: Reading
 ) -> tuple[tuple[int, int, int], Reading]:
     """(C, H, W) and the range of a data set, from some of its images and the settings."""
-    rows = np.unique(np.linspace(0, len(table) - 1, LOOKED_AT).astype(int))
-    seen = [found for row in rows if (found := glance(table[int(row)]["image"], reading)) is not None]
+    rows = np.unique(np.linspace(0, len(table) - 1, MAX_LOOKED_AT).astype(int))
+    seen = [found for row in rows if (found := image_info(table[int(row)]["image"], reading)) is not None]
     if not seen and data.size is None:
         try:
             decode(table[int(rows[0])]["image"], 3, None, reading)
@@ -96,7 +96,7 @@ def _look(
     return (channels, height, width), _with_range(seen, data, report, reading)
 
 
-def _with_range(seen: list[Glance], data: Data, report: Report, reading: Reading) -> Reading:
+def _with_range(seen: list[ImageInfo], data: Data, report: Report, reading: Reading) -> Reading:
     """The range of images that are not 8-bit, from the largest value of those that were looked at."""
     if data.range is not None:
         report.range = f"values {data.range[0]:g} to {data.range[1]:g}"
@@ -127,7 +127,7 @@ def _with_range(seen: list[Glance], data: Data, report: Report, reading: Reading
 
 
 def is_cache(source: str) -> bool:
-    """Whether latents are there, finished or not."""
+    """Whether `source` is a folder of latents, complete or not."""
     return any((Path(source).expanduser() / name).is_file() for name in (latents.MANIFEST, latents.UNFINISHED))
 
 
@@ -236,14 +236,18 @@ def _held_out(train: Part, others: Sequence[Part], names: list[str], data: Data,
 
 
 def _some(rows: np.ndarray, most: int | None, stream: int) -> np.ndarray:
-    """At most so many of the rows, by chance but always the same, in their order."""
+    """A random subset of at most `most` rows, in ascending order; always the same one for a `stream`."""
     if most is not None and len(rows) > most:
         rows = rows[torch.randperm(len(rows), generator=generator(stream)).numpy()[:most]]
     return np.sort(rows)
 
 
 def _latents(folder: Path, data: Data, seed: int) -> Source:
-    """A cache of latents, with the autoencoder that it brings."""
+    """A folder of latents, with its autoencoder.
+
+    Raises:
+        UserError: it can't be read, or its autoencoder is missing or another one.
+    """
     manifest = latents.read_manifest(folder)
     if not (folder / "vae" / "config.json").is_file():
         raise UserError(
@@ -253,10 +257,10 @@ def _latents(folder: Path, data: Data, seed: int) -> Source:
     autoencoder = open_autoencoder(folder / "vae")
     if autoencoder.identity != manifest["autoencoder"]:
         raise UserError(
-            f"--data {folder}: its latents were made by another autoencoder than that in its vae/, which could not "
-            "decode them; put the one back that made them, or encode the images again"
+            f"--data {folder}: its latents were made by another autoencoder than the one in its vae/, which can't "
+            "decode them; put the right one back, or encode the images again"
         )
-    splits = latents.tables(folder, manifest, data, seed)
+    splits = latents.open_splits(folder, manifest, data, seed)
     for images, most, stream in ((splits["train"], data.limit, 1), (splits["test"], data.held_out, 0)):
         images.rows = _some(images.rows, most, stream)
     train, test = splits["train"], splits["test"]
@@ -265,7 +269,7 @@ def _latents(folder: Path, data: Data, seed: int) -> Source:
     source = Source(train, test, train.shape, manifest["classes"], report, names, autoencoder)
     labels = np.asarray(train.table["label"], np.int64)[train.rows]
     parts = [
-        Part(name, [None] * rows, None, None, f"latents of {autoencoder.name}", "the images' labels")
+        Part(name, [None] * rows, None, None, f"latents of {autoencoder.fingerprint}", "the images' labels")
         for name, rows in manifest["splits"].items()
     ]
     _complete(report, source, labels, *parts)

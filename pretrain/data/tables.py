@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+from pyarrow import parquet
 
 from pretrain.core.errors import UserError
 from pretrain.data.files import printable
@@ -199,7 +199,7 @@ def read_metadata(path: str) -> list[dict[str, Any]]:
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("not all of its lines are objects")
             return rows
-        return pa.parquet.read_table(path).to_pylist()
+        return parquet.read_table(path).to_pylist()
     except (OSError, ValueError, csv.Error, RecursionError, pa.ArrowException) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{printable(path)} can't be read: {said}; repair it, or move it away") from None

@@ -2,7 +2,7 @@
 
     pretrain evaluate RUN --metrics heldout,knn
 
-What may be measured follows from the run's objective; docs/evaluating.md says how each metric is. Under torchrun or
+What may be measured follows from the run's objective; docs/evaluation.md says how each metric is. Under torchrun or
 `accelerate launch` the processes share the work and come to the same numbers.
 """
 
@@ -20,7 +20,7 @@ import tyro
 
 from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         records = json.loads(path.read_text()) if path.exists() else []
         if not isinstance(records, list):
             raise ValueError("it is no list")
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps([*records, record], indent=1) + "\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be added to: {error}; move it away") from None

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch
-from pretrain.adapters._sampling import check, generate, sampler
+from pretrain.adapters._sampling import check_sampling, generate, make_scheduler
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
 from pretrain.distributed.collectives import all_reduce_max, rank_and_world_size
@@ -33,7 +33,7 @@ def make(subject: EvalContext, names: list[str]) -> "Likeness":
         UserError: the settings do not fit the model or each other.
     """
     settings, flag = subject.settings, subject.flag
-    check(subject.adapter, subject.classes, settings.sampler, settings.steps, settings.guidance, flag)
+    check_sampling(subject.adapter, subject.classes, settings.sampler, settings.steps, settings.guidance, flag)
     if settings.num_images < LEAST:
         raise UserError(f"{flag}num-images {settings.num_images}: {', '.join(names)} need at least {LEAST} images")
     others = _others(subject)
@@ -106,7 +106,7 @@ class Likeness:
                 label,
                 steps=settings.steps,
                 guidance=settings.guidance,
-                by=settings.sampler,
+                sampler=settings.sampler,
                 autoencoder=self.subject.source.autoencoder,
             )
             return which, self.features(image)
@@ -116,7 +116,7 @@ class Likeness:
 
     def features(self, image: Tensor) -> Tensor:
         """Features [B, D] of images [B, C, H, W] in [-1, 1], brought to 8 bits as files have them."""
-        return self.network(pixels(image).movedim(-1, 1).to(self.network.device))
+        return self.network(to_uint8(image).movedim(-1, 1).to(self.network.device))
 
     def compare(self, made: Tensor) -> dict[str, float]:
         """The metrics of features [n, D]."""
@@ -148,7 +148,7 @@ class Likeness:
     def note(self) -> str:
         """What the numbers are of, in words, without folders of this machine."""
         settings, source = self.subject.settings, Path(self.others.train.data.source).expanduser()
-        by = type(sampler(self.subject.adapter, settings.sampler)).__name__
+        by = type(make_scheduler(self.subject.adapter, settings.sampler)).__name__
         kind = "latents decoded by their autoencoder" if self.others.autoencoder else "images"
         where = source.resolve().name if source.exists() else self.others.train.data.source
         return (

@@ -48,11 +48,11 @@ def main(
     import torch
 
     from pretrain.adapters import Generative
-    from pretrain.adapters._sampling import check, generate
+    from pretrain.adapters._sampling import check_sampling, generate
     from pretrain.checkpoint.load_run import load_run
     from pretrain.core.console import Display
     from pretrain.core.rng import SampleRNG
-    from pretrain.data.grid import grid, pixels
+    from pretrain.data.grid import grid, to_uint8
     from pretrain.distributed import launch
 
     for name, value, least in (
@@ -68,7 +68,7 @@ def main(
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
         raise UserError(f"{run}: {type(adapter).__name__} makes no images; name a run of train_diffusion.py")
-    check(adapter, classes, sampler, steps, guidance)
+    check_sampling(adapter, classes, sampler, steps, guidance)
     if label is not None and not 0 <= label < classes:
         raise UserError(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
     folder = output_dir or run / "generated"
@@ -87,15 +87,15 @@ def main(
         noise = SampleRNG(seed, index=which).normal(*trained.shape)
         given = which % classes if classes else torch.full_like(which, -1)
         given = given if label is None else torch.full_like(which, label)
-        made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler, autoencoder=vae)
-        for number, image in zip(which.tolist(), pixels(made), strict=True):
+        made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, sampler=sampler, autoencoder=vae)
+        for number, image in zip(which.tolist(), to_uint8(made), strict=True):
             write(image, single / f"{number:05d}.png")
     state.wait_for_everyone()
     if state.is_main_process:
         shown = [to_tensor(single / f"{number:05d}.png") for number in range(min(num_images, 144))]
         sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
         write(sheet, folder / "grid.png")
-        Display(True).say(f"{num_images} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
+        Display(True).print(f"{num_images} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
 
 
 def write(image: Any, path: Path) -> None:

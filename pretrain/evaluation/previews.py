@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Generative
-from pretrain.adapters._sampling import check, generate
+from pretrain.adapters._sampling import check_sampling, generate
 from pretrain.core.rng import SampleRNG
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.data.grid import grid
@@ -42,7 +42,7 @@ class Generated:
     def __post_init__(self) -> None:
         """Refuse what would fail after hours of training."""
         if isinstance(self.adapter, Generative):
-            check(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
+            check_sampling(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
 
     def __call__(self, model: nn.Module) -> Tensor:
         """The picture; every process makes its share of it, and all of them must call it."""

@@ -63,7 +63,7 @@ def main(
         }
     for name, sheet in sheets.items():
         Image.fromarray(sheet.squeeze(-1).numpy()).save(folder / f"{name}.png")
-    Display(True).say(f"{', '.join(f'{name}.png' for name in sheets)} in {folder}")
+    Display(True).print(f"{', '.join(f'{name}.png' for name in sheets)} in {folder}")
 
 
 def encoded(model: Any, images: Images, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

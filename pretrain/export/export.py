@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pretrain.adapters import Generative, bare
-from pretrain.adapters._sampling import sampler
+from pretrain.adapters._sampling import make_scheduler
 from pretrain.adapters._uncertainty import UncertaintyHead
 from pretrain.checkpoint.load_run import load_run
 from pretrain.config.schema import Config
@@ -71,7 +71,7 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: A
         if autoencoder is not None:
             autoencoder.network.save_pretrained(folder / "vae")
         return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
-    scheduler = sampler(adapter, None, latents=autoencoder is not None)
+    scheduler = make_scheduler(adapter, None, latents=autoencoder is not None)
     stock = type(network).__module__.startswith("diffusers.")
     stock_pipe = _stock_pipeline(network, scheduler, autoencoder) if stock else None
     if stock_pipe is not None:
@@ -176,9 +176,9 @@ def main(
     except OSError as error:
         raise UserError(f"{run / 'model'}: can't be written to: {error}") from None
     display = Display(True)
-    display.summary(in_words(summary))
+    display.print_summary(in_words(summary))
     if push_to_hub:
-        display.say(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
+        display.print(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
 
 
 def run() -> None:

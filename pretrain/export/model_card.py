@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
-from pretrain.data.autoencoder import PLACES, open_autoencoder
+from pretrain.data.autoencoder import SUBFOLDERS, open_autoencoder
 
 TASKS = {"diffusers": "unconditional-image-generation", "timm": "image-feature-extraction"}
 PROGRAMS = {"timm": "train_mae.py"}  # of the others: train_diffusion.py
@@ -99,7 +99,7 @@ def _text(config: Config, summary: dict[str, Any], name: str, shown: list[tuple[
 
 def _autoencoder(folder: Path) -> list[str]:
     """What decodes the model's latents, so that nobody takes another one for it."""
-    if not any((folder / place).is_dir() for place in PLACES):
+    if not any((folder / place).is_dir() for place in SUBFOLDERS):
         return []
     told = open_autoencoder(folder).identity
     return [

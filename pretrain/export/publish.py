@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.export import hub, model_card
 from pretrain.training.run import Run
 from pretrain.training.summary import in_words
@@ -32,13 +32,13 @@ def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path
     try:
         summary["open_model_with"] = export(run.state.ema.model, config.output_dir / "model")
         model_card.write(config, summary)
-        with replacing(config.output_dir / "summary.json") as part:
+        with atomic_write(config.output_dir / "summary.json") as part:
             part.write_text(json.dumps(summary, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the model can't be written: {error}; the training is done, --resume writes it") from None
-    display.summary(in_words(summary))
+    display.print_summary(in_words(summary))
     if config.push_to_hub:  # the run is whole whatever becomes of it
         try:
-            display.say(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")
+            display.print(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")
         except UserError as refusal:
-            display.say(f"error: {refusal}")
+            display.print(f"error: {refusal}")

@@ -138,7 +138,7 @@ def optimizer_step(run: Run, epoch: int, micro: MicroBatch, losses: Losses) -> N
     run.optimizer.zero_grad()
     state.ema.update(state.model, infobatch.progress)
     state.step += 1
-    with run.reporter.display.trying("writing a snapshot of the averages"):
+    with run.reporter.display.warn_on_error("writing a snapshot of the averages"):
         run.snapshots.take(state.step)
     state.seconds = run.reporter.clock()
     if look:

@@ -7,7 +7,7 @@ from torch import nn
 
 from pretrain.adapters import Batch
 from pretrain.config.schema import Config
-from pretrain.core.errors import UserError, out_of_memory
+from pretrain.core.errors import UserError, is_out_of_memory
 
 COPIES = 3  # of the parameters, that a trial leaves room for: the optimizer's two, and one to work with
 
@@ -61,7 +61,7 @@ def find_micro_batch_size(
             step(Batch(image, label, index, torch.full((size,), 0.5, device=device)))
             del kept
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return False
         finally:

@@ -120,11 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = replay(given.run)
     images, display = load_run(given.run).source.train, Display(True)
     bad = [number for number, loss in zip(found.index, found.loss, strict=True) if not abs(loss) < float("inf")]
-    display.say(f"{len(found.index)} visits, the losses of {len(bad)} are not finite")
+    display.print(f"{len(found.index)} visits, the losses of {len(bad)} are not finite")
     for number in bad[:10]:
-        display.say(f"  sample {number}: {images.name_of(sample_of(number))}")
-    display.say(f"first output that is not finite: {found.module or 'none; it is the loss itself, or a gradient'}")
-    display.say(
+        display.print(f"  sample {number}: {images.name_of(sample_of(number))}")
+    display.print(f"first output that is not finite: {found.module or 'none; it is the loss itself, or a gradient'}")
+    display.print(
         f"gradients that are not finite: {len(found.gradients)}{', the first: ' * bool(found.gradients)}"
         f"{found.gradients[0] if found.gradients else ''}"
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display, duration
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.data.sources import Source
 from pretrain.training import plots
 from pretrain.training.metrics_log import MetricsLog
@@ -31,8 +31,8 @@ class Reporter:
     def __init__(self, config: Config, accelerator: Any, display: Display, remembered: str, position: int) -> None:
         self.config, self.display, self.remembered = config, display, remembered
         self.main = accelerator.is_main_process
-        self.metrics = MetricsLog(config.output_dir / "metrics.jsonl", position, self.main, display.say)
-        self.trackers = Trackers(accelerator, flat(config.to_dict()), self.main, display.say)
+        self.metrics = MetricsLog(config.output_dir / "metrics.jsonl", position, self.main, display.print)
+        self.trackers = Trackers(accelerator, flat(config.to_dict()), self.main, display.print)
 
     def __enter__(self) -> "Reporter":
         self.display.__enter__()
@@ -54,7 +54,7 @@ class Reporter:
         infobatch = state.infobatch
         speed = (infobatch.seen - self._seen) / (state.seconds - self._seconds)
         skipped = 1 - infobatch.length / infobatch.size
-        self.display.step(
+        self.display.show_progress(
             epoch + 1, self.config.epochs, infobatch.progress, speed, loss.detach().mean().item(), skipped
         )
 
@@ -74,7 +74,7 @@ class Reporter:
         }
         self.metrics.write("epoch", **record, seconds=state.seconds)
         self.trackers.log(record, state.step)
-        self.display.say(
+        self.display.print(
             f"epoch {epoch + 1}/{self.config.epochs}  {self.remembered} {record[self.remembered]:.4f}  "
             f"{infobatch.seen:,} samples, {record['skipped']:.1%} skipped  {duration(state.seconds)}"
         )
@@ -91,7 +91,7 @@ class Reporter:
         if "heldout_loss_by_level" in found:
             self.picture("loss-by-level", plots.loss_by_level(self.metrics.read("evaluation")), step)
         said = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.display.say(f"epoch {epoch}/{self.config.epochs}  {said}")
+        self.display.print(f"epoch {epoch}/{self.config.epochs}  {said}")
 
     def samples(self, state: TrainState, source: Source) -> None:
         """A sheet of the least and the most used images, where there is a difference."""
@@ -102,6 +102,6 @@ class Reporter:
     def picture(self, name: str, picture: Tensor, step: int, file: str | None = None) -> None:
         """Write a picture, uint8 [H, W, C]; what fails is told, the training goes on."""
         path: Path = self.config.output_dir / "pictures" / f"{file or name}.png"
-        with self.display.trying(f"writing {path}"), replacing(path) as part:
+        with self.display.warn_on_error(f"writing {path}"), atomic_write(path) as part:
             Image.fromarray(picture.squeeze(-1).numpy()).save(part, "PNG")
         self.trackers.show(name, picture.numpy(), step)

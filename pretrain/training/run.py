@@ -154,7 +154,7 @@ class Run:
         told, due, bad = max_over_ranks(self.stop.signal, self.writer.due, bool(found))
         if bad:
             sentence = guard.set_aside(all_gather_set(found))
-            self.reporter.display.say(f"warning: {step}: {sentence}; left out from now on")
+            self.reporter.display.print(f"warning: {step}: {sentence}; left out from now on")
         if verdict := guard.verdict():
             visits = sorted(all_gather_set({*guard.recent}))
             with raise_on_all_ranks():
@@ -173,7 +173,7 @@ class Run:
         """
         self.checkpoint(must=True)
         program = f"python {Path(sys.argv[0]).name}" if sys.argv[0].endswith(".py") else sys.argv[0]
-        self.reporter.display.say(
+        self.reporter.display.print(
             f"stopped by {signal.Signals(number).name} in epoch {epoch + 1} after step {self.state.step}; "
             f"go on with: {program} --resume --output-dir {quote(str(self.config.output_dir))}"
         )

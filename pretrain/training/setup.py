@@ -18,9 +18,9 @@ from pretrain.config.build import build_infobatch
 from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.core.rng import SampleRNG
-from pretrain.data.fingerprint import changed, fingerprints
+from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
 from pretrain.data.preload import preload
 from pretrain.data.sources import Source
@@ -58,9 +58,9 @@ def setup(
     with raise_on_all_ranks():
         resumed = run_dir.resume_from(config)
     display = Display(main)
-    display.say(str(source.report))
-    infobatch = build_infobatch(config, len(source.train), display.say)
-    objective = with_references(config, adapter, source, device, display.say)
+    display.print(str(source.report))
+    infobatch = build_infobatch(config, len(source.train), display.print)
+    objective = with_references(config, adapter, source, device, display.print)
     cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
@@ -86,10 +86,10 @@ def setup(
         compiled(model, device)
     model, optimizer = accelerator.prepare(model, state.optimizer)
     with raise_on_all_ranks():  # before it is tried how many images the rest of the memory holds
-        state.seconds += preload(source.train, device, display.say, lambda: bool(stop.signal))
+        state.seconds += preload(source.train, device, display.print, lambda: bool(stop.signal))
     if config.micro_batch == "auto":
         micro_batch = _tried(config, objective, model, state, accelerator, micro_batch)
-        display.say(f"--micro-batch auto: {micro_batch} images at once")
+        display.print(f"--micro-batch auto: {micro_batch} images at once")
     lock = _directory(config, source, resumed, main)
     reporter = Reporter(
         config, accelerator, display, cost.remembered, resumed.state.values["metrics"] if resumed else 0
@@ -103,8 +103,8 @@ def setup(
         model,
         optimizer,
         state,
-        RestartingLoader(lambda: make_loader(source.train, EpochSampler(infobatch), micro_batch), display.say),
-        Writer(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.say),
+        RestartingLoader(lambda: make_loader(source.train, EpochSampler(infobatch), micro_batch), display.print),
+        Writer(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.print),
         Snapshots(config.output_dir / "ema", state.ema, config.ema.snapshots, config.epochs, state.step, writes=main),
         reporter,
         evaluators,
@@ -147,14 +147,14 @@ def _directory(config: Config, source: Source, resumed: storage.Found | None, ma
 def _write_report(folder: Path, source: Source) -> None:
     """Store how the data set was interpreted, and the names of its classes, as data.json."""
     try:
-        with replacing(folder / "data.json") as file:
+        with atomic_write(folder / "data.json") as file:
             file.write_text(json.dumps(source.report.to_dict() | {"class_names": source.class_names}, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output-dir {folder}: can't be written to: {error}") from None
 
 
 def _announce(run: Run, resumed: storage.Found | None) -> None:
-    config, source, say = run.config, run.source, run.reporter.display.say
+    config, source, say = run.config, run.source, run.reporter.display.print
     parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
     say(
         f"{type(run.adapter).__name__} on {len(source.train):,} images {'x'.join(map(str, source.shape))} of "
@@ -238,7 +238,7 @@ def check_data(path: Path, state: storage.State, now: dict[str, Tensor], source:
             "latents of another autoencoder" if made_by and source.made_by else "no latents" if made_by else "latents"
         )
         raise UserError(f"--resume {path}: --data {given} holds {kind} now; bring back what the run began with")
-    if what := changed(state.tensors["data"], now, source):
+    if what := describe_changes(state.tensors["data"], now, source):
         raise UserError(
             f"--resume {path}: the data set has changed: {what}; scores belong to images by their number, "
             "so bring it back, or start anew"
