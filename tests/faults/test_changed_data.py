@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.data import loader
-from pretrain.data.fingerprint import changed, fingerprints
+from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.images import Images
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
 from pretrain.data.sources import Source, open_data
@@ -62,7 +62,7 @@ def test_a_change_is_seen_and_said(change: str, held_out: bool, tmp_path: Path) 
     act, said = CHANGES[change]
     act(Path(victim))
     now = source(folder)
-    sentence = changed(marks, fingerprints(now), now)
+    sentence = describe_changes(marks, fingerprints(now), now)
     assert bool(sentence) == bool(said)
     assert re.search(said, sentence)
 
@@ -71,7 +71,7 @@ def test_a_moved_data_set_is_the_same_one(tmp_path: Path) -> None:
     folder = draw_images(tmp_path / "images", 24)
     marks = fingerprints(source(folder))
     moved = source(shutil.move(folder, tmp_path / "elsewhere"))
-    assert changed(marks, fingerprints(moved), moved) == ""
+    assert describe_changes(marks, fingerprints(moved), moved) == ""
 
 
 def test_a_run_is_not_resumed_on_other_images(finished: Path, pictures: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def visited(batches, infobatch: InfoBatch, harm=lambda: None) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loader, "PATIENCE", 1.0 if number == signal.SIGSTOP else 60.0)
+    monkeypatch.setattr(loader, "BATCH_TIMEOUT", 1.0 if number == signal.SIGSTOP else 60.0)
     data = images(draw_images(tmp_path, 90), workers=2)
     expected = visited(make_loader(images(tmp_path), EpochSampler(whole := InfoBatch(len(data), epochs=2)), 8), whole)
     before, told = {*multiprocessing.active_children()}, []
@@ -142,7 +142,7 @@ def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch)
     infobatch = InfoBatch(len(data), epochs=2)
     batches = RestartingLoader(lambda: make_loader(data, EpochSampler(infobatch), 8), told.append)
     assert visited(batches, infobatch, harm) == expected
-    assert len(told) == 1 and "new ones go on with the same batch" in told[0]
+    assert len(told) == 1 and "new ones continue with the same batch" in told[0]
 
 
 class NoRoom:
@@ -197,7 +197,7 @@ def test_workers_that_die_again_end_the_run() -> None:
 
 def test_workers_that_can_not_be_started_end_the_run() -> None:
     batches = RestartingLoader(NoRoom, lambda sentence: None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"can't be started .*No space left on device.*more room in /dev/shm"):
+    with pytest.raises(UserError, match=r"can't be started .*No space left on device.*more space in /dev/shm"):
         next(iter(batches))
 
 
@@ -225,7 +225,7 @@ def test_a_run_with_a_lost_worker_is_the_same_run(
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(AdamW, "step", stepped)
-    monkeypatch.setattr("pretrain.data.image_cache.MOST", 0)  # read at every visit
+    monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", 0)  # read at every visit
     words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--data.workers", 1]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
