@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import decode_image
 
-from pretrain.data.files import FORMATS, from_text
+from pretrain.data.files import FORMATS, OPENED, from_text
 from pretrain.data.ranges import scale_to_uint8
 
 MAX_PIXELS = 500_000_000  # of an image as it is stored; larger ones are not read
@@ -93,7 +92,7 @@ def _stream(image: dict[str, Any], reading: Reading) -> io.BufferedIOBase:
 def _open(stream: Any) -> Image.Image:
     """An image of one of the formats that are read, not decoded yet."""
     try:
-        picture = Image.open(stream, formats=FORMATS)
+        picture = Image.open(stream, formats=OPENED)
     except UnidentifiedImageError:
         raise ValueError(f"it is no image of these formats: {', '.join(FORMATS)}") from None
     if picture.width * picture.height > MAX_PIXELS:
@@ -159,11 +158,28 @@ def _values(picture: Image.Image, stream: Any) -> Values | None:
         orientation = picture.getexif().get(ORIENTATION, 1)
         return Values(np.asarray(picture)[..., None], orientation=orientation)
     if picture.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(picture, "tile", ())):
-        orientation = picture.getexif().get(ORIENTATION, 1)
-        stream.seek(0)
-        pixels = decode_image(torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)).permute(1, 2, 0).numpy()
-        return Values(pixels, pixels.shape[-1] in (2, 4), orientation)
+        return _deep_png(picture, stream)
     return None
+
+
+def _deep_png(picture: Any, stream: Any) -> Values:
+    """Pixels of a PNG with 16 bits a band, of which Pillow reads the upper byte: the lower one as if it were that."""
+    tile = picture.tile[0]  # gone once the image is decoded
+    if tile[3] == "LA;16B":  # grey and alpha: four bytes a pixel
+        picture.tile = [tile._replace(args="RGBA")]
+        upper, lower = np.split(np.asarray(picture).reshape(picture.height, picture.width, 2, 2), 2, axis=-1)
+        pixels = (upper.astype(np.uint16) * 256 + lower)[..., 0]
+    else:
+        upper = np.asarray(picture).astype(np.uint16)
+        stream.seek(0)
+        with Image.open(stream, formats=OPENED) as again:
+            again.tile = [tile._replace(args=tile[3].replace("16B", "16L"))]  # type: ignore[attr-defined]
+            pixels = upper * 256 + np.asarray(again)
+    transparent = picture.info.get("transparency")
+    if transparent is not None and pixels.shape[-1] == 3:  # a color that stands for transparency
+        alpha = (pixels != np.array(transparent)).any(axis=-1, keepdims=True) * np.uint16(65535)
+        pixels = np.concatenate([pixels, alpha], axis=-1)
+    return Values(pixels, pixels.shape[-1] in (2, 4), picture.getexif().get(ORIENTATION, 1))
 
 
 def _of_array(array: Any) -> Values:

@@ -27,6 +27,7 @@ MAX_DEPTH = 64  # folders below each other
 MAX_SUFFIX = 12  # characters of what is called a suffix
 
 Image.init()  # registers the extensions of all formats
+OPENED = [format_ for format_ in FORMATS if format_ in Image.OPEN]  # MPO is opened as JPEG; AVIF may not be built in
 SUFFIXES = {suffix for suffix, format_ in Image.registered_extensions().items() if format_ in FORMATS}
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import tifffile
 from PIL import Image, PngImagePlugin
+from pyarrow import parquet
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
@@ -30,7 +32,6 @@ NAMES = (
     "Owl",
     "n01440764",
     "red_panda",
-    "training-shoe-box",
     "Testudo",
     "valley",
     "trainer",
@@ -363,7 +364,7 @@ def test_a_table_reads_no_file_outside_of_its_folder(tmp_path: Path) -> None:
     inside = ["images/0.png", "images/1.png", str(tmp_path / "data" / "images" / "0.png")]
     outside = ["../secret/0.png", str(tmp_path / "secret" / "0.png"), "images/link.png"]
     rows = [{"bytes": None, "path": path} for path in inside + outside]
-    table({"image": rows}, tmp_path / "data" / "x.parquet", image=datasets.Image(decode=False))
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "data" / "x.parquet")
     s = source(tmp_path / "data" / "x.parquet", size=4)
     found = [images[None, n] for images in (s.train, s.test) for n in range(len(images))]
     problems = [item.problem for item in found if item.problem]
@@ -433,7 +434,7 @@ def test_twelve_bits_in_sixteen(tmp_path: Path, container: str, count: int) -> N
         path = tmp_path / f"{number}.{container[:3]}"
         if container == "png":
             if count == 4:
-                pixels[..., 3] = 65535
+                pixels[..., 3] = 65535  # alpha
             path.write_bytes(png16(pixels))
         elif container == "tif" and count == 1:
             Image.fromarray(pixels[..., 0].astype(np.int32)).save(path)
@@ -449,6 +450,14 @@ def test_twelve_bits_in_sixteen(tmp_path: Path, container: str, count: int) -> N
     (tmp_path / "5.png").write_bytes(png16(np.full((6, 7, 1), 60000, np.uint16)))
     s = source(tmp_path, channels=count, range=(0, 4095))
     assert all(not s.train[None, n].problem for n in range(len(s.train)))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_all_sixteen_bits_of_a_png_are_read(count: int) -> None:
+    pixels = np.random.default_rng(count).integers(0, 65536, (9, 5, count)).astype(np.uint16)
+    with Image.open(io.BytesIO(png16(pixels))) as picture:
+        values = decoding._deep_png(picture, io.BytesIO(png16(pixels)))
+    assert (values.pixels == pixels).all() and values.has_alpha == (count != 3)
 
 
 def test_a_value_above_the_range_is_a_bad_image() -> None:
