@@ -56,6 +56,7 @@ def _others(subject: EvalContext) -> Source:
     if is_cache(name):
         raise UserError(f"{given}: it holds latents; name images, or leave it out")
     data = replace(subject.source.train.data, source=name, size=size, channels=channels, flip=False, crop=1.0)
+    data = replace(data, train_split=None, test_split=None, image=None, label=None)
     try:
         found = open_data(data, 0)
     except UserError as refusal:
