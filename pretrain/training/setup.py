@@ -47,7 +47,7 @@ def setup(
     accelerator: Any,
     stop_signal: StopSignal,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
-    preview: Callable[[nn.Module], Tensor] | None,
+    preview: Callable[[nn.Module], Tensor | None] | None,
 ) -> Run:
     """Build a run: its state, restored from a checkpoint if it is resumed, the data in memory, its directory locked.
 

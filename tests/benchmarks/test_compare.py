@@ -84,4 +84,4 @@ def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
     for name in ("full-seed0", "random@0.65-seed0"):
         one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
         assert two["processes"] == 2 and one["cost"]["visits"] == two["cost"]["visits"]
-        assert two["quality"]["heldout_loss"] == pytest.approx(one["quality"]["heldout_loss"], rel=1e-4)
+        assert two["quality"]["validation_loss"] == pytest.approx(one["quality"]["validation_loss"], rel=1e-4)

@@ -167,13 +167,13 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
         (["--reference", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
     ):
         both = [pixels(image).movedim(-1, 1) for image in (made, real)]
-        record = evaluated(run, "--metrics", "fid,kid,precision-recall,heldout", "--num-images", 30, *words)
+        record = evaluated(run, "--metrics", "fid,kid,precision-recall,loss", "--num-images", 30, *words)
         found = record["found"]
         expected = by_hand(*both, 30)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
         by = "30 images, by 2 steps of DDIMScheduler with guidance 1"
         assert record["notes"] == [f"{by}, compared with {said} by the features of small"]
-        assert found["heldout_loss"] == json.loads((run / "summary.json").read_text())["quality"]["heldout_loss"]
+        assert found["validation_loss"] == json.loads((run / "summary.json").read_text())["quality"]["validation_loss"]
 
 
 def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:

@@ -67,21 +67,21 @@ def test_what_was_measured_in_training_is_measured_again(mae: Path, flow: Path, 
 
 def test_a_level_that_no_image_is_at_has_no_loss(flow: Path, capsys) -> None:
     """Four images at two levels each, in eight bins; the mean of what there is, weighed by number, is the loss."""
-    found = evaluate(flow, "--metrics", "heldout")
+    found = evaluate(flow, "--metrics", "loss")
     level = torch.cat([SampleRNG(0, index=torch.arange(4)).uniform() + half for half in (0, 0.5)]) % 1
     count = torch.bincount((level * 8).long(), minlength=8).tolist()
-    by_level = found["heldout_loss_by_level"]
+    by_level = found["validation_loss_by_level"]
     assert 0 in count and [loss is None for loss in by_level] == [n == 0 for n in count]
     assert sum(n * (loss or 0) for n, loss in zip(count, by_level, strict=True)) / 8 == pytest.approx(
-        found["heldout_loss"], rel=1e-6
+        found["validation_loss"], rel=1e-6
     )
     assert " - " in capsys.readouterr().out
 
 
 def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert [*evaluate(mae, "--metrics", "knn")] == ["knn_accuracy"]
-    assert refused(mae, "--metrics", "heldut").startswith("--metrics heldut: did you mean heldout? There are heldout, ")
-    assert "a model of Flow has no encoder; of this run there are heldout" in refused(flow, "-m", "heldout,knn")
+    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? There are loss, ")
+    assert "a model of Flow has no encoder; of this run there are loss" in refused(flow, "-m", "loss,knn")
 
 
 def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_was_measured_is_shown_whatever_the_file_holds(flow: Path, tmp_path
     for held in ("{", "{}"):
         (tmp_path / "run" / "evaluation.json").write_text(held)
         assert "can't be added to" in refused(tmp_path / "run")
-        assert "heldout_loss" in capsys.readouterr().out
+        assert "validation_loss" in capsys.readouterr().out
         assert (tmp_path / "run" / "evaluation.json").read_text() == held
 
 
@@ -167,8 +167,8 @@ def test_a_missing_package_is_one_sentence(flow: Path, monkeypatch: pytest.Monke
 def test_processes_together_find_what_one_finds(mae: Path, flow: Path, assets: Path) -> None:
     """Of images in three batches, and of ones in a single batch, of which one process has none."""
     for run, metrics in (
-        (mae, "heldout,knn,linear-probe,attentive-probe,finetune"),
-        (flow, "fid,kid,precision-recall,heldout"),
+        (mae, "loss,knn,linear-probe,attentive-probe,finetune"),
+        (flow, "fid,kid,precision-recall,loss"),
     ):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         words = ["--metrics", metrics, "--images", "130", "--probe-epochs", "3"]

@@ -156,7 +156,7 @@ def test_probes_need_labels(mae: Path) -> None:
 def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
     pictures: Path, mae: Path, tmp_path: Path
 ) -> None:
-    words = [*common(pictures, tmp_path / "run", 2), "--evaluate.metrics", "heldout,knn,online-probe"]
+    words = [*common(pictures, tmp_path / "run", 2), "--evaluate.metrics", "loss,knn,online-probe"]
     train("train_mae.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
     for name, value in final(mae).items():
         assert torch.equal(value, final(tmp_path / "run")[name])  # nothing but a look
@@ -167,7 +167,7 @@ def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
     train("train_mae.py", "--resume", "--output-dir", tmp_path / "run")
     assert journal(tmp_path / "run") == whole
     assert torch.equal(final(tmp_path / "run", "online-probe")["sums"], sums)
-    assert [*evaluate(tmp_path / "run")] == ["heldout_loss", "heldout_loss_by_level", "knn_accuracy"]
+    assert [*evaluate(tmp_path / "run")] == ["validation_loss", "validation_loss_by_level", "knn_accuracy"]
     assert "looks on while a model is trained" in refused(tmp_path / "run", "--metrics", "online-probe")
 
 

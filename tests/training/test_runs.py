@@ -30,7 +30,7 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
     assert summary["adapter"] == PROGRAMS[script].START["adapter"]
     assert summary["seconds"] > 0 and summary["bad_images"] == []
     assert 0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_visits"] * summary["visited"]
-    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
     epochs = [record for record in journal(folder) if record["kind"] == "epoch"]
     assert [record["epoch"] for record in epochs] == list(range(1, 9))
     assert epochs[-1]["visited"] == summary["visited"] and epochs[-1]["nominal_samples"] == 8 * 43
@@ -41,7 +41,7 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
     assert drawn - charts == {f"epoch-000{n}.png" for n in (2, 4, 6, 8)} and ("visits.png" in drawn) == infobatch
     for path in (folder / "pictures").iterdir():
         assert np.asarray(Image.open(path)).std() > 0
-    for said in ("epoch 8/8", "samples", "saved", "heldout_loss", str(folder / "pictures"), str(folder / "model")):
+    for said in ("epoch 8/8", "samples", "saved", "validation_loss", str(folder / "pictures"), str(folder / "model")):
         assert said in printed.out
     assert "\x1b" not in printed.out  # no terminal, no escapes
     written = (folder / "config.yaml").read_text()
@@ -96,7 +96,7 @@ def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, 
     train(script, *common(pictures, tmp_path / "run", 6), *words)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["visited"] == round(0.8 * 6 * 43) and summary["policy"] == "importance"
-    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
 
 
 def test_the_resolved_config_runs_again_to_the_same_end(finished: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_tracker_gets_the_numbers(pictures: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", *common(pictures, tmp_path / "run", 2), "--tracker", "tensorboard")
     events = EventAccumulator(str(tmp_path / "run" / "trackers" / "run"))
     events.Reload()
-    assert {"loss", "skipped", "heldout_loss"} <= set(events.Tags()["scalars"])
+    assert {"loss", "skipped", "validation_loss"} <= set(events.Tags()["scalars"])
     logged = [event.value for event in events.Scalars("loss")]
     written = [record["loss"] for record in journal(tmp_path / "run") if record["kind"] == "epoch"]
     assert logged == pytest.approx(written)
