@@ -149,7 +149,7 @@ def open_splits(folder: Path, manifest: dict[str, Any], data: Data, seed: int) -
         (data.channels is not None, "channels", "leave it out: latents have the autoencoder's channels"),
     ):
         if not_allowed:
-            raise UserError(f"--data.{setting} is not possible with the latents in {folder}; {hint}")
+            raise UserError(f"--data.{setting}: not possible with the latents in {folder}; {hint}")
     splits = {}
     for split, rows in manifest["splits"].items():
         shards = sorted(path for path in (folder / split).iterdir() if path.is_dir())
