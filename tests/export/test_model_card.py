@@ -21,7 +21,7 @@ from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import parse
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.evaluation import evaluate, generate
 from pretrain.evaluation.heldout_loss import HeldOutLoss
 from pretrain.export import export, hub, model_card
@@ -52,7 +52,7 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
     assert (result.metric_type, result.metric_value) == ("heldout_loss", summary["quality"]["heldout_loss"])
     before = summary["quality_before"]["heldout_loss"]
     for said in (
-        f"| samples used | {summary['visited']:,} | {43 * 4:,} |",
+        f"| samples used | {summary['samples_used']:,} | {43 * 4:,} |",
         f"| training FLOPs | {summary['train_flops']:.3g} | {summary['full_train_flops']:.3g} |",
         f"{summary['saved_fraction']:.1%} of the samples were saved, counted against 4 epochs of 43 images",
         f"| heldout_loss | {before:.4f} | {summary['quality']['heldout_loss']:.4f} |",
@@ -156,7 +156,7 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
         torch.tensor([-1, -1]),
         steps=2,
     )
-    for image, file in zip(pixels(made), sorted((folder / "generated" / "images").iterdir()), strict=True):
+    for image, file in zip(to_uint8(made), sorted((folder / "generated" / "images").iterdir()), strict=True):
         assert (image.squeeze(-1).numpy() == np.asarray(Image.open(file))).all()
     (folder / "evaluation.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match=r"evaluation\.json: can't be read"):
@@ -172,7 +172,7 @@ def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_pat
         shutil.rmtree(path)
     export.main(folder)
     values = load_run(folder).state.values
-    seen = values["infobatch"]["visited"] + values["infobatch"]["seen"]
+    seen = values["infobatch"]["samples_used"] + values["infobatch"]["seen"]
     assert (
         f"| samples used | {seen:,} | {round(43 * 4 * values['progress'])} |"
         in (folder / "model/README.md").read_text()
