@@ -182,6 +182,6 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     s = source(tmp_path)
     problems = [image.problem for i in range(len(s.train)) if (image := s.train[0, i]).problem]
     problems += [image.problem for i in range(len(s.test)) if (image := s.test[0, i]).problem]
-    assert len(problems) == 1 and "it is 8x6 where most images are 6x6; give --data.size N" in problems[0]
+    assert len(problems) == 1 and "it is 8x6 where most images are 6x6; resize all with --data.size N" in problems[0]
     s = source(tmp_path, size=4)
     assert s.shape == (1, 4, 4) and not any(s.train[0, i].problem for i in range(len(s.train)))

@@ -66,6 +66,7 @@ def test_bad_images_of_all_kinds_in_one_run(tmp_path: Path) -> None:
     assert len(bad) == len(named) == 4 and {*named} <= {*every[11::3]}  # the fifth was never there
 
 
+@pytest.mark.usefixtures("default_sigchld")
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_run_with_a_lost_worker_is_the_same_run(
     number: int, pictures: Path, finished: Path, tmp_path: Path, monkeypatch
@@ -81,7 +82,7 @@ def test_a_run_with_a_lost_worker_is_the_same_run(
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(AdamW, "step", stepped)
-    monkeypatch.setattr("pretrain.data.image_cache.MOST", 0)  # read at every visit
+    monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", 0)  # read at every visit
     words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--data.workers", 1]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
