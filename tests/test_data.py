@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.data.decode import decode
+from pretrain.data.find import EMBEDDED
 from pretrain.data.image_cache import ImageCache, new_cache
 from pretrain.data.images import Images, collate, on_device
 from pretrain.data.loader import EpochSampler, make_loader
@@ -41,7 +42,7 @@ def test_the_embedded_images() -> None:
     s = source("fashion-mnist")
     assert (len(s.train), len(s.test), s.shape, s.classes) == (6000, 1000, (1, 28, 28), 10)
     assert [s.train[0, i].label for i in range(3)] == [9, 0, 0]
-    folder = Path(str(open_data.__globals__["EMBEDDED"]["fashion-mnist"]))
+    folder = EMBEDDED["fashion-mnist"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
     assert "Permission is hereby granted" in (folder / "LICENSE").read_text()
 
@@ -110,7 +111,7 @@ def test_parquet_files(tmp_path: Path, folder: bool) -> None:
         (["b", "a", None, "b"], 2, [1, 0, -1, 1]),
         ([True, False, True, True], 2, [1, 0, 1, 1]),
         ([10**12, 5, 5, 7], 3, [2, 0, 0, 1]),
-        ([3, None, -1, 3], 1, [0, -1, -1, 0]),
+        ([3, None, -1, 3], 0, [-1, -1, -1, -1]),  # one class is none
         ([None, None, None, None], 0, [-1, -1, -1, -1]),
     ],
 )
@@ -348,7 +349,8 @@ def test_images_are_read_once_and_are_those_that_are_read_anew(
     pictures: Path, settings: dict, workers: int, monkeypatch
 ) -> None:
     kept, anew = (source(pictures, workers=workers, **settings).train for _ in range(2))
-    anew.cacheable, anew.cache = False, None
+    anew.cache = None
+    monkeypatch.setattr(Images, "cacheable", False)
     for images in (kept, anew):
         preload(images, torch.device("cpu"), print)
     assert kept.cache and kept.cache.complete and anew.cache is None
