@@ -1,4 +1,4 @@
-"""InfoBatch in Hugging Face's Trainer: a subclass of a few lines.
+"""InfoBatch in Hugging Face's Trainer, by a small subclass.
 
 python examples/hf_trainer.py
 """
@@ -11,57 +11,57 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from toy import data, network, rate, report
+from toy import data, learning_rate, network, report
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pretrain import Indexed, InfoBatch
 
 
 class InfoBatchTrainer(Trainer):
-    """A Trainer whose epochs InfoBatch plans.
+    """A Trainer whose samples InfoBatch selects.
 
-    The Trainer asks for the loader's length once, before the first epoch, and makes at most as many steps in every
-    epoch: plan the first epoch with a policy that visits everybody in it, as all but `random` do. It counts batches of
-    `gradient_accumulation_steps` in the first epoch's way too, so leave that at 1.
+    The Trainer reads the loader's length once, before the first epoch, and takes at most so many steps in every epoch.
+    So the policy must use all samples in the first epoch, as all but `random` do. For the same reason
+    `gradient_accumulation_steps` must be 1.
     """
 
     def __init__(self, *arguments: Any, infobatch: InfoBatch, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.infobatch, self.plans = infobatch, infobatch.epochs()
-        next(self.plans)
-        self.add_callback(NextPlan(self))
+        self.infobatch, self.epochs = infobatch, infobatch.epochs()
+        next(self.epochs)
+        self.add_callback(NextEpoch(self))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Not prepared by accelerate, which would deal the samples to the processes once more."""
+        """A loader that accelerate does not prepare, because it would shard the samples a second time."""
         return DataLoader(Indexed(self.train_dataset), self._train_batch_size, sampler=self.infobatch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **more: Any) -> Any:
-        """The weighted mean of a loss per sample; evaluation is not weighted."""
+        """The weighted mean loss in training, the mean loss in evaluation."""
         index, features, label = inputs
         losses = F.cross_entropy(model(features), label, reduction="none")
         return self.infobatch(losses, index) if model.training else losses.mean()
 
     def _prepare_inputs(self, inputs: Any) -> list[Tensor]:
-        return [part.to(self.args.device) for part in inputs]
+        return [tensor.to(self.args.device) for tensor in inputs]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The rate is a function of progress: how many steps there will be is not known before."""
-        peak = rate(0.0)
+        """A learning rate as a function of progress, because the number of steps is not known in advance."""
+        peak = learning_rate(0.0)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda _: rate(self.infobatch.progress) / peak
+            optimizer or self.optimizer, lambda _: learning_rate(self.infobatch.progress) / peak
         )
         return self.lr_scheduler
 
 
-class NextPlan(TrainerCallback):
-    """SampleRNG the plan of every epoch but the first before its loader is iterated, and closes the last."""
+class NextEpoch(TrainerCallback):
+    """Ends InfoBatch's epoch and plans the next one, before the Trainer iterates over the loader again."""
 
     def __init__(self, trainer: InfoBatchTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_end(self, *_: Any, **more: Any) -> None:
-        """The next epoch's plan needs this one's losses."""
-        next(self.trainer.plans, None)
+        """The plan of the next epoch depends on the losses of this one."""
+        next(self.trainer.epochs, None)
 
 
 def main(epochs: int = 20) -> InfoBatchTrainer:
@@ -79,7 +79,7 @@ def main(epochs: int = 20) -> InfoBatchTrainer:
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
         )
-        optimizer = torch.optim.SGD(model.parameters(), rate(0.0), momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), learning_rate(0.0), momentum=0.9)
         trainer = InfoBatchTrainer(
             model,
             arguments,

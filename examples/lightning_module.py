@@ -1,4 +1,4 @@
-"""InfoBatch in Lightning: a module that hands the Trainer a new loader every epoch.
+"""InfoBatch in Lightning: the module gives the Trainer a new loader in every epoch.
 
 python examples/lightning_module.py
 """
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from toy import data, network, rate, report
+from toy import data, learning_rate, network, report
 
 from pretrain import Indexed, InfoBatch
 
 
 class Pruned(lightning.LightningModule):
-    """A classifier whose epochs InfoBatch plans."""
+    """A classifier whose samples InfoBatch selects."""
 
     def __init__(self, epochs: int) -> None:
         super().__init__()
@@ -24,52 +24,58 @@ class Pruned(lightning.LightningModule):
         self.epochs = epochs
 
     def setup(self, stage: str) -> None:
-        """InfoBatch is made here, where the processes know of each other."""
+        """Make InfoBatch here, where the process group is initialized."""
         self.infobatch = InfoBatch(self.samples, epochs=self.epochs)
         self.plans = self.infobatch.epochs()
         self.planned = False
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Called before every epoch, and after a checkpoint was loaded."""
+        """Lightning calls this before every epoch, and after it has loaded a checkpoint."""
         if not self.planned:
             next(self.plans)
             self.planned = True
         return DataLoader(Indexed(self.samples), 64, sampler=self.infobatch)
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        """The weighted mean of a loss per sample."""
+        """The weighted mean loss."""
         index, features, label = batch
         return self.infobatch(F.cross_entropy(self.model(features), label, reduction="none"), index)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """The rate is a function of progress."""
-        self.optimizers().param_groups[0]["lr"] = rate(self.infobatch.progress)
+        """Set the learning rate, a function of progress."""
+        self.optimizers().param_groups[0]["lr"] = learning_rate(self.infobatch.progress)
 
     def on_train_epoch_end(self) -> None:
-        """Close the epoch and plan the next, before Lightning writes a checkpoint."""
+        """End InfoBatch's epoch and plan the next one, before Lightning writes a checkpoint."""
         if self.infobatch.epoch + 1 < self.epochs:
             next(self.plans)
 
     def teardown(self, stage: str) -> None:
-        """Close the last epoch; Lightning asks for the loader's length until then."""
+        """End the last epoch; before that Lightning still uses the length of the loader."""
         if self.infobatch.seen:
             next(self.plans, None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD."""
-        return torch.optim.SGD(self.parameters(), rate(0.0), momentum=0.9)
+        """SGD with momentum."""
+        return torch.optim.SGD(self.parameters(), learning_rate(0.0), momentum=0.9)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Scores and position."""
+        """Save InfoBatch's scores and position."""
         checkpoint["infobatch"] = self.infobatch.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from them."""
+        """Restore them."""
         self.infobatch.load_state_dict(checkpoint["infobatch"])
 
 
 def main(epochs: int = 20, ckpt_path: str | None = None, **trainer: Any) -> Pruned:
-    """Train a small classifier; `trainer` is Lightning's."""
+    """Train a small classifier.
+
+    Args:
+        epochs: passes over the data.
+        ckpt_path: checkpoint of Lightning to continue from.
+        trainer: further arguments of Lightning's Trainer.
+    """
     module = Pruned(epochs)
     quiet = {
         "logger": False,
@@ -80,7 +86,7 @@ def main(epochs: int = 20, ckpt_path: str | None = None, **trainer: Any) -> Prun
     lightning.Trainer(
         accelerator="auto",
         max_epochs=epochs,
-        use_distributed_sampler=False,  # InfoBatch deals the samples to the processes itself
+        use_distributed_sampler=False,  # InfoBatch divides the samples among the processes itself
         reload_dataloaders_every_n_epochs=1,
         **{**quiet, **trainer},
     ).fit(module, ckpt_path=ckpt_path)

@@ -1,4 +1,4 @@
-"""A run of several processes, for tests/test_ranks.py: a small network in a loop as users write it, with gloo.
+"""A run of several processes, for tests/distributed/test_collectives.py: a small network in a user's loop, with gloo.
 
 Started as `rank_worker.py RANK WORLD FOLDER MICRO [STATE]`. Leaves in FOLDER, by rank: the indices of every optimizer
 step, parameters, scores, and the state inside the third epoch.

@@ -3,7 +3,6 @@
 import inspect
 import re
 import shutil
-import subprocess
 import sys
 import types
 from dataclasses import fields, is_dataclass
@@ -162,17 +161,20 @@ def test_the_table_that_is_shown_is_a_data_set(tmp_path: Path, monkeypatch: pyte
         assert (batch.label == (number <= 30).long()).all()  # bright is 0, dark 1
 
 
-def test_the_source_that_is_shown_trains_and_resumes(tmp_path: Path, pictures: Path) -> None:
-    (tmp_path / "pngs").mkdir()
+def test_the_source_that_is_shown_trains_and_resumes(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pngs").mkdir()
     for path in pictures.rglob("*.png"):
-        shutil.copy(path, tmp_path / "pngs" / path.name)
-    (tmp_path / "mine.py").write_text(next(block for block in blocks("docs/data.md") if "def my_source" in block))
+        shutil.copy(path, Path("pngs") / path.name)
+    code = next(block for block in blocks("docs/data.md") if "def my_source" in block)
     words = [*TINY["train_diffusion.py"].split(), "--epochs", "2", "--batch-size", "14", "--infobatch"]
-    for more in (words, ["--resume"]):
-        command = [sys.executable, "mine.py", *more]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150)
-        assert done.returncode == 0 and "{'mean_square': " in done.stdout, done.stderr
-    assert [record["kind"] for record in journal(tmp_path / "runs" / "mine")].count("epoch") == 2
+    for arguments in (words, ["--resume", "--output-dir", "runs/mine"]):
+        monkeypatch.setattr(sys, "argv", ["mine.py", *arguments])
+        exec(code, {"__name__": "__main__"})
+        assert "{'mean_square': " in capsys.readouterr().out
+    assert [record["kind"] for record in journal(Path("runs/mine"))].count("epoch") == 2
 
 
 DOCUMENTS = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))

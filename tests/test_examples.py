@@ -44,7 +44,7 @@ def run(*words: object, processes: int = 0) -> str:
 
 def promises(line: str) -> int:
     """Visits of a run; it learns, and it prunes."""
-    found = re.fullmatch(r"([\d,]+) visits instead of ([\d,]+), accuracy (.*)", line)
+    found = re.fullmatch(r"([\d,]+) samples used instead of ([\d,]+), accuracy (.*)", line)
     assert found, line
     visited, full = (int(number.replace(",", "")) for number in found.groups()[:2])
     assert 0.55 * full < visited < 0.8 * full and float(found[3]) > 0.95
@@ -117,7 +117,7 @@ def test_lightning_is_the_plain_loop_also_after_a_resume(plain: dict[str, Any], 
     assert lightning_module.main(**more).infobatch.epoch == 8
     (file,) = tmp_path.rglob("*.ckpt")
     resumed = lightning_module.main(ckpt_path=str(file))
-    assert same(resumed.model, plain) and resumed.infobatch.visited == module.infobatch.visited
+    assert same(resumed.model, plain) and resumed.infobatch.samples_used == module.infobatch.samples_used
 
 
 def test_the_toy_has_easy_and_hard_samples() -> None:
@@ -131,7 +131,7 @@ def test_the_toy_has_easy_and_hard_samples() -> None:
 
 def said(capsys) -> tuple[int, int]:
     """Visits, and those that everybody would have been, as a task's output says."""
-    found = re.search(r"([\d,]+) visits instead of ([\d,]+)", capsys.readouterr().out)
+    found = re.search(r"([\d,]+) samples used instead of ([\d,]+)", capsys.readouterr().out)
     assert found
     visited, full = (int(number.replace(",", "")) for number in found.groups())
     return visited, full

@@ -42,9 +42,9 @@ def test_a_recipe_costs_what_is_said(name: str) -> None:
     assert config.class_conditional == bool(classes)
     images: tuple[int, int, int] = (int(shape[0]), int(shape[1]), int(shape[2]))
     with torch.device("meta"):
-        model = config.part("model").build(images, int(classes or 0))
+        model = config.component("model").build(images, int(classes or 0))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    flops = profile_config(config.part("model"), config.part("adapter"), images, int(classes or 0)).flops
+    flops = profile_config(config.component("model"), config.component("adapter"), images, int(classes or 0)).flops
     total = flops * int(size.replace(",", "")) * config.epochs
     for said, counted in ((parameters, millions), (visit, flops / 1e9), (everybody, total)):
         assert float(said) == float(f"{counted:.3g}") or float(said) == float(f"{counted:.2g}"), (said, counted)
@@ -90,7 +90,7 @@ def test_the_slurm_script_starts_resumes_and_requeues(stopped: bool, tmp_path: P
     assert (tmp_path / "requeued").exists() == stopped
     if not stopped:
         none = subprocess.run([*command, "--infobatch"], env=environment, capture_output=True, text=True, check=False)
-        assert none.returncode == 2 and none.stderr.startswith("error: say --output-dir")
+        assert none.returncode == 2 and none.stderr.startswith("error: give --output-dir")
 
 
 def run(script: str, folder: Path) -> dict:

@@ -1,6 +1,7 @@
-"""Several processes look after each other: where one is killed or stopped, the others say which, and leave.
+"""Noticing that another process of the launch was killed or has stopped.
 
-Without it they wait for half an hour, in a collective that names nobody.
+Without this the other processes would wait in a collective for its timeout, half an hour, and its error would not name
+the process. With it they report which process is gone and exit.
 """
 
 import os
@@ -14,41 +15,44 @@ from datetime import timedelta
 import psutil
 from torch.distributed import TCPStore
 
-BEAT = 2.0  # seconds between signs of life
-PATIENCE = 60.0  # seconds without one, and a process is taken to be gone
-SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # of gloo
-GONE = 76  # exit status of those that are left (EX_PROTOCOL); the checkpoints are whole
+INTERVAL = 2.0  # seconds between heartbeats
+TIMEOUT = 60.0  # seconds without a heartbeat after which a process counts as gone
+PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # of gloo
+EXIT_STATUS = 76  # of the remaining processes (EX_PROTOCOL)
 
 
 class Heartbeat:
-    """A thread that gives signs of life, and looks for those of the others. Use it as a context.
+    """A thread that sends heartbeats and checks those of the other processes. Use it as a context manager.
+
+    Heartbeats are counters in a TCPStore of rank 0. If a process is gone, this one writes an error to stderr and exits
+    with status `EXIT_STATUS`; no checkpoint is written, those that exist are complete.
 
     Args:
-        rank, world: this process and how many there are.
-        share: hands an object of rank 0 to all of them.
+        rank, world: this process, and the number of processes; with one process nothing happens.
+        broadcast: returns rank 0's argument on all ranks.
 
     Attributes:
-        where: says where the training is, for the sentence.
+        position: returns the position in the training, such as "epoch 3, step 120", for the error message.
     """
 
-    def __init__(self, rank: int, world: int, share: Callable[[object], object]) -> None:
+    def __init__(self, rank: int, world: int, broadcast: Callable[[object], object]) -> None:
         self.rank, self.world = rank, world
-        self.where: Callable[[], str] = lambda: "before the first step"
+        self.position: Callable[[], str] = lambda: "before the first step"
         if world == 1:
             return
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        patience = timedelta(seconds=PATIENCE)
-        own = TCPStore(host, 0, None, True, patience, wait_for_workers=False) if rank == 0 else None
-        port = share(own.port if own else None)
+        timeout = timedelta(seconds=TIMEOUT)
+        own = TCPStore(host, 0, None, True, timeout, wait_for_workers=False) if rank == 0 else None
+        port = broadcast(own.port if own else None)
         assert isinstance(port, int)
-        self.store = own or TCPStore(host, port, None, False, patience, wait_for_workers=False)
+        self.store = own or TCPStore(host, port, None, False, timeout, wait_for_workers=False)
         self.store.set(f"beat {rank}", "0")
         self.store.set(f"who {rank}", f"{os.getpid()} {socket.gethostname()}")
-        # Process id and host of each; waits until all have said it.
-        self.who = [tuple(self.store.get(f"who {number}").decode().split()) for number in range(world)]
-        self._seen: dict[int, float] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        # Process id and host of each rank; `get` waits until a rank has set them.
+        self.peers = [tuple(self.store.get(f"who {number}").decode().split()) for number in range(world)]
+        self._last_beat: dict[int, float] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         if self.world > 1:
@@ -58,18 +62,18 @@ class Heartbeat:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.world == 1:
             return
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS):
-            time.sleep(BEAT)  # whoever was killed is no more then
+        if isinstance(error, RuntimeError) and any(message in str(error) for message in PEER_ERRORS):
+            time.sleep(INTERVAL)  # until the killed process has disappeared
             here = socket.gethostname()
-            dead = [n for n, (pid, host) in enumerate(self.who) if host == here and not psutil.pid_exists(int(pid))]
-            dead = dead or [n for n in range(self.world) if n != self.rank and self._zombie(n)]
-            self._leave(dead, "is gone" if dead else "another process is gone")
-        self._over.set()
-        self._thread.join(BEAT)
+            dead = [n for n, (pid, host) in enumerate(self.peers) if host == here and not psutil.pid_exists(int(pid))]
+            dead = dead or [n for n in range(self.world) if n != self.rank and self._is_zombie(n)]
+            self._exit(dead, "is gone" if dead else "another process is gone")
+        self._stopped.set()
+        self._thread.join(INTERVAL)
 
-    def _zombie(self, number: int) -> bool:
-        """Whether a process has ended and its launcher has not noticed."""
-        pid, host = self.who[number]
+    def _is_zombie(self, number: int) -> bool:
+        """Whether a process has ended and its launcher has not noticed yet."""
+        pid, host = self.peers[number]
         try:
             return host == socket.gethostname() and psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
         except (psutil.Error, ValueError):
@@ -78,26 +82,29 @@ class Heartbeat:
     def _watch(self) -> None:
         count = 0
         last = [""] * self.world
-        self._seen = dict.fromkeys(range(self.world), time.monotonic())
-        while not self._over.wait(BEAT):
+        self._last_beat = dict.fromkeys(range(self.world), time.monotonic())
+        while not self._stopped.wait(INTERVAL):
             before, count = time.monotonic(), count + 1
             try:
                 self.store.set(f"beat {self.rank}", str(count))
                 for number in range(self.world):
                     if (beat := self.store.get(f"beat {number}").decode()) != last[number]:
-                        last[number], self._seen[number] = beat, time.monotonic()
-            except Exception:  # the store is rank 0's
-                if self._over.wait(BEAT):  # which has ended, as this process does
+                        last[number], self._last_beat[number] = beat, time.monotonic()
+            except Exception:  # the store is a part of rank 0's process
+                if self._stopped.wait(INTERVAL):  # both processes are ending normally
                     return
-                self._leave([0], f"gave no sign of life for {PATIENCE:.0f} s")
-            if time.monotonic() - before > PATIENCE / 2:  # it was this process that slept
-                self._seen = dict.fromkeys(self._seen, time.monotonic())
-            if gone := [number for number, seen in self._seen.items() if time.monotonic() - seen > PATIENCE]:
-                self._leave(gone, f"gave no sign of life for {PATIENCE:.0f} s")
+                self._exit([0], f"sent no heartbeat for {TIMEOUT:.0f} s")
+            if time.monotonic() - before > TIMEOUT / 2:  # this process was suspended, so it has missed heartbeats
+                self._last_beat = dict.fromkeys(self._last_beat, time.monotonic())
+            if gone := [number for number, beat in self._last_beat.items() if time.monotonic() - beat > TIMEOUT]:
+                self._exit(gone, f"sent no heartbeat for {TIMEOUT:.0f} s")
 
-    def _leave(self, gone: list[int], what: str) -> None:
-        who = ", ".join(f"rank {number} (process {self.who[number][0]} on {self.who[number][1]})" for number in gone)
-        said = f"{who} {what}".strip() + f", {self.where()}; all leave, --resume goes on from the last checkpoint"
-        sys.stderr.write(f"error: [rank {self.rank}] {said}\n")
+    def _exit(self, gone: list[int], what: str) -> None:
+        names = (f"rank {n} (process {self.peers[n][0]} on {self.peers[n][1]})" for n in gone)
+        message = f"{', '.join(names)} {what}".strip()
+        sys.stderr.write(
+            f"error: [rank {self.rank}] {message}, {self.position()}; all processes exit, --resume continues from the "
+            "last checkpoint\n"
+        )
         sys.stderr.flush()
-        os._exit(GONE)
+        os._exit(EXIT_STATUS)  # other threads may be stuck in a collective

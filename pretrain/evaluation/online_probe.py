@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, bare
-from pretrain.checkpoint.ema import exponential
+from pretrain.checkpoint.ema import exponential_decay
 from pretrain.core.rng import SampleRNG
 from pretrain.distributed.collectives import all_reduce_sum, rank_and_world_size
 from pretrain.evaluation.context import EvalContext, labelled, over
@@ -65,7 +65,7 @@ class OnlineProbe:
         """
         assert self.seen is not None
         if progress > self.progress:
-            self.sums *= exponential(HALFLIFE)(self.progress, progress)
+            self.sums *= exponential_decay(HALFLIFE)(self.progress, progress)
         counts = ((batch.label >= 0) & batch.mask).float()[:, None]
         x = torch.cat([self.seen, torch.ones_like(counts)], dim=1)
         y = batch.label[:, None] == torch.arange(self.subject.source.classes, device=batch.label.device)

@@ -28,7 +28,7 @@ from pretrain.export import hub, model_card, pipeline
 from pretrain.export.to_encoder import to_timm, to_transformers
 from pretrain.training.flops import profile_sample
 from pretrain.training.metrics_log import MetricsLog
-from pretrain.training.summary import in_words, summarise
+from pretrain.training.summary import summarise, summary_rows
 
 
 def export_model(
@@ -176,7 +176,7 @@ def main(
     except OSError as error:
         raise UserError(f"{run / 'model'}: can't be written to: {error}") from None
     display = Display(True)
-    display.print_summary(in_words(summary))
+    display.print_summary(summary_rows(summary))
     if push_to_hub:
         display.print(f"uploaded     {hub.push(push_to_hub, config, summary, license)}")
 

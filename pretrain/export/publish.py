@@ -12,7 +12,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write
 from pretrain.export import hub, model_card
 from pretrain.training.run import Run
-from pretrain.training.summary import in_words
+from pretrain.training.summary import summary_rows
 
 
 def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path], str]) -> None:
@@ -36,7 +36,7 @@ def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path
             part.write_text(json.dumps(summary, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the model can't be written: {error}; the training is done, --resume writes it") from None
-    display.print_summary(in_words(summary))
+    display.print_summary(summary_rows(summary))
     if config.push_to_hub:  # the run is whole whatever becomes of it
         try:
             display.print(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")

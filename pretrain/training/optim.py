@@ -119,7 +119,12 @@ def step_flops(model: nn.Module, optim: Optim) -> int:
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:
-    """Learning rate over its peak at `progress` in [0, 1]: a linear rise over `warmup`, then half a cosine to 0."""
+    """Factor of the peak learning rate: a linear rise from 0 to 1, then a cosine decay to 0.
+
+    Args:
+        progress: of the training, in [0, 1].
+        warmup: share of the training in which it rises, in [0, 1).
+    """
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))

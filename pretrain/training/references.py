@@ -1,4 +1,4 @@
-"""The references of posterior-mean targets: all training images on the device that trains."""
+"""The references of posterior-mean targets: all training images, on the device that trains."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,21 +16,21 @@ from pretrain.data.sources import Source
 
 MAX_BYTES = 4 * 1024**3  # of references as float32
 BATCH = 256  # images read at once
-PROBES, LEVELS = 64, 32  # images, and levels of each, by which it is told where the references matter
-AMBIGUOUS = 0.01  # posterior probability of other images
+PROBES, LEVELS = 64, 32  # images, and levels of each, for the message about where the references matter
+AMBIGUOUS = 0.01  # posterior probability of other images above which they matter
 
 
 def with_references(
     config: Config, adapter: Any, source: Source, device: torch.device, log: Callable[[str], Any]
 ) -> Adapter:
-    """The objective as it is trained: the adapter, bound to references if it has `posterior_mean` on.
+    """The objective in training: the adapter, bound to references if its `posterior_mean` is set.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         adapter: the objective; with `posterior_mean` it has `path(level)` and takes `references` by keyword.
-        source: the data.
+        source: the data set.
         device: that trains.
-        log: called with a message that says from which level on other images matter.
+        log: called with a message about the level from which on other images matter.
 
     Raises:
         UserError: the data set is too large, or is augmented by random crops.

@@ -55,7 +55,7 @@ def test_a_full_disk_costs_what_it_had_no_room_for(
 ) -> None:
     at_steps(monkeypatch, at_3=lambda: fill(disk), at_9=lambda: (disk / "ballast").unlink())
     train("train_diffusion.py", *settings(pictures, disk / "run"))
-    assert "the training goes on, the last checkpoint is step-0000000" in capsys.readouterr().out
+    assert "the training continues, the last checkpoint is step-0000000" in capsys.readouterr().out
     assert same(finished, disk / "run") and journal(finished) == journal(disk / "run")
 
 
@@ -64,7 +64,7 @@ def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(
 ) -> None:
     at_steps(monkeypatch, at_5=lambda: fill(disk))
     said = refused("train_diffusion.py", *settings(pictures, disk / "run"))
-    assert "make room, then --resume goes on from step-0000000" in said
+    assert "free space, then --resume continues from step-0000000" in said
     (disk / "ballast").unlink()
     train("train_diffusion.py", "--resume", "--output-dir", disk / "run")
     assert same(finished, disk / "run") and journal(finished) == journal(disk / "run")
@@ -91,10 +91,12 @@ def test_a_folder_that_is_away_for_a_while(pictures: Path, finished: Path, tmp_p
 def test_a_folder_that_is_removed(pictures: Path, tmp_path: Path, monkeypatch) -> None:
     at_steps(monkeypatch, at_5=lambda: (tmp_path / "run").rename(tmp_path / "bin"))
     said = refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
-    assert "were taken away, so the run is lost" in said and not (tmp_path / "run").exists()
+    assert "were removed: the run is lost" in said and not (tmp_path / "run").exists()
 
 
 def test_a_journal_that_is_cut_is_not_filled_up(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     at_steps(monkeypatch, at_5=lambda: (tmp_path / "run" / "metrics.jsonl").write_text(""))
-    assert "lines that it had are gone" in refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
+    assert "lines that were written to it are gone" in refused(
+        "train_diffusion.py", *settings(pictures, tmp_path / "run")
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""

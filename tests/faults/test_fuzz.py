@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
-from pretrain.checkpoint.manifest import seal
+from pretrain.checkpoint.manifest import write_manifest
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
@@ -126,7 +126,7 @@ def sealed_again(data: st.DataObject, whole: Path, folder: Path) -> None:
     file.write_bytes(data.draw(damaged(file.read_bytes())))
     if file.name != "manifest.json":
         (path / "manifest.json").unlink()
-        seal(path, step=1, seconds=0.5)
+        write_manifest(path, step=1, seconds=0.5)
     try:
         assert isinstance(storage.load(path), storage.State)
     except UserError as refusal:
@@ -185,7 +185,7 @@ def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
         inside[data.draw(st.sampled_from(sorted(inside)))] = data.draw(tensors)
         save_file(inside, file)
     (path / "manifest.json").unlink()
-    seal(path, step=1, seconds=0.5)
+    write_manifest(path, step=1, seconds=0.5)
     for go_on in (
         lambda: load_run(folder / "run"),
         lambda: train("train_diffusion.py", "--resume", "--output-dir", folder / "run"),

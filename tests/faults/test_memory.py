@@ -33,7 +33,7 @@ def test_as_many_as_fit_and_the_run_is_theirs(room: int, pictures: Path, tmp_pat
     monkeypatch.setattr(DDPM, "__call__", crowded)
     monkeypatch.setattr(setup, "preload", lambda *given: order.append("images kept") or preload(*given))
     train("train_diffusion.py", *common(pictures, tmp_path / "auto"), *PRUNED, "--micro-batch", "auto")
-    assert f"--micro-batch auto: {fits} images at once" in capsys.readouterr().out
+    assert f"--micro-batch auto: {fits} images per forward pass" in capsys.readouterr().out
     assert max(seen) == fits and order[:3] == ["counted", "images kept", "tried"]  # they take of the same memory
     assert same(tmp_path / "told", tmp_path / "auto") and journal(tmp_path / "told") == journal(tmp_path / "auto")
 

@@ -59,7 +59,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
         trainers.send(number, 0)
         trainers.until(lambda: (tmp_path / "saving").exists())
         trainers.send(number, 0)  # the terminal's beside the launcher's
-        time.sleep(StopSignal.ECHO)
+        time.sleep(StopSignal.REPEAT_WINDOW)
         assert not trainers.over
         trainers.send(number, 0)
         assert trainers.wait(60) == [status]
@@ -72,11 +72,11 @@ def slow_saves() -> None:
     """Once told to stop, a save takes a minute."""
     from pretrain.distributed import launch
 
-    save, note, told = storage.seal, launch.StopSignal._note, []
+    save, handle, told = storage.write_manifest, launch.StopSignal._handle, []
 
     def noted(self, number, frame) -> None:
         told.append(number)
-        note(self, number, frame)
+        handle(self, number, frame)
 
     def slowly(folder: Path, **about) -> None:
         if told:
@@ -84,7 +84,7 @@ def slow_saves() -> None:
             time.sleep(60)
         save(folder, **about)
 
-    storage.seal, launch.StopSignal._note = slowly, noted
+    storage.write_manifest, launch.StopSignal._handle = slowly, noted
 
 
 def test_a_program_that_fails_does_not_wait_for_its_workers(pictures: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_others_leave(
     line = re.search(
         rf"error: \[rank {1 - rank}\] rank {rank} \(process {gone.pid} on .*\) (.*), epoch \d+, step \d+", said
     )
-    assert line and ("gave no sign of life" in line[1] or "is gone" in line[1]), said
+    assert line and ("sent no heartbeat" in line[1] or "is gone" in line[1]), said
     assert "Traceback" not in said and storage.newest_whole(folder / "checkpoints") is not None
 
 

@@ -76,7 +76,7 @@ def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, prog
     process.wait()
     assert not (folder / "summary.json").exists()
     done = program("train_diffusion.py", "--resume", "--output-dir", folder)
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     assert same(finished, folder) and journal(finished) == journal(folder)
 
 
@@ -99,7 +99,7 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err
     assert err == "" and f"stopped by {signal.Signals(number).name}" in out.splitlines()[-1]
-    assert out.splitlines()[-1].endswith(f"go on with: python train_diffusion.py --resume --output-dir {folder}")
+    assert out.splitlines()[-1].endswith(f"continue with: python train_diffusion.py --resume --output-dir {folder}")
     records = journal(folder)
     reached = records[-1]["epoch"] if records[-1]["kind"] == "epoch" else records[-2]["epoch"]
     again = program("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", reached + 1)
@@ -135,4 +135,4 @@ def test_what_accelerate_was_configured_to_do_does_not_change_the_run(
     train("train_diffusion.py", "--config", finished / "config.yaml", "--output-dir", tmp_path / "run")
     assert same(finished, tmp_path / "run")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert "say --precision bf16" in refused("train_diffusion.py", *common(pictures, tmp_path / "other"))
+    assert "give --precision bf16" in refused("train_diffusion.py", *common(pictures, tmp_path / "other"))

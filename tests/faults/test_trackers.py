@@ -45,21 +45,21 @@ def test_a_tracker_that_fails_is_told_of_once(method: str, untold: Path, told, m
     monkeypatch.setattr(TensorBoardTracker, method, raising)
     folder, said = told()
     assert said == [
-        "warning: --tracker tensorboard failed (ConnectionError: no route to host); it is told no more, the training "
-        "goes on, metrics.jsonl has all"
+        "warning: --tracker tensorboard failed (ConnectionError: no route to host); it gets no more data, the training "
+        "continues, metrics.jsonl has all numbers"
     ]
     assert same(untold, folder) and timeless(untold) == timeless(folder)
     assert (folder / "summary.json").is_file()
 
 
-@pytest.mark.parametrize(("room", "why"), [(2, "is 2 messages behind"), (1000, "took more than 0 s to end")])
+@pytest.mark.parametrize(("room", "why"), [(2, "is 2 calls behind"), (1000, "took more than 0 s to finish")])
 def test_nobody_waits_for_a_tracker_that_hangs(
     room: int, why: str, untold: Path, told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hung = threading.Event()
     monkeypatch.setattr(TensorBoardTracker, "log", lambda *_, **__: hung.wait())
-    monkeypatch.setattr(trackers, "ROOM", room)
-    monkeypatch.setattr(trackers, "PATIENCE", 0.3)
+    monkeypatch.setattr(trackers, "MAX_PENDING", room)
+    monkeypatch.setattr(trackers, "TIMEOUT", 0.3)
     try:
         folder, said = told()
         assert len(said) == 1 and why in said[0]

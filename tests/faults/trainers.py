@@ -52,7 +52,7 @@ def free_port() -> int:
 
 def impatient() -> None:
     """Another process is taken to be gone after seconds, and so is a worker, which can't hand over a batch, say."""
-    heartbeat.BEAT, heartbeat.PATIENCE = 0.5, 6.0
+    heartbeat.INTERVAL, heartbeat.TIMEOUT = 0.5, 6.0
     loader.PATIENCE = 20.0
 
 
@@ -143,7 +143,7 @@ class Trainers:
     @property
     def have_met(self) -> bool:
         """Whether they have found each other, and look after each other."""
-        return b" x cpu" in self.log.read_bytes()[self._before :]
+        return b" on cpu" in self.log.read_bytes()[self._before :]
 
     @property
     def over(self) -> bool:

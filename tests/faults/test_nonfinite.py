@@ -47,7 +47,7 @@ def test_a_sample_is_named_and_set_aside_and_the_run_goes_on(
     words = [*common(pictures, tmp_path / "run"), "--infobatch", "--adapter", broken]
     train("train_diffusion.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert len(said) == 1 and "the loss of sample 7 (" in said[0] and ".png) is not finite; left out" in said[0]
+    assert len(said) == 1 and "the loss of sample 7 (" in said[0] and ".png) is not finite; excluded" in said[0]
     for name in ("model", "ema", "optimizer"):
         assert all(value.isfinite().all() for value in final(tmp_path / "run", name).values())
     score = final(tmp_path / "run", "infobatch")["score"]
@@ -74,14 +74,14 @@ def test_too_many_of_them_stop_the_run_and_the_step_can_be_made_again(
     assert 1 < len(bad) < 12 == len(found.index) and all(7 <= index < 30 for index in bad)
     assert found.module == "" and found.gradients  # the network was well: it is the adapter
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
-    with pytest.raises(UserError, match="only a run that stopped because of bad numbers"):
+    with pytest.raises(UserError, match="only a run that stopped because of numbers that are not finite"):
         replay_step.replay(tmp_path)
 
 
 def test_gradients_that_stay_bad_stop_the_run(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Losses are finite, one parameter's gradient is not: three steps in a row, of which none moves it."""
     norms: list[torch.Tensor] = []
-    gradient = nan_guard.NanGuard.gradient
+    gradient = nan_guard.NanGuard.zero_bad_gradient
 
     def broken(self, model, norm):
         norms.append(norm)
@@ -89,12 +89,12 @@ def test_gradients_that_stay_bad_stop_the_run(pictures: Path, tmp_path: Path, mo
         gradient(self, model, torch.tensor(float("inf")))
         assert not any(value.grad is not None and value.grad.any() for value in model.parameters())
 
-    monkeypatch.setattr(nan_guard.NanGuard, "gradient", broken)
+    monkeypatch.setattr(nan_guard.NanGuard, "zero_bad_gradient", broken)
     sentence = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
     assert "step 3: the gradients of 3 steps in a row are not finite" in sentence and len(norms) == 3
     replay_step.main([str(tmp_path / "run")])
     out = capsys.readouterr().out
-    assert "12 visits, the losses of 0 are not finite" in out and "gradients that are not finite: 0" in out
+    assert "12 samples, the losses of 0 are not finite" in out and "gradients that are not finite: 0" in out
 
 
 def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
@@ -112,5 +112,5 @@ def test_who_is_set_aside_is_blank_where_images_are_kept_on_a_device() -> None:
     ours = nan_guard.NanGuard(InfoBatch(5, epochs=1), images, torch.device("cpu"))
     ours.load_state_dict({"set_aside": [1], "streak": 0})
     image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")
-    batch = ours.admit(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])
+    batch = ours.filter(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])
     assert batch.index.tolist() == [0, ~1, 2] and batch.image.device.type == batch.label.device.type == "meta"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pretrain.checkpoint import ema_snapshots
-from pretrain.checkpoint.ema import EMACollection, exponent, exponential, power
+from pretrain.checkpoint.ema import EMACollection, exponent, exponential_decay, power_decay
 from pretrain.checkpoint.ema_snapshots import Snapshot, Snapshots, combination, overlap, reconstruct
 from pretrain.checkpoint.storage import newest
 from pretrain.config.cli import parse
@@ -25,7 +25,12 @@ from pretrain.config.schema import EMASettings
 from pretrain.core.errors import UserError
 
 LENGTHS = (0.05, 0.1)
-KEPT = {"exponential": exponential(0.1), "long": exponential(0.7), "short": power(0.02), "power": power(0.2)}
+KEPT = {
+    "exponential": exponential_decay(0.1),
+    "long": exponential_decay(0.7),
+    "short": power_decay(0.02),
+    "power": power_decay(0.2),
+}
 
 
 class Network(nn.Module):
@@ -68,13 +73,13 @@ def test_what_is_kept_is_kept_from_point_to_point(name: str, points: list[float]
 
 
 def test_what_is_kept_is_what_it_is_called() -> None:
-    kept = exponential(0.1)
+    kept = exponential_decay(0.1)
     assert [kept(p, p + 0.1) for p in (0.2, 0.5, 0.9)] == pytest.approx([0.5] * 3)
     for p in (0.01, 0.05, 0.15):  # the half-life is half of the progress made
         assert kept(p, p + 1e-6) == pytest.approx(0.5 ** (1e-6 / (p / 2)), abs=1e-8)
     gamma = exponent(0.1)
     for t in (1, 2, 10, 1000):  # Karras et al. 2024, in equal steps
-        assert power(0.1)((t - 1) / 1000, t / 1000) == pytest.approx((1 - 1 / t) ** (gamma + 1))
+        assert power_decay(0.1)((t - 1) / 1000, t / 1000) == pytest.approx((1 - 1 / t) ** (gamma + 1))
 
 
 def walk(steps: int, size: int = 50, seed: int = 0) -> tuple[list[float], torch.Tensor]:
@@ -132,6 +137,22 @@ def test_a_clock_that_is_set_back_changes_no_power_average() -> None:
         averages.update(network, point * (2 / 5 if number >= 30 else 1))
     for length, average in followed(LENGTHS, points, values).powers.items():
         torch.testing.assert_close(averages.powers[length].model.weight, average.model.weight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_collection_continues_from_its_state_to_the_bit_and_refuses_that_of_other_lengths() -> None:
+    points, values = walk(60)
+    network, whole = Network(), followed(LENGTHS, points, values)
+    first, rest = followed(LENGTHS, points[:25], values[:25]), EMACollection(network, 0.05, LENGTHS)
+    rest.load_state_dict(first.state_dict())
+    for point, value in zip(points[25:], values[25:], strict=True):
+        network.go(value)
+        rest.update(network, point)
+    assert rest.progress == whole.progress
+    for name, ema in whole.all().items():
+        assert torch.equal(ema.model.weight, rest.all()[name].model.weight)
+    for lengths, named in (((), "0.05 0.1"), ((0.05,), "0.05 0.1"), ((*LENGTHS, 0.2), "0.05 0.1")):
+        with pytest.raises(ValueError, match=f"--ema.sigma-rel are {named}; leave"):
+            EMACollection(network, 0.05, lengths).load_state_dict(whole.state_dict())
 
 
 @settings(max_examples=50, deadline=None)
@@ -266,14 +287,14 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
     config = parse(
         ["--config", str(averaged / "config.yaml")], adapter="", model="", recipe=averaged, output_dir="", help=""
     )
-    network = config.part("model").build((1, 12, 12), 0)
+    network = config.component("model").build((1, 12, 12), 0)
     for length in (0.05, 0.075):
         out = tmp_path / f"{length}.safetensors"
         ema_snapshots.main(averaged, length, out)
         network.load_state_dict(load_file(out))
         stored = final(averaged, "ema-0.05")
         assert all(torch.allclose(v, stored[k], atol=1e-6) for k, v in load_file(out).items()) == (length == 0.05)
-    assert "the average of sigma_rel 0.05, 0.0% off what it should weigh" in capsys.readouterr().out
+    assert "the EMA of sigma_rel 0.05; relative error of its weight function 0.0%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,10 @@ def test_the_sheet_shows_who_was_visited_least_and_most(pictures: Path, monkeypa
     monkeypatch.setattr(source.train, "batches", lambda index, size: [asked.append(index), whole(index, size)][1])
     count = torch.randint(2, 5, (43,), generator=rng, dtype=torch.int32)
     score = torch.rand(43, generator=rng) * 3
-    assert plots.visits(count, score, source) is not None
+    assert plots.sample_counts(count, score, source) is not None
     order = sorted(range(43), key=lambda n: (count[n].item(), score[n].item()))
     assert asked == [order[:12], order[:-13:-1]]
-    assert plots.visits(torch.full_like(count, 3), score, source) is None
+    assert plots.sample_counts(torch.full_like(count, 3), score, source) is None
 
 
 @pytest.mark.parametrize("largest", [2.0, 200.0])

@@ -127,5 +127,5 @@ def test_guidance_needs_a_null_class_and_a_mae_makes_no_images(finished: Path, p
     train("train_mae.py", *common(pictures, tmp_path / "mae", 1))
     with pytest.raises(UserError, match="MAE makes no images"):
         made(tmp_path / "mae", tmp_path / "images")
-    with pytest.raises(UserError, match="there is no run with a checkpoint there"):
+    with pytest.raises(UserError, match="it is not the folder of a run with a checkpoint"):
         made(tmp_path, tmp_path / "images")

@@ -22,7 +22,7 @@ from pretrain.checkpoint.storage import State
 from pretrain.core.errors import UserError
 from pretrain.training import flops, setup
 from pretrain.training.setup import checkpoint_activations
-from pretrain.training.summary import in_words, summarise
+from pretrain.training.summary import summarise, summary_rows
 
 PARTS = {
     "unet": (UNetConfig(channels=(8, 16), layers=1, head_dim=4), Flow()),
@@ -63,7 +63,7 @@ def test_counted_without_values_is_counted_with(name: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     visit = flops.profile_sample(adapter, model, (3, 8, 12), 4)
     counted, unreached, _ = flops._run(adapter, model, (3, 8, 12), 4)  # also: the adapter still works with values
-    assert (visit.flops, len(visit.unreached)) == (counted, len(unreached)) and counted > 0
+    assert (visit.flops, len(visit.unused)) == (counted, len(unreached)) and counted > 0
     assert visit == flops.profile_config(part, adapter, (3, 8, 12), 4)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -105,19 +105,19 @@ def test_an_adapter_that_looks_at_values_is_run() -> None:
     ],
 )
 def test_peaks_are_known_or_not_said(device: str, bf16: float | None, no: float | None) -> None:
-    assert flops.peak(device, "bf16") == flops.peak(device, "fp16") == bf16
-    assert flops.peak(device, "no") == no
+    assert flops.peak_flops(device, "bf16") == flops.peak_flops(device, "fp16") == bf16
+    assert flops.peak_flops(device, "no") == no
 
 
 def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
     written = json.loads((finished / "summary.json").read_text())
-    assert written["mfu"] is None and "MFU" not in str(in_words(written))
+    assert written["mfu"] is None and "MFU" not in str(summary_rows(written))
     config: Any = SimpleNamespace(epochs=4, policy="full", adapter=SimpleNamespace(name="flow"), output_dir=finished)
     values = {"infobatch": {"visited": 200, "seen": 100}, "progress": 1.0, "step": 7, "seconds": 2.0}
     state = State({"infobatch": {"score": torch.ones(100)}}, values | {"bad_images": [], "bad_heldout_images": []})
     summary = summarise(config, state, model=torch.nn.Linear(2, 2), evaluations=[], flops=10**9, peak=3e11)
     assert summary["mfu"] == pytest.approx(300 * 1e9 / 2 / 3e11) == 0.5
-    assert "150 images/s, 50.0% of the devices' peak (MFU)" in str(in_words(summary | {"open_model_with": ""}))
+    assert "150 images/s, 50.0% of the devices' peak (MFU)" in str(summary_rows(summary | {"open_model_with": ""}))
 
 
 def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_machine_that_can_not_compile_says_so(monkeypatch) -> None:
     with pytest.raises(
         UserError, match=r"^--compile: torch can't compile on this machine \(InvalidBackend.*leave it out$"
     ):
-        setup.compiled(torch.nn.Linear(1, 1), torch.device("cpu"))
+        setup.compile_model(torch.nn.Linear(1, 1), torch.device("cpu"))
 
 
 def test_a_network_without_the_switch_is_refused() -> None:

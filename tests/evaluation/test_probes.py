@@ -1,21 +1,17 @@
-"""`pretrain evaluate`: what a run is worth, measured again."""
+"""Linear and attentive probes, fine-tuning and the online probe."""
 
 import copy
 import dataclasses
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, journal
-from fidelity import by_hand
+from conftest import journal
 from pretrain.models.mae import MAEConfig
 from programs import common, final, train
 from timm.optim import create_optimizer_v2
@@ -25,7 +21,7 @@ from pretrain.adapters import Batch
 from pretrain.checkpoint.load_run import load_run
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG, generator
-from pretrain.evaluation import evaluators, finetune, finetune_augment, generate, heads, linear_probe, online_probe
+from pretrain.evaluation import evaluators, finetune, finetune_augment, heads, linear_probe, online_probe
 from pretrain.evaluation.context import EvalContext
 from pretrain.evaluation.evaluate import main
 
@@ -35,22 +31,6 @@ def mae(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mae") / "run"
     train("train_mae.py", *common(pictures, folder, 2))
     return folder
-
-
-@pytest.fixture(scope="module")
-def flow(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flow") / "run"
-    train("train_diffusion.py", *common(pictures, folder, 2), "--adapter", "flow")
-    return folder
-
-
-@pytest.fixture
-def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where reference statistics are kept."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
-    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
-    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))  # for processes that are started
-    return tmp_path / "assets"
 
 
 def evaluate(run: Path, *words: object) -> dict:
@@ -71,113 +51,6 @@ def refused(run: Path, *words: object) -> str:
         main([str(run), *map(str, words)])
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
-
-
-def test_what_was_measured_in_training_is_measured_again(mae: Path, flow: Path, capsys) -> None:
-    for run in (mae, flow):
-        last = [record for record in journal(run) if record["kind"] == "evaluation"][-1]
-        assert evaluate(run) == {name: value for name, value in last.items() if name not in ("kind", "epoch")}
-    assert "knn_accuracy" in capsys.readouterr().out
-    record = json.loads((flow / "evaluation.json").read_text())[-1]
-    assert record["command"] == f"pretrain evaluate {flow}" and record["step"] == 8
-
-
-def test_a_level_that_no_image_is_at_has_no_loss(flow: Path, capsys) -> None:
-    """Four images at two levels each, in eight bins; the mean of what there is, weighed by number, is the loss."""
-    found = evaluate(flow, "--metrics", "heldout")
-    level = torch.cat([SampleRNG(0, index=torch.arange(4)).uniform() + half for half in (0, 0.5)]) % 1
-    count = torch.bincount((level * 8).long(), minlength=8).tolist()
-    by_level = found["heldout_loss_by_level"]
-    assert 0 in count and [loss is None for loss in by_level] == [n == 0 for n in count]
-    assert sum(n * (loss or 0) for n, loss in zip(count, by_level, strict=True)) / 8 == pytest.approx(
-        found["heldout_loss"], rel=1e-6
-    )
-    assert " - " in capsys.readouterr().out
-
-
-def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
-    assert [*evaluate(mae, "--metrics", "knn")] == ["knn_accuracy"]
-    assert refused(mae, "--metrics", "heldut").startswith("--metrics heldut: did you mean heldout? There are heldout, ")
-    assert "a model of Flow has no encoder; of this run there are heldout" in refused(flow, "-m", "heldout,knn")
-
-
-def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path, tmp_path: Path) -> None:
-    """On the files that `pretrain.evaluation.generate` makes, and those of the training images."""
-    source = load_run(flow).source
-    (tmp_path / "real").mkdir()
-    for n in range(43):
-        shutil.copy(source.train.name_of(n), tmp_path / "real" / f"{n}.png")
-    generate.main(flow, num_images=70, steps=2, output_dir=tmp_path / "made")
-    found = evaluate(flow, "--metrics", "fid,kid,precision-recall", "--num-images", 70)
-    assert found == pytest.approx(by_hand(tmp_path / "made" / "images", tmp_path / "real", 43), rel=1e-4)
-    (kept,) = assets.rglob("*.safetensors")
-    before = kept.stat().st_mtime_ns
-    assert evaluate(flow, "--metrics", "fid", "--num-images", 70)["fid"] == found["fid"]
-    assert kept.stat().st_mtime_ns == before  # read, not written
-    assert evaluate(flow, "--metrics", "fid", "--num-images", 70, "--max-reference", 20)["fid"] != found["fid"]
-    assert len([*assets.rglob("*.safetensors")]) == 2
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_path: Path, monkeypatch) -> None:
-    class Mean(torch.nn.Module):
-        def forward(self, image):
-            return torch.nn.functional.adaptive_avg_pool2d(image.float(), 2).flatten(1)
-
-    torch.jit.script(Mean()).save(str(tmp_path / "mean.pt"))
-    found = evaluate(flow, "--metrics", "fid", "--num-images", 8, "--features", tmp_path / "mean.pt", "--seeds", 2)
-    assert found["fid"] > 0 and found["fid_std"] > 0
-    (tmp_path / "bad.pt").write_bytes(b"no")
-    assert "the feature network can't be read" in refused(flow, "-m", "fid", "--features", tmp_path / "bad.pt")
-    assert "there is no file nowhere" in refused(flow, "-m", "fid", "--features", "inception=nowhere")
-
-    def offline(*_, **__):
-        raise URLError("Name or service not known")
-
-    monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", offline)
-    assert (
-        "can't be fetched (Name or service not known); bring them from elsewhere and name the file: inception=FILE"
-        in (refused(flow, "-m", "fid", "--features", "inception"))
-    )
-    assert "a feature network is small, inception" in refused(flow, "-m", "fid", "--features", "incption")
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("--num-images 3", "--num-images 3: fid need at least 4 images"),
-        ("--num-images 0", "--num-images must be at least 1, got 0"),
-        ("--num-images abc", "--num-images must be a whole number, got 'abc'"),
-        ("--nn 3", "Unrecognized options: --nn, 3"),
-        ("--reference=", "reference must be images, got an empty name"),
-        ("--max-reference 2", "2 images to compare with are too few"),
-        ("--guidance 2", "--guidance 2 needs a model that knows images"),
-        ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
-    ],
-)
-def test_what_can_not_be_compared_is_one_sentence(words: str, said: str, flow: Path) -> None:
-    assert said in refused(flow, "--metrics", "fid", *words.split())
-
-
-def test_what_was_measured_is_shown_whatever_the_file_holds(flow: Path, tmp_path: Path, capsys) -> None:
-    shutil.copytree(flow, tmp_path / "run")
-    for held in ("{", "{}"):
-        (tmp_path / "run" / "evaluation.json").write_text(held)
-        assert "can't be added to" in refused(tmp_path / "run")
-        assert "heldout_loss" in capsys.readouterr().out
-        assert (tmp_path / "run" / "evaluation.json").read_text() == held
-
-
-def test_data_that_are_gone_are_one_sentence(flow: Path, pictures: Path, tmp_path: Path) -> None:
-    shutil.copytree(flow, tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace(str(pictures), str(tmp_path / "gone")))
-    assert "the run's data can't be had: --data" in refused(tmp_path / "run")
-
-
-def test_a_missing_package_is_one_sentence(flow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert refused(flow, "--metrics", "fid").endswith("not installed; pip install torch-fidelity")
 
 
 def test_a_linear_probe_is_the_logistic_regression_of_exported_features() -> None:
@@ -330,20 +203,3 @@ def test_processes_together_look_on_as_one_does(pictures: Path, tmp_path: Path, 
     assert [record.get("online_probe_accuracy") for record in journal(tmp_path / "one")] == [
         record.get("online_probe_accuracy") for record in journal(tmp_path / "two")
     ]
-
-
-@pytest.mark.slow
-def test_processes_together_find_what_one_finds(mae: Path, flow: Path, assets: Path) -> None:
-    """Of images in three batches, and of ones in a single batch, of which one process has none."""
-    for run, metrics in (
-        (mae, "heldout,knn,linear-probe,attentive-probe,finetune"),
-        (flow, "fid,kid,precision-recall,heldout"),
-    ):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        words = ["--metrics", metrics, "--images", "130", "--probe-epochs", "3"]
-        subprocess.run([*launch, "-m", "pretrain", "evaluate", str(run), *words], cwd=ROOT, check=True, timeout=150)
-        several = json.loads((run / "evaluation.json").read_text())[-1]
-        assert several["processes"] == 2
-        for kept in assets.rglob("*.safetensors"):
-            kept.unlink()
-        assert several["found"] == evaluate(run, *words)

@@ -1,0 +1,87 @@
+"""benchmarks/compare.py: whole comparisons, killed and resumed, on several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import compare
+import pytest
+from conftest import ROOT
+
+from pretrain.core.errors import exit_on_user_error
+
+SMALL = ["--epochs", "4", "--data.limit", "96", "--data.held-out", "64", "--batch-size", "16", "--model.channels", "8"]
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    recipe = ROOT / "benchmarks" / "recipes" / "epsilon.yaml"
+    program = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--config", str(recipe)]
+    return [*program, "--output-dir", str(folder), "--images", "64", "--steps", "2", *SMALL, *more]
+
+
+def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_out_as_random(tmp_path: Path) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text(
+        "import torch\nfrom pretrain.infobatch.policies import SamplingRule\n\n\n"
+        "def clever(score, known, *, share):\n"
+        "    return SamplingRule(torch.empty(0), torch.full((1,), share, dtype=torch.float64), share)\n"
+    )
+    arms = ["--arms", "random", f"clever=--pruning.policy {planted} --pruning.budget 0.65", "full"]
+    killed = command(tmp_path / "out", *arms, "--seeds", "0", "1", "--compensations", "0")
+    first = subprocess.Popen(killed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    records = tmp_path / "out" / "records"
+    for _ in range(1200):
+        if records.is_dir() and len(list(records.glob("*.json"))) == 1:
+            break
+        assert first.poll() is None, first.stdout.read() if first.stdout else ""
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    (done,) = records.glob("*.json")
+    before = done.stat().st_mtime_ns
+    second = subprocess.run(killed, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert done.stat().st_mtime_ns == before
+    found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
+    assert len(found) == 6
+    for seed in (0, 1):
+        random, clever = found[f"random@0.65-seed{seed}"], found[f"clever-seed{seed}"]
+        assert clever["quality"] == random["quality"] and clever["cost"]["visits"] == random["cost"]["visits"]
+        assert random["cost"]["visits"] == round(0.65 * 96 * 4) and "frechet_distance" in random["quality"]
+    assert found["random@0.65-seed0"]["quality"] != found["random@0.65-seed1"]["quality"]
+    assert "| clever |" in second.stdout and (tmp_path / "out" / "figure.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--arms", "ful"], "there are full, shortened"),
+        (["--arms", "mine=--pruning.policy nothing"], "did you mean"),
+        (["--arms", "full", "--epochs", "0"], "at least 1"),
+        (["--features", "missing.safetensors", "--arms", "full"], "missing.safetensors"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", command(tmp_path / "out", *more)[1:])
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+        compare.main()
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("runs/*"))
+
+
+def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for folder, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        program = command(tmp_path / folder, "--arms", "full", "random", "--seeds", "0", "--compensations", "0")[1:]
+        run = subprocess.run([*launcher, *program], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    for name in ("full-seed0", "random@0.65-seed0"):
+        one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
+        assert two["processes"] == 2 and one["cost"]["visits"] == two["cost"]["visits"]
+        assert two["quality"]["heldout_loss"] == pytest.approx(one["quality"]["heldout_loss"], rel=1e-4)

@@ -1,0 +1,210 @@
+"""Runs on latents: trained, resumed, exported and evaluated."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from conftest import PRUNED, draw_images
+from diffusers import AutoencoderKL, AutoencoderTiny
+from fidelity import by_hand
+from PIL import Image
+from programs import common, refused, same, train
+
+from pretrain.adapters._sampling import generate
+from pretrain.checkpoint.load_run import load_run
+from pretrain.config.schema import Data, Evaluate
+from pretrain.core.errors import UserError
+from pretrain.core.rng import SampleRNG
+from pretrain.data import encode_latents, latents
+from pretrain.data.grid import pixels
+from pretrain.data.images import Images, on_device
+from pretrain.data.sources import Source, open_data
+from pretrain.evaluation import evaluate, evaluators
+from pretrain.evaluation.context import EvalContext
+
+
+def kl(**more: Any) -> AutoencoderKL:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    given = {"in_channels": 1, "out_channels": 1, "latent_channels": 4, "scaling_factor": 0.4} | more
+    return AutoencoderKL(**blocks, block_out_channels=(4, 8), norm_num_groups=2, **given)
+
+
+def tiny() -> AutoencoderTiny:
+    torch.manual_seed(0)
+    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+    numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    return AutoencoderTiny(1, 1, **blocks, **numbers, scaling_factor=2.0, shift_factor=0.25)
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Autoencoders with a distribution of latents; with a shift, too; with one for each channel; and without one."""
+    folder = tmp_path_factory.mktemp("vaes")
+    kl().save_pretrained(folder / "kl")
+    kl(shift_factor=0.3).save_pretrained(folder / "shifted")
+    kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]).save_pretrained(folder / "by channel")
+    tiny().save_pretrained(folder / "pipeline" / "vae")
+    return folder
+
+
+def encode(vae: Path, data: Path, output: Path, **settings: Any) -> Path:
+    encode_latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
+    return output
+
+
+def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
+    return open_data(Data(source=str(folder), **settings), seed)
+
+
+@pytest.fixture(scope="module")
+def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_latents, "SHARD", 16)
+        return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
+
+
+@pytest.fixture(scope="module")
+def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One view of them, by the one without a shift."""
+    return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
+
+
+def images(source: Images) -> torch.Tensor:
+    return torch.cat([on_device(batch, torch.device("cpu")).image for batch in source.batches(range(len(source)), 16)])
+
+
+@pytest.mark.parametrize(
+    ("which", "words", "stock"),
+    [
+        ("plain", "--adapter ddpm", "LDMPipeline"),
+        ("plain", "--adapter edm", "LDMPipeline"),
+        ("cached", "--adapter flow --class-conditional --data.flip --pruning.policy infobatch", None),
+    ],
+)
+def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, request, tmp_path: Path) -> None:
+    """Pictures are of images; the pipeline gives what `generate` gives; a model outlives its data set."""
+    data, run = Path(shutil.copytree(request.getfixturevalue(which), tmp_path / "latents")), tmp_path / "run"
+    train("train_diffusion.py", *common(data, run, 1), *words.split())
+    assert json.loads((run / "model" / "model_index.json").read_text())["_class_name"] == (
+        stock or ["pipeline", "LabelPipeline"]
+    )
+    conditional = "--class-conditional" in words
+    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(run / "model", trust_remote_code=not stock)
+    pipe.set_progress_bar_config(disable=True)
+    more: Any = {"label": [0, 1, 1], "guidance": 2.0} if conditional else {"batch_size": 3}
+    generator = torch.Generator().manual_seed(7)
+    pictures = pipe(**more, num_inference_steps=4, generator=generator, output_type="np").images
+    found = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    assert found.shape == (3, 1, 12, 12)
+    shutil.rmtree(data)
+    trained = load_run(run)
+    noise = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(7))
+    label = torch.tensor([0, 1, 1] if conditional else [-1, -1, -1])
+    given: Any = {"steps": 4, "guidance": 2.0 if conditional else 1.0, "autoencoder": trained.autoencoder}
+    made = generate(trained.model, trained.adapter, noise, label, **given)
+    assert made.std() > 0
+    torch.testing.assert_close(found, (made + 1) / 2, atol=1e-5, rtol=0)
+
+
+def test_a_resumed_run_draws_the_same_latents(cached: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    every = ["--checkpoint.every", 1, "--checkpoint.keep", 1000]
+    train("train_diffusion.py", *common(cached, one, 2), *every, "--data.flip", "--infobatch")
+    shutil.copytree(one, other)
+    step = sorted((other / "checkpoints").glob("step-*"))[2]
+    train("train_diffusion.py", "--resume", step, "--output-dir", other)
+    assert same(one, other)
+
+
+def test_a_run_does_not_go_on_with_another_autoencoders_latents(
+    plain: Path, cached: Path, pictures: Path, tmp_path: Path
+) -> None:
+    train("train_diffusion.py", *common(plain, tmp_path / "run", 1))
+    sentence = refused("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--data", cached)
+    assert f"--data {cached} has latents of another autoencoder now" in sentence
+    sentence = refused("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--data", pictures)
+    assert f"--data {pictures} has no latents now" in sentence
+    shutil.rmtree(tmp_path / "run" / "model")
+    trained = load_run(tmp_path / "run")
+    assert trained.autoencoder is not None
+    (tmp_path / "run" / "config.yaml").write_text(
+        (tmp_path / "run" / "config.yaml").read_text().replace(str(plain), str(cached))
+    )
+    with pytest.raises(UserError, match="restore it there"):
+        _ = load_run(tmp_path / "run").autoencoder
+
+
+@pytest.fixture(scope="module")
+def run(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pruned run of latents."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train("train_diffusion.py", *common(plain, folder, 3), *PRUNED)
+    return folder
+
+
+def evaluated(run: Path, *words: object) -> dict[str, Any]:
+    evaluate.main([str(run), *map(str, words)])
+    return json.loads((run / "evaluation.json").read_text())[-1]
+
+
+def test_made_images_are_compared_with_decoded_ones_or_with_others(
+    run: Path, pictures: Path, plain: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """The record says with which."""
+    monkeypatch.setattr("pretrain.evaluation.fid.cached_assets_path", lambda *names: tmp_path)
+    trained = load_run(run)
+    vae: Any = trained.autoencoder
+    noise, label = SampleRNG(0, index=torch.arange(30)).normal(4, 6, 6), torch.full((30,), -1)
+    made = generate(trained.model, trained.adapter, noise, label, steps=2, autoencoder=vae)
+    for words, real, said in (
+        ([], vae.decode(images(opened(plain).train)), "43 latents decoded by their autoencoder of latents"),
+        (["--reference", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
+    ):
+        both = [pixels(image).movedim(-1, 1) for image in (made, real)]
+        record = evaluated(run, "--metrics", "fid,kid,precision-recall,heldout", "--num-images", 30, *words)
+        found = record["found"]
+        expected = by_hand(*both, 30)
+        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+        by = "30 images, by 2 steps of DDIMScheduler with guidance 1"
+        assert record["notes"] == [f"{by}, compared with {said} by the features of small"]
+        assert found["heldout_loss"] == json.loads((run / "summary.json").read_text())["quality"]["heldout_loss"]
+
+
+def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
+    long = draw_images(tmp_path / "long", 8)
+    for path in long.rglob("*.png"):
+        Image.open(path).crop((0, 0, 12, 6)).save(path)
+    source = opened(plain)
+    source.train.shape = source.test.shape = (4, 6, 3)
+    subject = EvalContext(
+        load_run(run).adapter, source._replace(shape=(4, 6, 3)), 0, False, Evaluate(reference=str(long))
+    )
+    with pytest.raises(
+        UserError, match=r"--reference .*: its images are 1x6x12, those that the model makes 1x12x6; name"
+    ):
+        evaluators(["fid"], subject)
+    for against, said in ((plain, "it holds latents; name images"), (tmp_path / "none", "there is no such file")):
+        with pytest.raises(UserError, match=f"^--reference {against}: {said}"):
+            evaluated(run, "--metrics", "fid", "--reference", against)
+
+
+def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for other, said in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
+        (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(plain), str(other)))
+        with pytest.raises(UserError, match=f"the run's data, {other}, are {said} now; restore"):
+            evaluated(tmp_path / "run")
+
+
+def test_the_card_names_the_autoencoder_and_the_sheet_shows_images(run: Path, plain: Path) -> None:
+    told = json.loads((plain / latents.MANIFEST).read_text())["autoencoder"]
+    card = (run / "model" / "README.md").read_text()
+    assert "the `AutoencoderKL` that encoded the images is in this folder and decodes them. SHA-256 of its" in card
+    assert f"`{told['sha256']}`" in card
+    assert (run / "pictures" / "visits.png").is_file()
