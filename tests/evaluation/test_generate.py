@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_is_one_sentence(conditional: Path, tmp_path: Path, 
 
 
 def test_guidance_needs_a_null_class_and_a_mae_makes_no_images(finished: Path, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--guidance 2 needs a model that knows images with a label and without one"):
+    with pytest.raises(UserError, match="--guidance 2 needs a model that was trained with and without labels"):
         made(finished, tmp_path / "images", "--guidance", 2)
     for words in ("", "--class-conditional --adapter.label-dropout 0"):
         words = [*common(pictures, tmp_path / "run"), "--evaluate.guidance", 2, *words.split()]

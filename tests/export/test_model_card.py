@@ -140,7 +140,10 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     evaluate.main([str(folder), "--metrics", "kid", "--num-images", "8"])
     other, plain = json.loads((folder / "evaluation.json").read_text())
     assert other["found"]["validation_loss"] == expected and (other["sigma_rel"], plain["sigma_rel"]) == (0.15, None)
-    for length, record, said in ((0.15, other, f"| validation_loss |  | {expected:.4f} |"), (None, plain, "validation_loss")):
+    for length, record, said in (
+        (0.15, other, f"| validation_loss |  | {expected:.4f} |"),
+        (None, plain, "validation_loss"),
+    ):
         export.main(folder, sigma_rel=length)
         card = (folder / "model" / "README.md").read_text()
         assert said in card and f"{record['notes'][0]}." in card and str(pictures.parent) not in card
