@@ -23,7 +23,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.grid import to_uint8
 from pretrain.evaluation import evaluate, generate
-from pretrain.evaluation.validation_loss import HeldOutLoss
+from pretrain.evaluation.validation_loss import ValidationLoss
 from pretrain.export import export, hub, model_card
 
 
@@ -135,7 +135,7 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     shutil.copytree(run, folder)
     trained = load_run(folder)
     trained.model.load_state_dict(reconstruct(folder, 0.15)[0])
-    expected = HeldOutLoss(trained.adapter, trained.source.test)(trained.model)["validation_loss"]
+    expected = ValidationLoss(trained.adapter, trained.source.test)(trained.model)["validation_loss"]
     evaluate.main([str(folder), "--metrics", "loss,fid", "--num-images", "8", "--sigma-rel", "0.15"])
     evaluate.main([str(folder), "--metrics", "kid", "--num-images", "8"])
     other, plain = json.loads((folder / "evaluation.json").read_text())

@@ -12,13 +12,13 @@ from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from pretrain.models.dit import DiTConfig
 from pretrain.models.unet import UNetConfig
-from test_exports import SMALL_DIT
 
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.export.to_diffusers import to_diffusers
+from tests.export.test_export import SMALL_DIT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype. is deprecated:FutureWarning")
 SHAPE, CLASSES = (1, 12, 12), 3
