@@ -1,41 +1,23 @@
 """Trainers of other libraries use InfoBatch's samples exactly, wherever they are stopped and resumed."""
 
 import math
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from conftest import ROOT
+from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Net, fit, points, trainer
+from torch import nn
+from torch.utils.data import DataLoader
 
 from pretrain import Indexed, InfoBatch
-from pretrain.integrations.transformers import InfoBatchTrainer
 
-SIZE, BATCH, EPOCHS = 61, 8, 3
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
-
-
-def points() -> TensorDataset:
-    rng = torch.Generator().manual_seed(0)
-    label = torch.randint(3, (SIZE,), generator=rng)
-    return TensorDataset(torch.randn(SIZE, 4, generator=rng) + label[:, None], label)
-
-
-class Net(nn.Module):
-    """With the interface of a transformers model; dropout draws from the global generator."""
-
-    def __init__(self, dropout: float = 0.2) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear, self.dropout = nn.Linear(4, 3), nn.Dropout(dropout)
-
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        return {"logits": self.linear(self.dropout(features))}
 
 
 def same(one: nn.Module, two: nn.Module) -> bool:
@@ -43,49 +25,6 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 
 # -- Hugging Face's Trainer ------------------------------------------------------------------------
-
-
-class Dicts:
-    def __init__(self) -> None:
-        self.data = points()
-
-    def __len__(self) -> int:
-        return SIZE
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return dict(zip(("features", "labels"), self.data[index], strict=True))
-
-
-class Recorded(InfoBatchTrainer):
-    """Knows of each step the epoch and the samples."""
-
-    steps: list[tuple[int, list[int]]]
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *more: Any) -> Tensor:
-        self.steps.append((self.infobatch.epoch, inputs["infobatch_index"].tolist()))
-        return super().training_step(model, inputs, *more)
-
-
-def trainer(folder: Path, model: nn.Module | None = None, **settings: Any) -> Recorded:
-    defaults = {
-        "num_train_epochs": EPOCHS,
-        "per_device_train_batch_size": BATCH,
-        "learning_rate": 0.1,
-        "optim": "sgd",
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 5,
-        "save_steps": 1,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    data = Dicts()
-    made = Recorded(
-        model or Net(), TrainingArguments(str(folder), **defaults | settings), train_dataset=data, eval_dataset=data
-    )
-    made.steps = []
-    return made
 
 
 def by_hand(accumulate: int = 1, drop_last: bool = False) -> tuple[nn.Module, list[tuple[int, list[int]]]]:
@@ -101,8 +40,8 @@ def by_hand(accumulate: int = 1, drop_last: bool = False) -> tuple[nn.Module, li
                 left = infobatch.length - infobatch.seen
                 due = window = min(accumulate * BATCH, left - left % BATCH if drop_last else left)
             step = progress * total
-            cosine = 0.5 * (1 + math.cos(math.pi * (step - 5) / (total - 5)))
-            optimizer.param_groups[0]["lr"] = 0.1 * (step / 5 if step < 5 else cosine)
+            cosine = 0.5 * (1 + math.cos(math.pi * (step - 3) / (total - 3)))
+            optimizer.param_groups[0]["lr"] = 0.1 * (step / 3 if step < 3 else cosine)
             losses = F.cross_entropy(model(features)["logits"], label, reduction="none")
             (infobatch(losses, index) * len(index) / window).backward()
             steps.append((epoch, index.tolist()))
@@ -131,16 +70,15 @@ def test_the_trainer_is_the_plain_loop(accumulate: int, drop_last: bool, tmp_pat
     assert all(0 < one <= two <= EPOCHS for one, two in pairwise(logged))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("evaluate", ["no", "epoch", "steps"])
+@pytest.mark.parametrize(("accumulate", "evaluate"), [(1, "epoch"), (2, "steps")])
 def test_the_trainer_is_killed_anywhere(accumulate: int, evaluate: str, tmp_path: Path) -> None:
     """A checkpoint after every step: each continues to the same bits with the samples that are left."""
-    more = {"gradient_accumulation_steps": accumulate, "eval_strategy": evaluate, "eval_steps": 3}
+    more = {"gradient_accumulation_steps": accumulate, "eval_strategy": evaluate, "eval_steps": 2}
     whole = trainer(tmp_path / "whole", **more)
     whole.train()
     checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert len(checkpoints) == whole.state.global_step < EPOCHS * math.ceil(SIZE / BATCH / accumulate)
-    for number, checkpoint in enumerate(checkpoints[:: 1 if evaluate == "epoch" else 3]):
+    for number, checkpoint in enumerate(checkpoints):
         resumed = trainer(tmp_path / "resumed", save_strategy="no", **more)
         resumed.train(resume_from_checkpoint=str(checkpoint))
         assert same(resumed.model, whole.model), checkpoint.name
@@ -153,3 +91,65 @@ def test_the_trainer_is_killed_anywhere(accumulate: int, evaluate: str, tmp_path
             assert (one["eval_loss"], one["epoch"], one["step"]) == (two["eval_loss"], two["epoch"], two["step"])
     if evaluate == "epoch":
         assert len(evaluations[0]) == EPOCHS
+
+
+# -- Lightning -------------------------------------------------------------------------------------
+
+
+EVERY_EPOCH = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+AFTER_VALIDATION = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
+
+
+@pytest.mark.parametrize(
+    ("save", "evaluate", "accumulate", "drop_last"),
+    [
+        (EVERY_STEP, 0, 1, False),
+        (EVERY_STEP, 1.0, 2, True),
+        (EVERY_STEP, 0.5, 1, True),
+        (EVERY_EPOCH, 0, 1, False),
+        (EVERY_EPOCH, 1.0, 2, False),
+        (AFTER_VALIDATION, 1.0, 1, False),
+    ],
+)
+def test_lightning_is_killed_anywhere(save, evaluate: float, accumulate: int, drop_last: bool, tmp_path: Path) -> None:
+    """As the Trainer above; a checkpoint after each step, each epoch or each validation."""
+    more = {"evaluate": evaluate, "accumulate_grad_batches": accumulate, "drop_last": drop_last}
+    whole = fit(tmp_path / "whole", save, **more)
+    checkpoints = sorted((tmp_path / "whole").glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[-1]))
+    assert len(checkpoints) >= EPOCHS and whole.infobatch.epoch == EPOCHS + 1
+    assert whole.infobatch.samples_used == sum(len(used) for _, used in whole.steps)
+    assert (whole.infobatch.dropped > 0) == drop_last
+    for checkpoint in checkpoints:
+        resumed = fit(tmp_path / "resumed", {"every_n_epochs": 99}, resume=checkpoint, **more)
+        assert resumed.steps == whole.steps[len(whole.steps) - len(resumed.steps) :], checkpoint.name
+        assert same(resumed.net, whole.net), checkpoint.name
+        assert resumed.infobatch.samples_used == whole.infobatch.samples_used
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ["transformers", "lightning"])
+def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path) -> None:
+    """The same samples in each step, each on one rank, and the same parameters up to rounding."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [*launch, str(ROOT / "tests" / "loops.py"), library, str(tmp_path)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no loss was passed" not in done.stderr
+    if library == "transformers":
+        run = trainer(tmp_path / "one", save_strategy="no", per_device_train_batch_size=2 * BATCH)
+        run.train()
+        steps, model = run.steps, run.model
+    else:
+        module = fit(tmp_path / "one", {"every_n_epochs": 99}, batch=2 * BATCH)
+        steps, model = module.steps, module.net
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for number, expected in enumerate((steps, steps[RESUMED:])):
+        for one, two, (epoch, used) in zip(*(rank["steps"][number] for rank in ranks), expected, strict=True):
+            assert one[0] == two[0] == epoch and len(one[1]) == len(two[1])
+            assert sorted(index for index in one[1] + two[1] if index >= 0) == sorted(used)
+        for rank in ranks:
+            for name, value in model.state_dict().items():
+                torch.testing.assert_close(rank["models"][number][name], value, rtol=1e-4, atol=1e-5)
