@@ -92,7 +92,7 @@ class Module(lightning.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net, self.steps = Net(dropout=0.0), []
+        self.net, self.steps = Net(), []
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         index, features, label = batch

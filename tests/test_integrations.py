@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from conftest import ROOT
 from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Net, fit, points, trainer
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.loss.loss_utils import ForCausalLMLoss, ForTokenClassification
 
 from pretrain import Indexed, InfoBatch
+from pretrain.integrations.transformers import _losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
 
@@ -29,7 +33,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 def by_hand(accumulate: int = 1, drop_last: bool = False) -> tuple[nn.Module, list[tuple[int, list[int]]]]:
     """What the Trainer is to do, in plain PyTorch."""
-    model, infobatch, steps = Net(dropout=0.0), InfoBatch(SIZE, epochs=EPOCHS, seed=42), []
+    model, infobatch, steps = Net(), InfoBatch(SIZE, epochs=EPOCHS, seed=42), []
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     loader = DataLoader(Indexed(points()), BATCH, sampler=infobatch, drop_last=drop_last)
     total = EPOCHS * math.ceil((SIZE // BATCH if drop_last else math.ceil(SIZE / BATCH)) / accumulate)
@@ -58,7 +62,7 @@ def by_hand(accumulate: int = 1, drop_last: bool = False) -> tuple[nn.Module, li
 def test_the_trainer_is_the_plain_loop(accumulate: int, drop_last: bool, tmp_path: Path) -> None:
     """Samples, weights, learning rate; no epoch is longer or shorter than its plan."""
     more = {"gradient_accumulation_steps": accumulate, "dataloader_drop_last": drop_last, "save_strategy": "no"}
-    run = trainer(tmp_path, Net(dropout=0.0), **more)
+    run = trainer(tmp_path, **more)
     run.train()
     model, steps = by_hand(accumulate, drop_last)
     assert run.steps == steps
@@ -74,12 +78,12 @@ def test_the_trainer_is_the_plain_loop(accumulate: int, drop_last: bool, tmp_pat
 def test_the_trainer_is_killed_anywhere(accumulate: int, evaluate: str, tmp_path: Path) -> None:
     """A checkpoint after every step: each continues to the same bits with the samples that are left."""
     more = {"gradient_accumulation_steps": accumulate, "eval_strategy": evaluate, "eval_steps": 2}
-    whole = trainer(tmp_path / "whole", **more)
+    whole = trainer(tmp_path / "whole", Net(dropout=0.2), **more)
     whole.train()
     checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert len(checkpoints) == whole.state.global_step < EPOCHS * math.ceil(SIZE / BATCH / accumulate)
     for number, checkpoint in enumerate(checkpoints):
-        resumed = trainer(tmp_path / "resumed", save_strategy="no", **more)
+        resumed = trainer(tmp_path / "resumed", Net(dropout=0.2), save_strategy="no", **more)
         resumed.train(resume_from_checkpoint=str(checkpoint))
         assert same(resumed.model, whole.model), checkpoint.name
         used = len(whole.steps) - len(resumed.steps)
@@ -91,6 +95,72 @@ def test_the_trainer_is_killed_anywhere(accumulate: int, evaluate: str, tmp_path
             assert (one["eval_loss"], one["epoch"], one["step"]) == (two["eval_loss"], two["epoch"], two["step"])
     if evaluate == "epoch":
         assert len(evaluations[0]) == EPOCHS
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_training_stop |= state.global_step == self.step
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_the_trainer_is_stopped_inside_an_epoch_and_after_one(step: int, tmp_path: Path) -> None:
+    """An epoch that is not finished stays open in the checkpoint at its end; one object trains twice."""
+    run = trainer(tmp_path / "whole", save_strategy="no")
+    run.train()
+    expected = run.steps
+    run = trainer(tmp_path / "stopped", save_strategy="epoch")
+    run.add_callback(StopAt(step))
+    run.train()
+    assert run.steps == expected[:step]
+    (checkpoint,) = (tmp_path / "stopped").glob(f"checkpoint-{step}")
+    run.steps = []
+    run.train(resume_from_checkpoint=True)
+    assert run.steps == expected[step:] and run.infobatch.epoch == EPOCHS
+    (checkpoint / "infobatch.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no infobatch\.pt"):
+        run.train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [({"max_steps": 9}, "got max_steps 9; set num_train_epochs"), ({"num_train_epochs": 1.5}, "whole .*, got 1.5")],
+)
+def test_the_trainer_refuses_what_contradicts_infobatch(arguments: dict, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        trainer(tmp_path, **arguments)
+
+
+def test_losses_are_those_of_each_sample_alone() -> None:
+    """Whatever the kind of model; tokens without a label are no part of it."""
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, (6, 7), generator=rng)
+    tokens[torch.rand(6, 7, generator=rng) < 0.3] = -100
+    tokens[0] = -100
+    words = torch.randn(6, 7, 5, generator=rng)
+    for shift, kind in ((False, ForTokenClassification), (True, ForCausalLMLoss)):
+        losses = _losses(words, tokens, shift, 0.0)
+        assert losses[0] == 0
+        for row in range(1, 6):
+            config = SimpleNamespace(num_labels=5)
+            more = {"vocab_size": 5} if shift else {"config": config}
+            torch.testing.assert_close(losses[row], kind(words[row : row + 1], tokens[row : row + 1], **more))
+    logits = words[:, 0]
+    torch.testing.assert_close(
+        _losses(logits, tokens[:, 1].abs() % 5, False, 0.1).mean(),
+        F.cross_entropy(logits, tokens[:, 1].abs() % 5, label_smoothing=0.1),
+    )
+    several = (logits > 0).roll(1).float()
+    torch.testing.assert_close(
+        _losses(logits, several, False, 0.0).mean(), F.binary_cross_entropy_with_logits(logits, several)
+    )
+    torch.testing.assert_close(
+        _losses(logits[:, :1], several[:, 0], False, 0.0).mean(), F.mse_loss(logits[:, 0], several[:, 0])
+    )
+    with pytest.raises(ValueError, match=r"logits of shape \(6, 7, 5\) .* override sample_losses"):
+        _losses(words, tokens[:, 0], False, 0.0)
 
 
 # -- Lightning -------------------------------------------------------------------------------------
@@ -124,6 +194,24 @@ def test_lightning_is_killed_anywhere(save, evaluate: float, accumulate: int, dr
         assert resumed.steps == whole.steps[len(whole.steps) - len(resumed.steps) :], checkpoint.name
         assert same(resumed.net, whole.net), checkpoint.name
         assert resumed.infobatch.samples_used == whole.infobatch.samples_used
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_epochs": -1}, "got max_epochs -1; set it"),
+        ({"reload_dataloaders_every_n_epochs": 0}, "every_n_epochs 0; set it to 1"),
+    ],
+)
+def test_lightning_is_refused_where_it_contradicts_infobatch(settings: dict, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        fit(tmp_path, EVERY_STEP, **settings)
+
+
+def test_lightning_does_not_resume_inside_an_epoch_with_other_batches(tmp_path: Path) -> None:
+    fit(tmp_path, EVERY_STEP, max_epochs=1)
+    with pytest.raises(ValueError, match="an epoch of 16 samples a step over all processes, got 8"):
+        fit(tmp_path, EVERY_STEP, resume=tmp_path / "epoch=0-step=2.ckpt", batch=BATCH // 2)
 
 
 # -- several processes -----------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class InfoBatchCallback(Callback):
         self._batch_size, self._drop_last = batch_size, bool(options.get("drop_last"))
         return _Loader(Indexed(self.data), batch_size, sampler=_Sampler(self), **options)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Make InfoBatch, where the processes know of each other.
 
         Raises:

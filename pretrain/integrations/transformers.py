@@ -32,8 +32,8 @@ IGNORED = -100  # the label of a token that has no loss
 class InfoBatchTrainer(Trainer):
     """A Trainer whose epochs InfoBatch plans.
 
-    Each epoch uses the samples of InfoBatch's plan. A checkpoint also holds InfoBatch's state, and a run that is resumed
-    from it, inside an epoch too, uses exactly the samples that are left. The learning rate of `lr_scheduler_type` is a
+    Each epoch uses the samples of InfoBatch's plan. A checkpoint also holds InfoBatch's state, and a resumed run uses
+    exactly the samples that are left, inside an epoch too. The learning rate of `lr_scheduler_type` is a
     function of `infobatch.progress`; steps that the arguments count, such as `warmup_steps`, are those of a run that
     uses every sample. `state.epoch` is the epoch by InfoBatch's count.
 
@@ -56,8 +56,8 @@ class InfoBatchTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # no loss is divided by the number of tokens of a batch
         if self.args.max_steps > 0:
             raise ValueError(
-                f"InfoBatch plans epochs, whose number of steps is not known before, got max_steps {self.args.max_steps}; "
-                "set num_train_epochs"
+                "InfoBatch plans epochs, whose number of steps is not known before, got max_steps "
+                f"{self.args.max_steps}; set num_train_epochs"
             )
         if self.args.num_train_epochs != int(self.args.num_train_epochs):
             raise ValueError(f"num_train_epochs must be whole for InfoBatch, got {self.args.num_train_epochs}")
@@ -65,7 +65,7 @@ class InfoBatchTrainer(Trainer):
             raise ValueError(
                 "InfoBatch needs one loss per sample and compute_loss_func returns their mean; override sample_losses"
             )
-        self._settings = {"seed": self.args.seed if self.args.data_seed is None else self.args.data_seed}
+        self._settings: dict[str, Any] = {"seed": self.args.seed if self.args.data_seed is None else self.args.data_seed}
         self._settings |= infobatch or {}
         self._start(None)
         self.add_callback(_Epochs(self))
@@ -142,6 +142,7 @@ class InfoBatchTrainer(Trainer):
 
     def _start(self, checkpoint: str | None) -> None:
         """Make InfoBatch, at the start or where a checkpoint was written, and plan its epoch."""
+        self._step_samples = 0  # of the current optimizer step, over all ranks and accumulated batches
         args = self.args
         self.infobatch = InfoBatch(
             self.train_dataset,  # type: ignore[arg-type]  # None and iterable data sets are refused there
@@ -194,7 +195,7 @@ class InfoBatchTrainer(Trainer):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if own and isinstance(scheduler, LambdaLR):
 
-            def by_progress(factor: Callable[[float], float]) -> Callable[[int], float]:
+            def by_progress(factor: Callable[[Any], float]) -> Callable[[int], float]:
                 return lambda _: factor(self.infobatch.progress * num_training_steps)
 
             scheduler.lr_lambdas = [by_progress(factor) for factor in scheduler.lr_lambdas]
