@@ -97,6 +97,18 @@ def test_the_trainer_is_killed_anywhere(accumulate: int, evaluate: str, tmp_path
         assert len(evaluations[0]) == EPOCHS
 
 
+@pytest.mark.parametrize("batch", [5, 3 * BATCH])
+def test_the_trainer_resumes_with_other_batches(batch: int, tmp_path: Path) -> None:
+    """Inside the first epoch: what is left of it, and all of the others."""
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    resumed = trainer(tmp_path / "resumed", per_device_train_batch_size=batch, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    first = [[index for epoch, used in run.steps if not epoch for index in used] for run in (whole, resumed)]
+    assert first[1] == first[0][2 * BATCH :] and resumed.infobatch.epoch == EPOCHS
+    assert not resumed.infobatch.dropped
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step

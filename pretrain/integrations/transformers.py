@@ -65,8 +65,8 @@ class InfoBatchTrainer(Trainer):
             raise ValueError(
                 "InfoBatch needs one loss per sample and compute_loss_func returns their mean; override sample_losses"
             )
-        self._settings: dict[str, Any] = {"seed": self.args.seed if self.args.data_seed is None else self.args.data_seed}
-        self._settings |= infobatch or {}
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._settings: dict[str, Any] = {"seed": seed, **(infobatch or {})}
         self._start(None)
         self.add_callback(_Epochs(self))
 
