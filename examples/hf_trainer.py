@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
-from toy import data, network, rate, report
+from toy import data, learning_rate, network, report
 from transformers import TrainingArguments
 
 from pretrain.integrations.transformers import InfoBatchTrainer
@@ -49,7 +49,7 @@ def main(epochs: int = 20, folder: str = "runs/hf", resume: bool = False) -> Inf
         seed=0,
         use_cpu=not torch.cuda.is_available(),
     )
-    optimizer = torch.optim.SGD(model.parameters(), rate(0.0), momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate(0.0), momentum=0.9)
     trainer = Classifier(
         model, arguments, collate, train_dataset=data(), optimizers=(optimizer, None), infobatch={"prune_ratio": 0.5}
     )

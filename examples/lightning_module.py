@@ -9,7 +9,7 @@ import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from toy import data, network, rate, report
+from toy import data, learning_rate, network, report
 
 from pretrain import InfoBatch
 from pretrain.integrations.lightning import InfoBatchCallback
@@ -30,9 +30,11 @@ class Classifier(lightning.LightningModule):
         return self.infobatch(F.cross_entropy(self.model(features), label, reduction="none"), index)
 
     def configure_optimizers(self) -> Any:
-        """The learning rate is a function of progress: how many steps there will be is not known before."""
-        optimizer = torch.optim.SGD(self.parameters(), rate(0.0), momentum=0.9)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: rate(self.infobatch.progress) / rate(0.0))
+        """The learning learning_rate is a function of progress: how many steps there will be is not known before."""
+        optimizer = torch.optim.SGD(self.parameters(), learning_rate(0.0), momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda _: learning_rate(self.infobatch.progress) / learning_rate(0.0)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
