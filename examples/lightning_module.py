@@ -30,7 +30,7 @@ class Classifier(lightning.LightningModule):
         return self.infobatch(F.cross_entropy(self.model(features), label, reduction="none"), index)
 
     def configure_optimizers(self) -> Any:
-        """The learning learning_rate is a function of progress: how many steps there will be is not known before."""
+        """The learning rate is a function of progress: how many steps there will be is not known before."""
         optimizer = torch.optim.SGD(self.parameters(), learning_rate(0.0), momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda _: learning_rate(self.infobatch.progress) / learning_rate(0.0)
