@@ -2,7 +2,7 @@
 
     pretrain evaluate RUN --metrics loss,knn
 
-The metrics depend on the run's objective; docs/evaluating.md describes them. Under torchrun or `accelerate launch` the
+The metrics depend on the run's objective; docs/evaluation.md describes them. Under torchrun or `accelerate launch` the
 processes share the work, and the values are those of one process.
 """
 

@@ -71,15 +71,7 @@ def main(
     if label is not None and not 0 <= label < classes:
         raise UserError(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
     folder = output_dir or run / "generated"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; give another one")
-    state.wait_for_everyone()
-    files = folder / "images"
-    try:
-        files.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
-
+    files = _new_folder(folder, state)
     autoencoder, model = trained.autoencoder, trained.model.to(state.device)
     for start in range(state.process_index * batch_size, num_images, state.num_processes * batch_size):
         number = torch.arange(start, min(start + batch_size, num_images), device=state.device)
@@ -97,6 +89,23 @@ def main(
         sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
         write(sheet, folder / "grid.png")
         Display(True).print(f"{num_images} images in {files}, the first {len(shown)} in {folder / 'grid.png'}")
+
+
+def _new_folder(folder: Path, state: Any) -> Path:
+    """Create the folder of the images; all processes call it.
+
+    Raises:
+        UserError: the output folder is not empty, or can't be created.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; give another one")
+    state.wait_for_everyone()
+    files = folder / "images"
+    try:
+        files.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
+    return files
 
 
 def write(image: Any, path: Path) -> None:

@@ -6,11 +6,9 @@ These libraries name the same parameters differently and normalise pixels differ
 import argparse
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -22,67 +20,19 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.storage import write
 from pretrain.core.errors import UserError
+from pretrain.export.mae_names import (
+    LISTED,
+    NAMES,
+    PATCH_WEIGHT,
+    Weights,
+    for_transformers,
+    rename,
+    summarise_names,
+)
 
-# Starts of our names, of those of published MAEs (facebookresearch/mae; the encoder's are timm's), and of those of
-# transformers' ViTMAE.
-NAMES = (
-    ("encoder.cls_token", "cls_token", "vit.embeddings.cls_token"),
-    ("encoder.pos_embed", "pos_embed", "vit.embeddings.position_embeddings"),
-    ("encoder.patch_embed.proj.", "patch_embed.proj.", "vit.embeddings.patch_embeddings.projection."),
-    ("encoder.blocks.", "blocks.", "vit.encoder.layer."),
-    ("encoder.norm.", "norm.", "vit.layernorm."),
-    ("mask_token", "mask_token", "decoder.mask_token"),
-    ("position", "decoder_pos_embed", "decoder.decoder_pos_embed"),
-    ("embed.", "decoder_embed.", "decoder.decoder_embed."),
-    ("decoder.", "decoder_blocks.", "decoder.decoder_layers."),
-    ("norm.", "decoder_norm.", "decoder.decoder_norm."),
-    ("out.", "decoder_pred.", "decoder.decoder_pred."),
-)
-DECODER = NAMES[5:]
-BLOCK = (  # in a block: timm's names (and ours), and transformers'
-    (".norm1.", ".layernorm_before."),
-    (".norm2.", ".layernorm_after."),
-    (".attn.proj.", ".attention.output.dense."),
-    (".mlp.fc1.", ".intermediate.dense."),
-    (".mlp.fc2.", ".output.dense."),
-    (".ls1.gamma", ".layer_scale1.lambda1"),
-    (".ls2.gamma", ".layer_scale2.lambda1"),
-)
-QKV = (".attention.attention.query.", ".attention.attention.key.", ".attention.attention.value.")
-VARIANTS = (  # further names in files of transformers, and the ones above
-    (r"^vit\.layers\.", "vit.encoder.layer."),  # transformers 5, in memory
-    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),  # saved by transformers 5
-    (r"\.attention\.q_proj\.", QKV[0]),
-    (r"\.attention\.k_proj\.", QKV[1]),
-    (r"\.attention\.v_proj\.", QKV[2]),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"^vit\.embeddings\.(register_tokens|mask_token)", r"vit.\1"),  # DINOv2
-)
-PATCH_WEIGHT = "patch_embed.proj.weight"  # of every timm vision transformer
-PATCH_WEIGHT_TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
 HEADS = re.compile(  # parameters that an encoder does not need, beside its own
     r"(\w*head\w*|classifier|fc|fc_norm|pre_logits|pooler|attn_pool|projector|predictor|mask_token)(\.|$)"
 )
-LISTED = 8  # parameters in an error message
-
-
-class Weights(NamedTuple):
-    """The contents of a file by our names.
-
-    Attributes:
-        encoder: by the names of a timm vision transformer.
-        decoder: by the names of a `MaskedAutoencoder`.
-        ignored: names in the file of what is neither.
-        prefix: of the encoder's names in the file.
-        ours: whether the decoder has our names, so the file is of a run.
-    """
-
-    encoder: dict[str, Tensor]
-    decoder: dict[str, Tensor]
-    ignored: list[str]
-    prefix: str
-    ours: bool
 
 
 def start_from(model: Any, path: Path, encoder: str) -> str:
@@ -104,7 +54,14 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
     Raises:
         UserError: the file can't be read, or its encoder differs from the model's.
     """
-    weights = _rename(_read(path), path)
+    try:
+        return f"--model.init {path}: {_start_from(model, path, encoder)}"
+    except UserError as error:
+        raise UserError(f"--model.init {path}: {error}") from None
+
+
+def _start_from(model: Any, path: Path, encoder: str) -> str:
+    weights = rename(_read(path))
     mean, std = _normalisation(path, encoder, weights)
     own = model.encoder.state_dict()
     heads = [name for name in weights.encoder if name not in own and HEADS.match(name)]
@@ -112,13 +69,13 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
         taken = _adapted({**weights.encoder}, model.encoder, mean, std)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"--model.init {path}: timm can't resample its patches or positions ({_sizes(weights.encoder)}) to those "
+            f"timm can't resample its patches or positions ({_sizes(weights.encoder)}) to those "
             f"of the model ({' '.join(str(error).split())[:160]}); choose other --model sizes"
         ) from None
     taken = {name: value for name, value in taken.items() if name not in heads}
     if differences := _differences(taken, own):
         raise UserError(
-            f"--model.init {path}: it does not fit {encoder}: {differences}; set --model.encoder, width, depth and "
+            f"it does not fit {encoder}: {differences}; set --model.encoder, width, depth and "
             f"heads to those of the file ({_sizes(weights.encoder)})"
         )
     decoder = {name: value for name, value in weights.decoder.items() if name != "position"}
@@ -134,9 +91,9 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
         parts = "the encoder and the decoder"
     elif weights.decoder:
         parts += f" but not the decoder, which does not fit ({differences})"
-    message = f"--model.init {path}: initialised {parts}"
+    message = f"initialised {parts}"
     if weights.ignored or heads:
-        message += f", ignored {_summary([*heads, *weights.ignored], weights.prefix)}"
+        message += f", ignored {summarise_names([*heads, *weights.ignored], weights.prefix)}"
     return f"{message}; its pixels were normalised by mean {_numbers(mean)} and std {_numbers(std)}"
 
 
@@ -187,21 +144,10 @@ def _sizes(encoder: dict[str, Tensor]) -> str:
     return f"{patch}width {kernel.shape[0] if kernel.ndim else 1}, depth {depth}"
 
 
-def _summary(names: Iterable[str], beside: str = "") -> str:
-    """Names, grouped by the first component in which they differ from `beside`: head (2 tensors), mask_token."""
-    count: Counter[str] = Counter()
-    for name in names:
-        parts, others = name.split("."), beside.split(".")
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
-        count[".".join(parts[: same + 1])] += 1
-    listed = [start if n == 1 else f"{start} ({n} tensors)" for start, n in count.items()]
-    return ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     """All tensors of a file by name; names of nested dictionaries are joined by dots."""
     if not path.is_file():
-        raise UserError(f"--model.init {path}: there is no such file")
+        raise UserError("there is no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -210,12 +156,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # readers of broken files raise exceptions of any type
         message = " ".join(str(error).split())[:160]
         raise UserError(
-            f"--model.init {path}: it can't be read as tensors ({type(error).__name__}: {message}); give a "
+            f"it can't be read as tensors ({type(error).__name__}: {message}); give a "
             ".safetensors file, or a .pth file of tensors alone"
         ) from None
     tensors = dict(_flat(found, ""))
     if not tensors:
-        raise UserError(f"--model.init {path}: it holds no named tensors; give the state dict of a model")
+        raise UserError("it holds no named tensors; give the state dict of a model")
     return tensors
 
 
@@ -225,78 +171,6 @@ def _flat(tree: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
     elif isinstance(tree, dict):
         for name, value in tree.items():
             yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
-
-
-def _rename(tensors: dict[str, Tensor], path: Path) -> Weights:
-    """Tensors of a file by our names, whatever the library and the prefix.
-
-    The patch embedding, which every vision transformer has, gives both.
-    """
-    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in tensors}
-    ends = (PATCH_WEIGHT, PATCH_WEIGHT_TRANSFORMERS)
-    found = [name for name in plain if any(name == end or name.endswith(f".{end}") for end in ends)]
-    if not found:
-        raise UserError(
-            f"--model.init {path}: it holds no vision transformer, of which {' or '.join(ends)} would be a part; it "
-            f"holds {_summary(plain)}"
-        )
-    patch_weight = min(found, key=_preference)
-    transformers = patch_weight.endswith(PATCH_WEIGHT_TRANSFORMERS)
-    prefix = patch_weight.removesuffix(ends[transformers])
-    whole = re.sub(r"(^|\.)(vit|encoder)\.$", r"\1", prefix)  # of the masked autoencoder that it may be a part of
-    inside: dict[str, str] = {}
-    for name in plain:
-        decoder = name.removeprefix(whole) if name.startswith(whole) else ""
-        if name.startswith(prefix) and not (transformers and decoder.startswith("decoder.")):
-            inside[("vit." if transformers else "") + name.removeprefix(prefix)] = name
-        elif decoder.startswith(("decoder.", *(row[0] for row in DECODER))):
-            inside[("" if transformers else "our.") + decoder] = name
-    ignored = [name for name in plain if name not in inside.values()]
-    values = {name: tensors[plain[there]].float() for name, there in inside.items()}
-    named = _from_transformers(values) if transformers else _from_published(values)
-    encoder = {name.removeprefix("encoder."): value for name, value in named.items() if name.startswith("encoder.")}
-    decoder = {name: value for name, value in named.items() if not name.startswith("encoder.")}
-    return Weights(encoder, decoder, ignored, prefix, any(name.startswith("our.") for name in values))
-
-
-def _preference(name: str) -> tuple[int, int]:
-    """Of several encoders in a file the teacher, then the one with the shortest name, last a student."""
-    parts = name.split(".")
-    return (0 if "teacher" in parts else 2 if "student" in parts else 1), len(name)
-
-
-def _from_published(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By our names, of timm's and those of published MAEs; "our." marks names of our decoder."""
-    has_decoder = any(name.startswith("decoder_embed.") for name in values)
-    renamed = {}
-    for name, value in values.items():
-        if name.startswith("our."):
-            renamed[name.removeprefix("our.")] = value
-            continue
-        row = next((row for row in DECODER if has_decoder and name.startswith(row[1])), None)
-        renamed[f"encoder.{name}" if row is None else row[0] + name.removeprefix(row[1])] = value
-    return renamed
-
-
-def _from_transformers(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By our names, of those of transformers."""
-    renamed: dict[str, Tensor] = {}
-    qkv: dict[str, dict[str, Tensor]] = {}
-    for name, value in values.items():
-        for pattern, replacement in VARIANTS:
-            name = re.sub(pattern, replacement, name)
-        ours, _, theirs = next((row for row in NAMES if name.startswith(row[2])), ("encoder.", "", "vit."))
-        name = ours + name.removeprefix(theirs)
-        if name.startswith(("encoder.blocks.", "decoder.")):
-            for inside, there in BLOCK:
-                name = name.replace(there, inside)
-        part = next((part for part in QKV if part in name), None)
-        if part is None:
-            renamed[name] = value
-        else:
-            qkv.setdefault(name.replace(part, ".attn.qkv."), {})[part] = value
-    joined = {name: torch.cat([parts[part] for part in QKV]) for name, parts in qkv.items() if len(parts) == len(QKV)}
-    return renamed | joined
 
 
 def _normalisation(path: Path, encoder: str, weights: Weights) -> tuple[Tensor, Tensor]:
@@ -318,7 +192,7 @@ def _normalisation(path: Path, encoder: str, weights: Weights) -> tuple[Tensor, 
     try:
         return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f"--model.init {path}: the normalisation of pixels beside it can't be read: {error}") from None
+        raise UserError(f"the normalisation of pixels beside it can't be read: {error}") from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -390,17 +264,7 @@ def to_transformers(model: Any, adapter: Any, folder: Path) -> bool:
     if not _is_vit_mae(model):
         return False
     encoder, block = model.encoder, model.encoder.blocks[0]
-    tensors: dict[str, Tensor] = {}
-    for key, value in {**model.state_dict(), "position": model.position}.items():
-        ours, _, theirs = next(row for row in NAMES if key.startswith(row[0]))
-        name = theirs + key.removeprefix(ours)
-        for inside, there in BLOCK:
-            name = name.replace(inside, there) if theirs.endswith(("layer.", "layers.")) else name
-        if ".attn.qkv." in name:
-            parts = zip(QKV, value.chunk(3), strict=True)
-            tensors |= {name.replace(".attn.qkv.", there): part for there, part in parts}
-        else:
-            tensors[name] = value
+    tensors = for_transformers({**model.state_dict(), "position": model.position})
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "model.safetensors", tensors, {"format": "pt"})
     decoder, half = model.decoder[0], [0.5] * encoder.patch_embed.proj.in_channels

@@ -80,8 +80,8 @@ def test_a_level_that_no_image_is_at_has_no_loss(flow: Path, capsys) -> None:
 
 def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert [*evaluate(mae, "--metrics", "knn")] == ["knn_accuracy"]
-    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? There are loss, ")
-    assert "a model of Flow has no encoder; of this run there are loss" in refused(flow, "-m", "loss,knn")
+    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? The metrics are loss, ")
+    assert "a model of Flow has no encoder; available for this run: loss" in refused(flow, "-m", "loss,knn")
 
 
 def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path, tmp_path: Path) -> None:
@@ -118,10 +118,9 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         raise URLError("Name or service not known")
 
     monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", offline)
-    assert (
-        "can't be fetched (Name or service not known); bring them from elsewhere and name the file: inception=FILE"
-        in (refused(flow, "-m", "fid", "--features", "inception"))
-    )
+    message = refused(flow, "-m", "fid", "--features", "inception")
+    assert "can't be downloaded (Name or service not known); copy them from" in message
+    assert message.endswith("give the file: inception=PATH")
     assert "a feature network is small, inception" in refused(flow, "-m", "fid", "--features", "incption")
 
 
@@ -133,8 +132,8 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         ("--num-images abc", "--num-images must be a whole number, got 'abc'"),
         ("--nn 3", "Unrecognized options: --nn, 3"),
         ("--reference=", "reference must be images, got an empty name"),
-        ("--max-reference 2", "2 images to compare with are too few"),
-        ("--guidance 2", "--guidance 2 needs a model that knows images"),
+        ("--max-reference 2", "there are 2 reference images, and at least 4 are needed"),
+        ("--guidance 2", "--guidance 2 needs a model that was trained with"),
         ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from export.test_export import SMALL_DIT
 from pretrain.models.dit import DiTConfig
 from pretrain.models.unet import UNetConfig
 

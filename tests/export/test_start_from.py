@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from export.test_mae_weights import CONFIG, ENCODER, as_imagenet, fresh, published
 from pretrain.models.mae import MAEConfig, MaskedAutoencoder
 from safetensors.torch import load_file, save_file
 
 from pretrain.adapters.mae import MAE
 from pretrain.core.errors import UserError
 from pretrain.export.mae_weights import start_from, to_transformers
-from tests.export.test_mae_weights import CONFIG, ENCODER, as_imagenet, fresh, published
 
 DINOV2 = "vit_small_patch14_reg4_dinov2.lvd142m"
 PREFIXES = ("", "backbone.", "module.", "_orig_mod.", "encoder.", "teacher.", "teacher.backbone.", "student.")
