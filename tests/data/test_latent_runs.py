@@ -20,7 +20,7 @@ from pretrain.config.schema import Data, Evaluate
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data import encode_latents, latents
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images, on_device
 from pretrain.data.sources import Source, open_data
 from pretrain.evaluation import evaluate, evaluators
@@ -65,7 +65,7 @@ def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
 def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD", 16)
+        patch.setattr(encode_latents, "SHARD_SIZE", 16)
         return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
 
 
@@ -166,7 +166,7 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
         ([], vae.decode(images(opened(plain).train)), "43 latents, decoded by their autoencoder, of latents"),
         (["--reference", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
     ):
-        both = [pixels(image).movedim(-1, 1) for image in (made, real)]
+        both = [to_uint8(image).movedim(-1, 1) for image in (made, real)]
         record = evaluated(run, "--metrics", "fid,kid,precision-recall,loss", "--num-images", 30, *words)
         found = record["found"]
         expected = by_hand(*both, 30)

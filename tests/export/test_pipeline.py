@@ -19,7 +19,6 @@ from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.export.to_diffusers import to_diffusers
-from tests.export.test_export import SMALL_DIT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype. is deprecated:FutureWarning")
 SHAPE, CLASSES = (1, 12, 12), 3
