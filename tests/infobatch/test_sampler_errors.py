@@ -116,7 +116,7 @@ def test_misuse_is_refused_in_words() -> None:
         ({"rank": 1}, "belong together"),
         ({"epochs": 0}, "epochs"),
         ({"policy": "infobach"}, "there are full, random, infobatch"),
-        ({"budget": 0.5}, "infobatch keeps to no budget; random, importance do"),
+        ({"budget": 0.5}, "infobatch takes no budget; random, importance do"),
         (SAMPLES, "needs a budget"),
         (
             {"policy": "importance", "over": "samples", "budget": 0.5, "prune_ratio": 0.5},
