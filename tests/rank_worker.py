@@ -31,7 +31,7 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     infobatch = InfoBatch(SIZE, epochs=EPOCHS, policy="importance", budget=0.7, warn=lambda sentence: None)
     if state:
         saved = load_file(f"{state}.safetensors")
-        numbers = {name: int(saved.pop(name)) for name in ("epoch", "seen", "visited", "dropped", "plan")}
+        numbers = {name: int(saved.pop(name)) for name in ("epoch", "seen", "used_before", "dropped", "merged", "plan")}
         model.load_state_dict({name[6:]: saved.pop(name) for name in [*saved] if name.startswith("model.")})
         saved.pop("steps")
         infobatch.load_state_dict({**saved, **numbers})
@@ -43,7 +43,7 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
             if not due:
                 due = window = min(BATCH, infobatch.length - infobatch.seen)
                 steps.append([])
-            count = infobatch.counted(index)
+            count = infobatch.global_batch_size(index)
             steps[-1] += [number for number in index.tolist() if number >= 0]
             loss = infobatch((network(features).squeeze(1) - target).square(), index)
             (loss * count / window).backward()

@@ -20,6 +20,7 @@ from pretrain.core.files import atomic_write
 LOCK = ".lock"
 FILES = {
     "config.yaml",
+    "data.json",
     "metrics.jsonl",
     "summary.json",
     "evaluation.json",

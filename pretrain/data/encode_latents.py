@@ -54,6 +54,7 @@ def main(
     autoencoder, source = open_autoencoder(vae), open_data(data, 0)
     if source.autoencoder is not None:
         raise UserError(f"--data {data.source}: these are latents already; give the images")
+    Display(state.is_main_process).print(str(source.report))
     source.train.cache = source.test.cache = None  # each image is read once
     shape = autoencoder.latent_shape(source.shape)
     manifest = {
@@ -65,6 +66,7 @@ def main(
         "moments": (1 + data.flip, 2 if autoencoder.is_variational else 1),
         "dtype": "float16",
         "classes": source.classes,
+        "class_names": source.class_names,
         "images": {"train": len(source.train), "test": len(source.test)},
         "shard": SHARD_SIZE,
     }

@@ -4,10 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.files import from_text
 from pretrain.data.images import Images
 from pretrain.data.sources import Source
 
@@ -28,8 +31,11 @@ def fingerprint(images: Images) -> Tensor:
         int32 [N]; 4-byte BLAKE2b hashes. The bytes are hashed in data sets of up to `MAX_HASHED_BYTES`; sizes
         are left out if there are more than `MAX_STAT_FILES` files.
     """
-    rows = [*_rows(images)]
-    hash_content = sum(size for *_, size in rows) <= MAX_HASHED_BYTES
+    rows, total = [], 0
+    for name, label, content, size in _rows(images):
+        total += size
+        rows.append((name, label, content if total <= MAX_HASHED_BYTES else None, size))  # they must fit into memory
+    hash_content = total <= MAX_HASHED_BYTES
     hashes = []
     for name, label, content, size in rows:
         digest = hashlib.blake2b(f"{name}\0{label}\0{size}\0".encode(errors="surrogateescape"), digest_size=4)
@@ -44,28 +50,40 @@ def _rows(images: Images) -> Iterator[tuple[str, int, bytes | None, int]]:
     root = Path(images.data.source).expanduser()
     for start in range(0, len(images.rows), CHUNK):
         rows = images.table[images.rows[start : start + CHUNK].tolist()]
-        encoded = rows.get("image") or [
-            {"bytes": content, "path": path} for content, path in zip(rows["latent"], rows["path"], strict=True)
-        ]
-        for image, label in zip(encoded, rows["label"], strict=True):
-            content, path = image["bytes"], image["path"]
-            if content is not None:
-                yield path or "", label, content, len(content)
+        if "image" in rows:
+            encoded = [_content(image) for image in rows["image"]]
+        else:
+            encoded = [*zip(rows["latent"], rows["path"], strict=True)]
+        for (content, path), label in zip(encoded, rows["label"], strict=True):
+            if content is None and path:
+                size = _size(images.file_of(path)) if len(images) <= MAX_STAT_FILES else MAX_HASHED_BYTES
+                name = os.path.relpath(from_text(path), root) if images.reading.folders is None else path
+                yield name, int(label), None, size
             else:
-                size = _size(path) if len(images) <= MAX_STAT_FILES else MAX_HASHED_BYTES
-                yield os.path.relpath(path, root), label, None, size
+                yield path or "", int(label), content or b"", len(content or b"")
 
 
-def _size(path: str) -> int:
+def _content(image: Any) -> tuple[bytes | None, str | None]:
+    """The bytes and the path of a row's image."""
+    if image is None:
+        return b"", None
+    return (image["bytes"], image["path"]) if isinstance(image, dict) else (np.asarray(image).tobytes(), None)
+
+
+def _size(file: str | None) -> int:
     try:
-        return Path(path).stat().st_size
+        return os.stat(file).st_size if file is not None else -1  # noqa: PTH116 (Path fails for names of any bytes)
     except OSError:  # it was removed since; reading the image reports it
         return -1
 
 
 def _read(name: str, images: Images) -> bytes:
+    if images.reading.folders is None:
+        file = os.path.join(Path(images.data.source).expanduser(), name)  # noqa: PTH118
+    else:
+        file = images.file_of(name)
     try:
-        return (Path(images.data.source).expanduser() / name).read_bytes()
+        return Path(file).read_bytes() if file and Path(file).is_file() else b""
     except OSError:
         return b""
 

@@ -147,9 +147,15 @@ def open_splits(folder: Path, manifest: dict[str, Any], data: Data, seed: int) -
         (data.crop < 1, "crop", "leave it out: a crop of a latent is not the latent of a crop"),
         (data.size is not None, "size", "leave it out: latents keep the size that images had when they were encoded"),
         (data.channels is not None, "channels", "leave it out: latents have the autoencoder's channels"),
+        (data.range is not None, "range", "leave it out: it belongs to the images that are encoded"),
+        (data.pages is not None, "pages", "leave it out: it belongs to the images that are encoded"),
+        (data.train_split is not None, "train_split", "leave it out: splits were chosen when images were encoded"),
+        (data.test_split is not None, "test_split", "leave it out: splits were chosen when images were encoded"),
+        (data.image is not None, "image", "leave it out: columns were chosen when images were encoded"),
+        (data.label is not None, "label", "leave it out: columns were chosen when images were encoded"),
     ):
         if not_allowed:
-            raise UserError(f"--data.{setting} is not possible with the latents in {folder}; {hint}")
+            raise UserError(f"--data.{setting.replace('_', '-')}: not possible with the latents in {folder}; {hint}")
     splits = {}
     for split, rows in manifest["splits"].items():
         shards = sorted(path for path in (folder / split).iterdir() if path.is_dir())

@@ -200,7 +200,7 @@ class Run:
             evaluations=self.reporter.metrics.read("evaluation") if self.is_main else [],
             flops=self.flops,
             peak=peak and peak * self.accelerator.num_processes,
-        )
+        ) | {"class_names": [*self.source.class_names]}
         self.accelerator.wait_for_everyone()
         self.reporter.trackers.finish()
         return summary

@@ -1,5 +1,6 @@
 """From settings, model and data to a `Run` that can start or continue."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pretrain.config.build import build_infobatch
 from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
+from pretrain.core.files import atomic_write
 from pretrain.core.rng import SampleRNG
 from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
@@ -64,6 +66,8 @@ def setup(
     with raise_on_all_ranks():
         resumed = run_dir.resume_from(config)
     display = Display(main)
+    if source.report is not None:
+        display.print(str(source.report))
     infobatch = build_infobatch(config, len(source.train), display.print)
     objective = with_references(config, adapter, source, device, display.print)
     cost = profile_objective(config, objective, model, source)
@@ -84,7 +88,7 @@ def setup(
     if config.micro_batch == "auto":
         micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
         display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
-    lock = _lock_directory(config, resumed, main)
+    lock = _lock_directory(config, source, resumed, main)
     metrics_length = resumed.state.values["metrics"] if resumed else 0
     reporter = Reporter(config, accelerator, display, cost.loss_name, metrics_length)
     run = Run(
@@ -151,12 +155,28 @@ def _largest_micro_batch(
     return -max_over_ranks(-size)[0]
 
 
-def _lock_directory(config: Config, resumed: storage.FoundCheckpoint | None, main: bool) -> run_dir.Lock | None:
+def _lock_directory(
+    config: Config, source: Source, resumed: storage.FoundCheckpoint | None, main: bool
+) -> run_dir.Lock | None:
     """Lock and prepare the run's directory, on rank 0, after all ranks have found the same checkpoint in it."""
     if len(all_gather_set({resumed.path.name} if resumed else set())) > 1:
         raise UserError("--resume: not all processes can read the newest checkpoint; name the one to resume from")
     with raise_on_all_ranks():
-        return run_dir.prepare(config, resumed) if main else None
+        if not main:
+            return None
+        lock = run_dir.prepare(config, resumed)
+        _write_report(config.output_dir, source)
+        return lock
+
+
+def _write_report(folder: Path, source: Source) -> None:
+    """Store how the data set was interpreted, and the names of its classes, as data.json."""
+    try:
+        with atomic_write(folder / "data.json") as file:
+            report = source.report.to_dict() if source.report is not None else {}
+            file.write_text(json.dumps(report | {"class_names": source.class_names}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: can't be written to: {error}") from None
 
 
 def _log_start(run: Run, resumed: storage.FoundCheckpoint | None) -> None:

@@ -7,7 +7,7 @@ import torch
 from denoisers import SHAPE, Best, batch, signal
 
 from pretrain.adapters import Batch, Generative
-from pretrain.adapters._sampling import SAMPLERS, generate, sampler
+from pretrain.adapters._sampling import SAMPLERS, generate, make_scheduler
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
@@ -72,11 +72,13 @@ def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
     known = SAMPLERS[type(adapter.scheduler()).__name__]
     if name not in known or (getattr(adapter, "zero_terminal_snr", False) and name != "ddim"):
         with pytest.raises(ValueError, match=f"got {name.replace('+', '[+]')}"):
-            sampler(adapter, name)
+            make_scheduler(adapter, name)
         return
     noise = SampleRNG(0, index=torch.arange(1000)).normal(*SHAPE)
     label = torch.full((1000,), -1)
-    few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps, by=name) for steps in (50, 100))
+    few, many = (
+        generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps, sampler=name) for steps in (50, 100)
+    )
     assert many.mean().item() == pytest.approx(MEAN, abs=0.003)
     order = 1 if name in ("ddim", "euler") else 2  # of the solver: its error is as 1 / steps^order
     # diffusers' dpm++ takes straight paths' times for whole thousandths, and starts and ends with steps of first order.
@@ -115,11 +117,11 @@ def test_ddpm_generates_on_the_schedule_it_trains_on_and_that_is_the_papers(sche
     adapter = DDPM("v_prediction", noise_schedule=schedule, timesteps=timesteps, zero_terminal_snr=zero)
     scheduler = adapter.scheduler()
     assert scheduler.config.num_train_timesteps == timesteps
-    assert torch.equal(scheduler.alphas_cumprod, adapter.noising.alphas_cumprod)
+    assert torch.equal(scheduler.alphas_cumprod, adapter.ddpm_scheduler.alphas_cumprod)
     expected = signal(schedule, timesteps, zero)
     # Theirs is some ten float32 operations on numbers up to 1, whose last bits differ from CPU to CPU.
     bound = 32 * torch.finfo(torch.float32).eps
-    torch.testing.assert_close(adapter.noising.alphas_cumprod.double(), expected, atol=bound, rtol=0)
-    assert (adapter.noising.alphas_cumprod[-1] == 0) == zero
+    torch.testing.assert_close(adapter.ddpm_scheduler.alphas_cumprod.double(), expected, atol=bound, rtol=0)
+    assert (adapter.ddpm_scheduler.alphas_cumprod[-1] == 0) == zero
     scheduler.set_timesteps(5)
     assert scheduler.timesteps[0] == timesteps - 1  # sampling starts where nothing, or next to nothing, is left

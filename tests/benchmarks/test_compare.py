@@ -50,8 +50,9 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
     assert len(found) == 6
     for seed in (0, 1):
         random, clever = found[f"random@0.65-seed{seed}"], found[f"clever-seed{seed}"]
-        assert clever["quality"] == random["quality"] and clever["cost"]["visits"] == random["cost"]["visits"]
-        assert random["cost"]["visits"] == round(0.65 * 96 * 4) and "frechet_distance" in random["quality"]
+        assert clever["quality"] == random["quality"]
+        assert clever["cost"]["samples_used"] == random["cost"]["samples_used"]
+        assert random["cost"]["samples_used"] == round(0.65 * 96 * 4) and "frechet_distance" in random["quality"]
     assert found["random@0.65-seed0"]["quality"] != found["random@0.65-seed1"]["quality"]
     assert "| clever |" in second.stdout and (tmp_path / "out" / "figure.png").is_file()
 
@@ -83,5 +84,5 @@ def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
         assert run.returncode == 0, run.stderr
     for name in ("full-seed0", "random@0.65-seed0"):
         one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
-        assert two["processes"] == 2 and one["cost"]["visits"] == two["cost"]["visits"]
+        assert two["processes"] == 2 and one["cost"]["samples_used"] == two["cost"]["samples_used"]
         assert two["quality"]["validation_loss"] == pytest.approx(one["quality"]["validation_loss"], rel=1e-4)

@@ -68,7 +68,7 @@ def test_records_come_back_and_weights_do_not(tmp_path: Path) -> None:
     work = tmp_path / "runs" / "gpu" / "diffusion"
     for seed in (0, 1):
         record = {"arm": "full", "family": "full", "seed": seed, "quality": {"validation_loss": 0.5 + seed}}
-        record |= {"cost": {"visits": 10, "flops": 1e9, "seconds": 1.0}}
+        record |= {"cost": {"samples_used": 10, "flops": 1e9, "seconds": 1.0}}
         path = work / "bench" / "records" / f"full-seed{seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record))

@@ -14,7 +14,7 @@ COSTS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45)
 
 def record(arm: str, seed: int, cost: float, loss: float, **more) -> dict:
     family = arm.partition("@")[0]
-    costs = {"visits": 1000 * cost, "flops": 1e9 * cost, "seconds": 10 * cost}
+    costs = {"samples_used": 1000 * cost, "flops": 1e9 * cost, "seconds": 10 * cost}
     return {"arm": arm, "family": family, "seed": seed, "cost": costs, "quality": {"validation_loss": loss}} | more
 
 
@@ -61,7 +61,7 @@ def test_ordinary_training_is_taken_at_its_best_learning_rate() -> None:
     records = [record(f"shortened@{c}", 0, c, 1 / c) for c in COSTS]
     records += [record(f"shortened@{c} fast", 0, c, 0.9 / c) for c in COSTS]
     records += [record(f"shortened@{c} slow", 0, c, 1.1 / c) for c in COSTS]
-    curve = proof.curve_of(proof.arms_of(records), "validation_loss", "visits")
+    curve = proof.curve_of(proof.arms_of(records), "validation_loss", "samples_used")
     assert [arm.name for arm in curve] == [f"shortened@{c} fast" for c in sorted(COSTS)]
 
 

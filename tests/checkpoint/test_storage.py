@@ -185,14 +185,14 @@ def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path
     def broken(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(storage, "sync", broken)
+    monkeypatch.setattr(storage, "fsync", broken)
     work.save(1, state(1))
     with pytest.raises(UserError, match=f"{os.strerror(number)}; there is no earlier checkpoint"):
         work.wait()
     monkeypatch.undo()
     work.save(1, state(1))
     work.wait(required=True)
-    monkeypatch.setattr(storage, "sync", broken)
+    monkeypatch.setattr(storage, "fsync", broken)
     work.save(2, state(2))
     work.wait()
     assert len(told) == 1 and "the training continues, the last checkpoint is step-00000001" in told[0]

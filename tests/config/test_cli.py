@@ -10,8 +10,9 @@ import tyro
 from conftest import ROOT
 
 from pretrain.__main__ import main as pretrain_command
-from pretrain.config.cli import command, parse
+from pretrain.config.cli import parse
 from pretrain.config.schema import Config, Data
+from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
 
 RECIPE = ROOT / "configs" / "fashion_mnist_flow.yaml"
@@ -69,7 +70,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, said: str
         ("pruning: {prune_ratio: 1.5}\n", "pruning.prune_ratio must be in [0, 1), got 1.5"),
         ("adapter: {name: nope}\n", "There are ddpm, edm, flow, mae"),
         ("a: !!python/object/apply:os.system ['touch x']\n", "not plain YAML"),
-        ("just words\n", "a recipe is settings"),
+        ("just words\n", "a recipe has settings"),
         ("a: [\n", "not plain YAML"),
         ("resume: x\noverwrite: true\n", "exclude each other"),
     ],
@@ -145,5 +146,5 @@ def test_a_command_gets_what_is_said(monkeypatch) -> None:
         found.append((run, n, data.size))
 
     monkeypatch.setattr(sys, "argv", ["x", "here", "--data.size", "8"])
-    command(main, "x")
+    run_command(main, "x")
     assert found == [(Path("here"), 3, 8)]

@@ -73,8 +73,8 @@ def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
 def test_the_policies_that_can_be_named_are_those_there_are() -> None:
     from pretrain.infobatch.policies import POLICIES
 
-    assert Pruning.__doc__ is not None and f"planned: {', '.join(POLICIES)}, or the path" in Pruning.__doc__
-    assert all(registry.policy(name) is made for name, made in POLICIES.items())
+    assert Pruning.__doc__ is not None and f"policy: {', '.join(POLICIES)}, or the path" in Pruning.__doc__
+    assert all(registry.load_policy(name) is made for name, made in POLICIES.items())
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -95,8 +95,8 @@ def test_every_setting_is_explained() -> None:
 
 def test_parts_become_objects() -> None:
     c = config("--adapter.label-dropout", "0.5")
-    assert c.part("adapter").label_dropout == 0.5
-    assert c.part("model").channels == (16, 32, 64)
+    assert c.component("adapter").label_dropout == 0.5
+    assert c.component("model").channels == (16, 32, 64)
 
 
 OWN = '''
@@ -123,7 +123,7 @@ def test_an_adapter_of_ones_own_has_its_section(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(OWN)
     c = config("--adapter", str(path), "--adapter.power", "3")
-    assert c.part("adapter").power == 3.0
+    assert c.component("adapter").power == 3.0
     assert flat(c.to_dict())["adapter.name"] == str(path)
 
 
@@ -148,7 +148,7 @@ def test_what_a_declaration_needs_from_its_file_is_imported(tmp_path: Path) -> N
     path = tmp_path / "mine.py"
     check = "    def __post_init__(self):\n        assert self.power <= MOST\n\n    def __call__"
     path.write_text("MOST = 9\n" + OWN.replace("    def __call__", check).replace('"SampleRNG"', "object"))
-    assert config("--adapter", str(path)).part("adapter").power == 2.0
+    assert config("--adapter", str(path)).component("adapter").power == 2.0
 
 
 def test_an_adapter_that_cant_be_imported_is_refused_when_it_is_used(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_an_adapter_that_cant_be_imported_is_refused_when_it_is_used(tmp_path: P
     path.write_text("import no_such_package\n" + OWN)
     c = config("--adapter", str(path))
     with pytest.raises(UserError, match="no_such_package"):
-        c.part("adapter")
+        c.component("adapter")
 
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
@@ -170,5 +170,5 @@ def test_a_recipe_plans_with_and_without_pruning(recipe: Path) -> None:
 def test_a_rate_may_be_that_of_256_images() -> None:
     """He et al. 2022: 1.5e-4 x 4096 / 256."""
     words = ("--optim.lr", "1.5e-4", "--batch-size", "4096")
-    assert config(*words, "--optim.linear-scaling").peak_rate == pytest.approx(2.4e-3)
-    assert config(*words).peak_rate == 1.5e-4
+    assert config(*words, "--optim.linear-scaling").peak_lr == pytest.approx(2.4e-3)
+    assert config(*words).peak_lr == 1.5e-4

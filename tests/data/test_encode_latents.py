@@ -56,7 +56,7 @@ def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
 def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD", 16)
+        patch.setattr(encode_latents, "SHARD_SIZE", 16)
         return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
 
 
@@ -69,8 +69,8 @@ def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
     vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(encode_latents, "SHARD", 16)
-    write, written = encode_latents._write, []
+    monkeypatch.setattr(encode_latents, "SHARD_SIZE", 16)
+    write, written = encode_latents._write_shard, []
 
     def stops(rows, path: Path) -> None:
         if len(written) == 2:
@@ -80,16 +80,16 @@ def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
         write(rows, path)
 
     folder = tmp_path / "latents"
-    monkeypatch.setattr(encode_latents, "_write", stops)
+    monkeypatch.setattr(encode_latents, "_write_shard", stops)
     with pytest.raises(KeyboardInterrupt):
         encode(vaes / "shifted", pictures, folder, flip=True)
     with pytest.raises(UserError, match="not finished"):
         opened(folder)
-    with pytest.raises(UserError, match="unfinished cache with another autoencoder"):
+    with pytest.raises(UserError, match="unfinished latents with another autoencoder"):
         encode(vaes / "kl", pictures, folder, flip=True)
-    with pytest.raises(UserError, match="unfinished cache with another image, shape, images"):
+    with pytest.raises(UserError, match="unfinished latents with another image, shape, images"):
         encode(vaes / "shifted", pictures, folder, flip=True, size=8, limit=20)
-    monkeypatch.setattr(encode_latents, "_write", lambda rows, path: (written.append(path), write(rows, path)))
+    monkeypatch.setattr(encode_latents, "_write_shard", lambda rows, path: (written.append(path), write(rows, path)))
     encode(vaes / "shifted", pictures, folder, flip=True)
     assert len({*written}) == len(written) == 4  # 43 = 16 + 16 + 11, and 4 held out
     one, other = (opened(which, flip=True).train for which in (folder, cached))
@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_pat
     def full(rows, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(encode_latents, "_write", full)
+    monkeypatch.setattr(encode_latents, "_write_shard", full)
     with pytest.raises(UserError, match=r"--output-dir .*: can't be written to: .*No space left"):
         encode(vaes / "kl", pictures, tmp_path / "latents")
 
@@ -132,7 +132,7 @@ def test_an_image_that_cant_be_read(vaes: Path, pictures: Path, tmp_path: Path) 
 def test_what_does_not_fit_is_refused(vaes: Path, pictures: Path, plain: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for vae, data, settings, said in (
-        ("kl", pictures, {"channels": 3}, "encodes images of 1 channels, these have 3; say --data.channels 1"),
+        ("kl", pictures, {"channels": 3}, "encodes images of 1 channels, these have 3; set --data.channels 1"),
         ("kl", pictures, {"size": 9}, "whose sides 2 divides, got 9x9"),
         ("kl", pictures, {"crop": 0.5}, "a random crop can't be encoded once"),
         ("kl", plain, {}, "these are latents already"),

@@ -10,7 +10,7 @@ from conftest import draw_images
 from PIL import Image
 
 from pretrain.config.schema import Data
-from pretrain.data.fingerprint import changed, fingerprints
+from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, open_data
 
@@ -49,7 +49,7 @@ def test_a_change_is_seen_and_said(change: str, held_out: bool, tmp_path: Path) 
     act, said = CHANGES[change]
     act(Path(victim))
     now = source(folder)
-    sentence = changed(marks, fingerprints(now), now)
+    sentence = describe_changes(marks, fingerprints(now), now)
     assert bool(sentence) == bool(said)
     assert re.search(said, sentence)
 
@@ -58,4 +58,4 @@ def test_a_moved_data_set_is_the_same_one(tmp_path: Path) -> None:
     folder = draw_images(tmp_path / "images", 24)
     marks = fingerprints(source(folder))
     moved = source(shutil.move(folder, tmp_path / "elsewhere"))
-    assert changed(marks, fingerprints(moved), moved) == ""
+    assert describe_changes(marks, fingerprints(moved), moved) == ""

@@ -9,7 +9,7 @@ from conftest import draw_images
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
-from pretrain.data.image_cache import ImageCache, keep
+from pretrain.data.image_cache import ImageCache, new_cache
 from pretrain.data.loader import EpochSampler, make_loader
 from pretrain.data.preload import preload
 from pretrain.data.sources import open_data
@@ -26,10 +26,10 @@ def test_images_are_read_once_and_are_those_that_are_read_anew(
     pictures: Path, settings: dict, workers: int, monkeypatch
 ) -> None:
     kept, anew = (source(pictures, workers=workers, **settings).train for _ in range(2))
-    anew.keepable, anew.kept = False, None
+    anew.keepable, anew.cache = False, None
     for images in (kept, anew):
         preload(images, torch.device("cpu"), print)
-    assert kept.kept and kept.kept.whole and anew.kept is None
+    assert kept.cache and kept.cache.complete and anew.cache is None
     order = InfoBatch(len(kept), epochs=3), InfoBatch(len(kept), epochs=3)
     pairs = [
         make_loader(images, EpochSampler(infobatch), 8) for images, infobatch in zip((kept, anew), order, strict=True)
@@ -63,7 +63,7 @@ def test_an_image_that_can_not_be_read_is_not_kept(tmp_path: Path) -> None:
     assert torch.equal(images.__getitems__([(3, 3)])[0].image, batch.image[1:])
     images = source(tmp_path, on_bad_image="skip").train
     preload(images, torch.device("cpu"), print)
-    (name,) = images.bad
+    (name,) = images.skipped
     assert path.name in name
     path.write_bytes(good)
     batch, problems = images.__getitems__([(3, 3), (3, ~4)])
@@ -75,7 +75,7 @@ def test_who_is_told_to_stop_reads_no_further(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr("pretrain.data.preload.BATCH", 5)
     images, asked = source(draw_images(tmp_path, 20)).train, []
     preload(images, torch.device("cpu"), print, lambda: asked.append(1) or len(asked) == 2)
-    assert images.kept and not images.kept.whole and images.kept.there.tolist() == [True] * 10 + [False] * 8
+    assert images.cache and not images.cache.complete and images.cache.present.tolist() == [True] * 10 + [False] * 8
     batch, problems = images.__getitems__([(0, 2), (0, 12)])
     assert not problems and torch.equal(batch.image[1], images[None, 12].image)
 
@@ -84,7 +84,7 @@ def test_a_bad_image_is_named_before_the_training(tmp_path: Path) -> None:
     images = source(draw_images(tmp_path, 20)).train
     path = Path(images.name_of(3))
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(UserError, match=rf"{path.name} can't be used: .*; mend or remove it, or skip such images"):
+    with pytest.raises(UserError, match=rf"{path.name} can't be used: .*; repair or remove it, or skip such images"):
         preload(images, torch.device("cpu"), print)
 
 
@@ -92,21 +92,21 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch) -> None:
     """Too many; ones of which a crop wants more than an evaluation; in workers that are spawned; on strange devices."""
     folder = draw_images(tmp_path, 20)
     images, cpu = source(folder).train, torch.device("cpu")
-    assert pickle.loads(pickle.dumps(images)).kept is None
-    assert source(folder, size=8, crop=0.5).train.kept is None and source(folder, crop=0.5).train.kept
+    assert pickle.loads(pickle.dumps(images)).cache is None
+    assert source(folder, size=8, crop=0.5).train.cache is None and source(folder, crop=0.5).train.cache
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2**60))  # who start together share what is free
-    assert source(folder).train.kept is None
+    assert source(folder).train.cache is None
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     size = len(images) * 12 * 12
     for most, fits in ((size - 1, False), (size, True)):
-        monkeypatch.setattr("pretrain.data.image_cache.MOST", most)
-        assert (source(folder).train.kept is not None) == fits and source(folder).test.kept
-    assert keep(3, (1, 4, 4), cpu) and keep(3, (1, 4, 4), torch.device("meta")) is None
+        monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", most)
+        assert (source(folder).train.cache is not None) == fits and source(folder).test.cache
+    assert new_cache(3, (1, 4, 4), cpu) and new_cache(3, (1, 4, 4), torch.device("meta")) is None
     for free, fits in ((10 * 48 - 1, False), (10 * 48, True)):  # of an accelerator a tenth, however much that is
-        monkeypatch.setattr("pretrain.data.image_cache.MOST", 0)
+        monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", 0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
         monkeypatch.setattr("pretrain.data.image_cache.ImageCache", lambda count, shape, device: (count, shape, device))
-        assert (keep(3, (1, 4, 4), torch.device("cuda")) is not None) == fits
+        assert (new_cache(3, (1, 4, 4), torch.device("cuda")) is not None) == fits
 
 
 def test_taking_what_a_device_keeps_waits_for_nothing() -> None:
@@ -114,6 +114,6 @@ def test_taking_what_a_device_keeps_waits_for_nothing() -> None:
     kept = ImageCache(5, (3, 4, 4), torch.device("meta"))
     number = torch.tensor([4, 0])
     kept.put(number, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([1, 2]))
-    image, label = kept.take(number)
-    assert kept.there.tolist() == [True, False, False, False, True]
+    image, label = kept.get(number)
+    assert kept.present.tolist() == [True, False, False, False, True]
     assert image.shape == (2, 3, 4, 4) and image.device.type == label.device.type == "meta"

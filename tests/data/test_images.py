@@ -49,10 +49,10 @@ def test_a_bad_image_among_good_ones(tmp_path: Path, kind: str) -> None:
     batch, problems = collate([stop.train[0, i] for i in range(8)])
     assert batch.index.tolist() == [0, 1, 2, 3, 4, ~5, 6, 7]
     with pytest.raises(UserError, match=rf"{victim.name} can't be used.*--on-bad-image skip"):
-        stop.train.settle(problems)
-    skip.train.settle(problems)
-    skip.train.settle(problems)
-    assert len(skip.train.bad) == 1
+        stop.train.handle(problems)
+    skip.train.handle(problems)
+    skip.train.handle(problems)
+    assert len(skip.train.skipped) == 1
     assert [len(b.index) for b in skip.train.batches(range(8), 4)] == [4, 3]
 
 

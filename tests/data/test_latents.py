@@ -56,7 +56,7 @@ def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
 def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD", 16)
+        patch.setattr(encode_latents, "SHARD_SIZE", 16)
         return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
 
 

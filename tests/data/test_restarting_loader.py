@@ -41,8 +41,9 @@ def visited(batches, infobatch: InfoBatch, harm=lambda: None) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.usefixtures("default_sigchld")
 def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loader, "PATIENCE", 1.0 if number == signal.SIGSTOP else 60.0)
+    monkeypatch.setattr(loader, "BATCH_TIMEOUT", 1.0 if number == signal.SIGSTOP else 60.0)
     data = images(draw_images(tmp_path, 90), workers=2)
     expected = visited(make_loader(images(tmp_path), EpochSampler(whole := InfoBatch(len(data), epochs=2)), 8), whole)
     before, told = {*multiprocessing.active_children()}, []
@@ -54,7 +55,7 @@ def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch)
     infobatch = InfoBatch(len(data), epochs=2)
     batches = RestartingLoader(lambda: make_loader(data, EpochSampler(infobatch), 8), told.append)
     assert visited(batches, infobatch, harm) == expected
-    assert len(told) == 1 and "new ones go on with the same batch" in told[0]
+    assert len(told) == 1 and "new ones continue with the same batch" in told[0]
 
 
 class NoRoom:
@@ -109,7 +110,7 @@ def test_workers_that_die_again_end_the_run() -> None:
 
 def test_workers_that_can_not_be_started_end_the_run() -> None:
     batches = RestartingLoader(NoRoom, lambda sentence: None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"can't be started .*No space left on device.*more room in /dev/shm"):
+    with pytest.raises(UserError, match=r"can't be started .*No space left on device.*more space in /dev/shm"):
         next(iter(batches))
 
 

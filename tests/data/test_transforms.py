@@ -7,13 +7,13 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop, functional
 
 from pretrain.core.rng import SampleRNG
-from pretrain.data.transforms import CROPS, FLIPS, boxes, flipped, resized_crops
+from pretrain.data.transforms import CROPS, FLIPS, random_boxes, random_flips, resized_crops
 
 SHAPES = [(3, 32, 32), (1, 28, 20), (4, 9, 17), (1, 1, 5)]
 
 
 def drawn(count: int, height: int, width: int, least: float, epoch: int = 0) -> torch.Tensor:
-    return boxes(SampleRNG(0, epoch, CROPS, index=torch.arange(count)), height, width, least)
+    return random_boxes(SampleRNG(0, epoch, CROPS, index=torch.arange(count)), height, width, least)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -59,14 +59,14 @@ def test_the_boxes_are_distributed_like_torchvisions(height: int, width: int, le
 def test_half_are_mirrored_whatever_is_cropped() -> None:
     image = torch.rand(4000, 1, 2, 3, generator=torch.Generator().manual_seed(0))
     index = torch.arange(4000)
-    made = flipped(image, SampleRNG(0, 5, FLIPS, index=index))
+    made = random_flips(image, SampleRNG(0, 5, FLIPS, index=index))
     mirrored = (made == image.flip(-1)).all(dim=(1, 2, 3))
     assert (mirrored | (made == image).all(dim=(1, 2, 3))).all()
     assert mirrored.double().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
     box = drawn(4000, 32, 32, 0.2, epoch=5).double()
     for side in box.T:
         assert torch.corrcoef(torch.stack([side, mirrored.double()]))[0, 1].abs() < 4 / 4000**0.5
-    again = flipped(image, SampleRNG(0, 6, FLIPS, index=index))
+    again = random_flips(image, SampleRNG(0, 6, FLIPS, index=index))
     assert 0.4 < (made == again).all(dim=(1, 2, 3)).double().mean() < 0.6
 
 
@@ -76,8 +76,8 @@ def test_every_sample_has_its_own() -> None:
     index = torch.tensor(random.Random(0).sample(range(10**9), 30))
 
     def made(chosen: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        cropped = resized_crops(chosen, boxes(SampleRNG(3, 1, CROPS, index=index), 12, 10, 0.2))
-        return flipped(cropped, SampleRNG(3, 1, FLIPS, index=index))
+        cropped = resized_crops(chosen, random_boxes(SampleRNG(3, 1, CROPS, index=index), 12, 10, 0.2))
+        return random_flips(cropped, SampleRNG(3, 1, FLIPS, index=index))
 
     whole = made(image, index)
     for part in (torch.arange(30).flip(0), torch.arange(0, 30, 3), torch.tensor([7])):
@@ -88,5 +88,5 @@ def test_every_sample_has_its_own() -> None:
 def test_nothing_waits_for_the_device() -> None:
     """On the meta device, where whatever needs a value raises."""
     image, index = torch.zeros(5, 3, 8, 8, device="meta"), torch.arange(5, device="meta")
-    box = boxes(SampleRNG(0, 0, CROPS, index=index), 8, 8, 0.2)
-    assert flipped(resized_crops(image, box), SampleRNG(0, 0, FLIPS, index=index)).shape == image.shape
+    box = random_boxes(SampleRNG(0, 0, CROPS, index=index), 8, 8, 0.2)
+    assert random_flips(resized_crops(image, box), SampleRNG(0, 0, FLIPS, index=index)).shape == image.shape

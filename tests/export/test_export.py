@@ -139,7 +139,7 @@ def test_an_encoder_opens_where_this_project_is_not(pictures: Path, tmp_path: Pa
     config = parse(
         ["--config", str(tmp_path / "run" / "config.yaml")], adapter="", model="", recipe=ROOT, output_dir="", help=""
     )
-    part = config.part("model")
+    part = config.component("model")
     arguments = {**part.timm_arguments((1, 12, 12)), "model_name": part.encoder}
     code = f"""
 import timm

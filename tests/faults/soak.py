@@ -28,7 +28,7 @@ import psutil
 
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.verify_resume import differences
-from pretrain.config.cli import command
+from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
 from tests.conftest import PRUNED, draw_images, journal
 from tests.faults.trainers import PROGRAMS, Trainers, impatient, keeping_nothing
@@ -268,7 +268,7 @@ class Soak:
 
 def _timeless(folder: Path) -> dict[str, object]:
     summary = json.loads((folder / "summary.json").read_text())
-    return {key: value for key, value in summary.items() if key in ("visited", "steps", "quality", "bad_images")}
+    return {key: value for key, value in summary.items() if key in ("samples_used", "steps", "quality", "bad_images")}
 
 
 def main(minutes: float = 30.0, kills: int | None = None, processes: int = 1, seed: int | None = None) -> None:
@@ -302,4 +302,4 @@ def main(minutes: float = 30.0, kills: int | None = None, processes: int = 1, se
 
 
 if __name__ == "__main__":
-    command(main, "python -m tests.faults.soak")
+    run_command(main, "python -m tests.faults.soak")

@@ -59,13 +59,22 @@ def test_bad_images_of_all_kinds_in_one_run(tmp_path: Path) -> None:
     grey.save(every[7], format="GIF", save_all=True, append_images=[Image.new("L", (12, 12), 10)])
     for victim, spoil in zip(every[11::3], BAD.values(), strict=False):
         victim.write_bytes(spoil(victim.read_bytes())) if spoil else victim.unlink()
-    words = [*common(folder, tmp_path / "run", 2), "--on-bad-image", "skip", "--data.channels", 1]
+    words = [
+        *common(folder, tmp_path / "run", 2),
+        "--on-bad-image",
+        "skip",
+        "--data.channels",
+        1,
+        "--data.pages",
+        "first",
+    ]
     train("train_diffusion.py", *words)
     bad = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
     named = [victim for victim in every if any(str(victim) in line for line in bad)]
     assert len(bad) == len(named) == 4 and {*named} <= {*every[11::3]}  # the fifth was never there
 
 
+@pytest.mark.usefixtures("default_sigchld")
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_run_with_a_lost_worker_is_the_same_run(
     number: int, pictures: Path, finished: Path, tmp_path: Path, monkeypatch
@@ -81,7 +90,7 @@ def test_a_run_with_a_lost_worker_is_the_same_run(
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(AdamW, "step", stepped)
-    monkeypatch.setattr("pretrain.data.image_cache.MOST", 0)  # read at every visit
+    monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", 0)  # read at every visit
     words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--data.workers", 1]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")

@@ -84,7 +84,7 @@ def test_a_folder_that_is_away_for_a_while(pictures: Path, finished: Path, tmp_p
     here, there = tmp_path / "run", tmp_path / "elsewhere"
     at_steps(monkeypatch, at_3=lambda: here.rename(there), at_9=lambda: there.rename(here))
     train("train_diffusion.py", *settings(pictures, here))
-    assert "No such file or directory; the training goes on" in capsys.readouterr().out
+    assert "No such file or directory; the training continues" in capsys.readouterr().out
     assert same(finished, here) and journal(finished) == journal(here)
 
 

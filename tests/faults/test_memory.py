@@ -90,5 +90,5 @@ def test_one_image_that_does_not_fit_is_refused(pictures: Path, tmp_path: Path, 
 
     monkeypatch.setattr(DDPM, "__call__", full)
     words = [*common(pictures, tmp_path / "run"), "--micro-batch", "auto"]
-    assert "with a single image at once" in refused("train_diffusion.py", *words)
+    assert "memory runs out with a single image" in refused("train_diffusion.py", *words)
     assert not (tmp_path / "run").exists()

@@ -108,7 +108,7 @@ def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
 
 def test_who_is_set_aside_is_blank_where_images_are_kept_on_a_device() -> None:
     """On the meta device; their indices are on the CPU."""
-    images: Any = SimpleNamespace(settle=lambda problems: None)
+    images: Any = SimpleNamespace(handle=lambda problems: None)
     ours = nan_guard.NanGuard(InfoBatch(5, epochs=1), images, torch.device("cpu"))
     ours.load_state_dict({"set_aside": [1], "streak": 0})
     image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")

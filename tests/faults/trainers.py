@@ -53,12 +53,12 @@ def free_port() -> int:
 def impatient() -> None:
     """Another process is taken to be gone after seconds, and so is a worker, which can't hand over a batch, say."""
     heartbeat.INTERVAL, heartbeat.TIMEOUT = 0.5, 6.0
-    loader.PATIENCE = 20.0
+    loader.BATCH_TIMEOUT = 20.0
 
 
 def keeping_nothing(first: Callable[[], None] | None = None) -> None:
     """Images are read at every visit, as those of a large data set are: by workers, if there are some."""
-    image_cache.MOST = 0
+    image_cache.MAX_HOST_BYTES = 0
     if first is not None:
         first()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.core.rng import generator
 from pretrain.infobatch.plan import Plan
-from pretrain.infobatch.policies import POLICIES, Policy, SamplingRule, ScoreStats, checked
+from pretrain.infobatch.policies import MAX_EDGES, POLICIES, Policy, SamplingRule, ScoreStats, checked
 
 SHARE = {"random", "importance"}  # policies that keep to a share
 ALL = {name: partial(policy, share=0.6) if name in SHARE else policy for name, policy in POLICIES.items()}
@@ -37,16 +37,39 @@ def plan(policy: Policy, score: Tensor, seed: int = 0, known: ScoreStats = KNOWN
 @given(policies, st.integers(1, 300), st.integers(0, 999), st.booleans())
 @settings(deadline=None)
 def test_the_order_is_who_has_a_weight_and_weights_of_samples_sum_to_the_size(
-    policy: str, size: int, seed: int, at_random: bool
+    policy: str, size: int, seed: int, ignore_scores: bool
 ) -> None:
     score = scores(size, seed)
     rule = checked(ALL[policy](score, KNOWN))
-    found = Plan(rule, score, (seed, 3), at_random=at_random)
+    found = Plan(rule, score, (seed, 3), ignore_scores=ignore_scores)
     order = found.order.tolist()
     assert len(order) == found.length == len({*order})
     assert sorted(order) == found.weight.nonzero().squeeze(1).tolist()
-    by_sample = Plan(rule._replace(density=None), score, found.clock, at_random=at_random).weight
+    by_sample = Plan(rule._replace(density=None), score, found.key, ignore_scores=ignore_scores).weight
     assert by_sample.double().sum().item() == pytest.approx(size, rel=1e-5)
+
+
+@given(st.lists(st.floats(0, 10, width=32), max_size=MAX_EDGES, unique=True), st.integers(1, 500), st.integers(0, 99))
+@settings(deadline=None)
+def test_bands_are_what_comparing_says(edges: list[float], size: int, seed: int) -> None:
+    """K of the n in every band, whatever the edges: many in one cell, or equal to scores, or -0."""
+    rng = generator(seed)
+    score = scores(size, seed)
+    limits = torch.tensor(sorted({e + 0.0 for e in edges}))
+    for number, edge in enumerate(limits.tolist()[:20]):
+        score[number % size] = edge
+    score[0] = -0.0
+    keep = torch.rand(len(limits) + 1, generator=rng, dtype=torch.float64).clamp(min=0.1)
+    found = Plan(SamplingRule(limits, keep, 0.5), score, (seed, 0))
+    band = torch.tensor([sum(s >= e for e in limits.tolist()) for s in score.tolist()])
+    band[score.isnan()] = len(keep)
+    share = torch.cat([keep, torch.tensor([0.5])])
+    room = (torch.bincount(band, minlength=len(share)) * share)[band.unique()].min() >= 1
+    for number in band.unique():
+        n, k = (band == number).sum(), (found.weight[band == number] > 0).sum()
+        assert k >= 1
+        assert abs(k - n * share[number]) < 1 or not room  # one that is due less than one visit has one all the same
+        torch.testing.assert_close(found.weight[band == number].max(), n / k.float())
 
 
 @given(st.integers(20, 3000), st.floats(0.5, 1), st.integers(0, 999), st.floats(0, 1))

@@ -108,7 +108,7 @@ def test_scores_that_are_not_reliable_are_drawn_together() -> None:
 # -- unbiased --------------------------------------------------------------------------------------
 
 
-def gradient_error(policy: Policy, wrong: float = 1.0, at_random: bool = False) -> float:
+def gradient_error(policy: Policy, wrong: float = 1.0, ignore_scores: bool = False) -> float:
     """How many standard errors the mean weighted gradient is from the full one, at worst over parameters.
 
     Sixty kinds of samples, forty of each, with gradients of all sizes that depend on the level: three parameters that
@@ -124,7 +124,7 @@ def gradient_error(policy: Policy, wrong: float = 1.0, at_random: bool = False) 
     rule = checked(policy(score, KNOWN))
     sums = []
     for draw in range(draws):
-        found = Plan(rule, score, (draw, 0), at_random=at_random)
+        found = Plan(rule, score, (draw, 0), ignore_scores=ignore_scores)
         weight = found.weight.double()
         weight = torch.where((weight - 1).abs() > 1e-6, wrong * weight, weight)
         sums.append((weight * 3 * found.level.double() ** 2) @ x)  # 3 level^2 is 1 on average
@@ -140,7 +140,7 @@ def test_the_expected_weighted_gradient_is_the_full_one(policy: str) -> None:
 
 
 def test_also_where_the_scores_are_left_out() -> None:
-    assert gradient_error(ALL["importance, samples"], at_random=True) < 4.5
+    assert gradient_error(ALL["importance, samples"], ignore_scores=True) < 4.5
 
 
 @pytest.mark.parametrize("policy", sorted({*ALL} - {"full"}))
@@ -156,12 +156,12 @@ def test_a_wrong_weight_is_caught(policy: str, wrong: float) -> None:
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        (torch.ones(3), "a Rule"),
+        (torch.ones(3), "must be a SamplingRule"),
         (SamplingRule(torch.tensor([1.0, 0.5]), torch.ones(3)), "ascending"),
         (SamplingRule(torch.tensor([math.nan]), torch.ones(2)), "finite"),
-        (SamplingRule(torch.tensor([1.0]), torch.ones(3)), "one share a band, 2"),
-        (SamplingRule(torch.tensor([1.0]), torch.tensor([0.0, 1.0])), "nobody may starve"),
-        (SamplingRule(torch.tensor([1.0]), torch.tensor([0.5, 1.5])), "nobody may starve"),
+        (SamplingRule(torch.tensor([1.0]), torch.ones(3)), "one share per band, 2"),
+        (SamplingRule(torch.tensor([1.0]), torch.tensor([0.0, 1.0])), "so that every sample has a chance"),
+        (SamplingRule(torch.tensor([1.0]), torch.tensor([0.5, 1.5])), "so that every sample has a chance"),
         (SamplingRule(torch.empty(0), torch.ones(1), 0.0), "unseen"),
         (SamplingRule(torch.empty(0), torch.ones(1), 1.0, torch.tensor([1.0, 0.0])), "density"),
         (SamplingRule(torch.arange(500.0), torch.ones(501)), "at most 200"),

@@ -68,7 +68,7 @@ def test_annealing_keeps_no_weight_whatever_the_number_of_epochs(epochs: int) ->
         weights = []
         for index, loss in DataLoader(Indexed(losses()[:40]), 16, sampler=infobatch):
             weights.append(infobatch(torch.ones_like(loss), index).item() * len(index))
-            infobatch.ledger.loss[index] = loss  # ones were to show the weights
+            infobatch.losses.loss[index] = loss  # ones were to show the weights
         pruned.append(infobatch.seen < 40)
         assert sum(weights) == pytest.approx(40)
         if epoch >= epochs * 7 / 8:

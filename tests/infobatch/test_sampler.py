@@ -93,7 +93,7 @@ def test_a_budget_is_spent_to_the_visit(policy: str, size: int, epochs: int, bud
         for index in DataLoader(range(size), 16, sampler=infobatch):
             infobatch(losses[index], index)
     least = min(rooms)
-    assert infobatch.visited == round(budget * size * epochs) or least <= 0.25 * size  # the floor asks for more
+    assert infobatch.samples_used == round(budget * size * epochs) or least <= 0.25 * size  # the floor asks for more
     assert infobatch.dropped == 0
 
 
@@ -105,8 +105,8 @@ def test_what_is_dropped_is_counted_and_made_up_for() -> None:
         planned += infobatch.length
         for index in DataLoader(range(100), 16, sampler=infobatch, drop_last=True):
             infobatch(losses[index], index)
-    assert infobatch.dropped > 0 and infobatch.visited + infobatch.dropped == planned
-    assert abs(infobatch.visited - 700) < 16
+    assert infobatch.dropped > 0 and infobatch.samples_used + infobatch.dropped == planned
+    assert abs(infobatch.samples_used - 700) < 16
 
 
 # -- law 3: the index is right ---------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_scores_go_to_their_samples_under_workers_and_prefetch(workers: dict, dr
     order = infobatch.score.nan_to_num(nan=-1).argsort()
     known = order[~infobatch.score[order].isnan()]
     assert known.tolist() == sorted(known.tolist()) and len(known) >= 37 - 2
-    assert infobatch.visited < 4 * 37 - infobatch.dropped
+    assert infobatch.samples_used < 4 * 37 - infobatch.dropped
 
 
 def test_a_slot_that_does_not_count_brings_its_sample() -> None:
@@ -187,7 +187,7 @@ def test_stopped_anywhere_the_rest_is_the_same(stop: int, seed: int) -> None:
     resumed = fresh()
     resumed.load_state_dict(state)
     assert [(epoch, index.tolist()) for epoch, index in run(resumed, losses)] == steps[stop:]
-    assert torch.equal(resumed.score, whole.score) and resumed.visited == whole.visited
+    assert torch.equal(resumed.score, whole.score) and resumed.samples_used == whole.samples_used
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_ranks_together_visit_what_one_would(world: int, size: int, share: int) 
             expected = alone(losses[step], step)
             assert sum(values).item() / world == pytest.approx(expected.item(), rel=1e-5)
             assert {rank.seen for rank in ranks} == {alone.seen}
-        merged = torch.stack([rank.ledger.loss for rank in ranks]).amax(0)
+        merged = torch.stack([rank.losses.loss for rank in ranks]).amax(0)
         for rank in ranks:
-            rank.ledger.loss = merged.clone()
+            rank.losses.loss = merged.clone()
     assert all(torch.equal(rank.score.nan_to_num(), alone.score.nan_to_num()) for rank in ranks)
 
 

@@ -24,7 +24,14 @@ def run(infobatch: InfoBatch, losses: Tensor, batch_size: int = 7) -> Iterator[t
             infobatch(losses[index], index)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+    ],
+)
 def test_a_bad_loss_is_named_and_never_a_score(bad: float) -> None:
     infobatch = InfoBatch(20, epochs=3)
     losses = torch.ones(20)
@@ -49,7 +56,7 @@ def test_a_loss_that_is_none_is_refused_in_words() -> None:
     for wrong in (weight.mean(), torch.tensor(1.0), weight.mean().view(1), weight.view(2, 2), weight[:3]):
         with pytest.raises(ValueError, match="reduction='none'"):
             infobatch(wrong, order)
-    with pytest.raises(ValueError, match="all of them have been scored"):
+    with pytest.raises(ValueError, match="all of them have a loss"):
         for _ in range(2):
             infobatch(torch.ones(4), order)
 
@@ -81,7 +88,7 @@ def test_a_sample_that_came_in_an_earlier_step_is_refused() -> None:
 def test_indices_that_another_sampler_drew_are_refused() -> None:
     losses = torch.linspace(0.1, 1, 100)
     infobatch = InfoBatch(100, epochs=4, anneal=0.0)
-    with pytest.raises(ValueError, match="was scored in epoch 1, which does not visit it"):
+    with pytest.raises(ValueError, match="was scored in epoch 1, which does not use it"):
         for _ in infobatch.epochs():
             for index in torch.randperm(100, generator=generator(3))[: infobatch.length].split(10):
                 infobatch(losses[index], index)
@@ -95,10 +102,10 @@ class Stream(torch.utils.data.IterableDataset):
 def test_misuse_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="loop with `for epoch in infobatch"):
         iter(InfoBatch(3, epochs=1))
-    with pytest.raises(ValueError, match="no loss was handed over"):
+    with pytest.raises(ValueError, match="no loss was passed"):
         list(InfoBatch(3, epochs=2).epochs())
     for stream in (Stream(), iter([1])):
-        with pytest.raises(TypeError, match="whose samples have numbers"):
+        with pytest.raises(TypeError, match="whose samples have an index"):
             InfoBatch(stream, epochs=1)  # pyright: ignore[reportArgumentType]
     for wrong, said in (
         ({"prune_ratio": 1.0}, r"ratio must be in \[0, 1\), got 1.0"),
@@ -109,7 +116,7 @@ def test_misuse_is_refused_in_words() -> None:
         ({"rank": 1}, "belong together"),
         ({"epochs": 0}, "epochs"),
         ({"policy": "infobach"}, "there are full, random, infobatch"),
-        ({"budget": 0.5}, "infobatch keeps to no budget; random, importance do"),
+        ({"budget": 0.5}, "infobatch takes no budget; random, importance do"),
         (SAMPLES, "needs a budget"),
         (
             {"policy": "importance", "over": "samples", "budget": 0.5, "prune_ratio": 0.5},

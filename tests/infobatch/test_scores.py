@@ -51,7 +51,7 @@ def test_where_scores_carry_nothing_the_choice_is_uniform_and_the_user_is_told()
     infobatch = InfoBatch(size, epochs=8, anneal=0.0, policy=below_the_mean, warn=told.append)
     for epoch in infobatch.epochs():
         if epoch >= 3:
-            assert infobatch.at_random and infobatch.reliability == pytest.approx(0, abs=0.1)
+            assert infobatch.ignores_scores and infobatch.reliability == pytest.approx(0, abs=0.1)
             assert len(infobatch.plan.weight.unique()) == 2  # pruned, or n / k, whatever the score
             assert 0.6 < infobatch.length / size < 0.9  # and as many as the policy would
         for index in DataLoader(range(size), 500, sampler=infobatch):
@@ -61,7 +61,7 @@ def test_where_scores_carry_nothing_the_choice_is_uniform_and_the_user_is_told()
 
 def test_where_they_carry_something_nobody_is_told_anything() -> None:
     infobatch, _, told = simulated(0.2, **SAMPLES)
-    assert not told and not infobatch.at_random and infobatch.reliability is not None
+    assert not told and not infobatch.ignores_scores and infobatch.reliability is not None
     assert InfoBatch(3, epochs=1).reliability is None
 
 
@@ -79,7 +79,7 @@ def test_the_published_method_goes_by_the_last_losses_whatever_they_tell() -> No
         for index in DataLoader(range(size), 500, sampler=infobatch):
             last[index] = 5 * torch.rand(len(index), generator=generator(epoch, int(index[0]))) + infobatch.level(index)
             infobatch(last[index], index)
-    assert not told and not infobatch.at_random and infobatch.reliability == pytest.approx(0, abs=0.1)
+    assert not told and not infobatch.ignores_scores and infobatch.reliability == pytest.approx(0, abs=0.1)
 
 
 # -- the score -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from einops import rearrange
-from pretrain.models.dit import DiT, DiTConfig, angles, turn
+from pretrain.models.dit import DiT, DiTConfig, rope_angles, rotate
 from pretrain.models.mae import MAEConfig
 from pretrain.models.unet import UNetConfig
 
@@ -88,10 +88,10 @@ def test_dit_tokens_are_patches_in_their_places(position) -> None:
 
 def test_rope_sees_how_far_apart_patches_are_and_nothing_else() -> None:
     grid, width = (5, 7), 24
-    angle = angles(grid, width)
+    angle = rope_angles(grid, width)
     assert angle.shape == (35, 12)
     q, k = torch.randn(2, width, dtype=torch.float64).unbind()
-    q, k = (turn(x.expand(35, -1), angle.double().cos(), angle.double().sin()) for x in (q, k))
+    q, k = (rotate(x.expand(35, -1), angle.double().cos(), angle.double().sin()) for x in (q, k))
     torch.testing.assert_close(q.norm(dim=-1), q.norm(dim=-1)[:1].expand(35))
     product = (q @ k.T).view(*grid, *grid)  # rows and columns of the one, then of the other
     torch.testing.assert_close(product[1:, 1:, 1:, 1:], product[:-1, :-1, :-1, :-1])

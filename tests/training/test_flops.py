@@ -19,6 +19,7 @@ from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
 from pretrain.checkpoint.storage import State
+from pretrain.config.schema import Optim
 from pretrain.core.errors import UserError
 from pretrain.training import flops, setup
 from pretrain.training.setup import checkpoint_activations
@@ -113,7 +114,8 @@ def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
     written = json.loads((finished / "summary.json").read_text())
     assert written["mfu"] is None and "MFU" not in str(summary_rows(written))
     config: Any = SimpleNamespace(epochs=4, policy="full", adapter=SimpleNamespace(name="flow"), output_dir=finished)
-    values = {"infobatch": {"visited": 200, "seen": 100}, "progress": 1.0, "step": 7, "seconds": 2.0}
+    config.optim, config.batch_size = Optim(), 12
+    values = {"infobatch": {"used_before": 200, "seen": 100}, "progress": 1.0, "step": 7, "seconds": 2.0}
     state = State({"infobatch": {"score": torch.ones(100)}}, values | {"bad_images": [], "bad_heldout_images": []})
     summary = summarise(config, state, model=torch.nn.Linear(2, 2), evaluations=[], flops=10**9, peak=3e11)
     assert summary["mfu"] == pytest.approx(300 * 1e9 / 2 / 3e11) == 0.5

@@ -39,7 +39,7 @@ def test_a_tracker_gets_what_the_folder_gets(script: str, image: int, pictures: 
 def test_visits_are_counted(finished: Path) -> None:
     """As many as were paid for; nobody more often than there are epochs, and never in none."""
     count = final(finished, "visits")["visits"]
-    assert count.sum() == json.loads((finished / "summary.json").read_text())["visited"]
+    assert count.sum() == json.loads((finished / "summary.json").read_text())["samples_used"]
     assert count.min() >= 1 and count.max() == 4
 
 

@@ -24,16 +24,18 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
     printed = capsys.readouterr()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["policy"] == ("infobatch" if infobatch else "full")
-    assert (summary["epochs"], summary["dataset_size"], summary["full_visits"]) == (8, 43, 8 * 43)
-    assert summary["visited"] == summary["full_visits"] if not infobatch else summary["visited"] < 8 * 43
-    assert summary["saved_fraction"] == pytest.approx(1 - summary["visited"] / (8 * 43))
+    assert (summary["epochs"], summary["dataset_size"], summary["full_samples"]) == (8, 43, 8 * 43)
+    assert summary["samples_used"] == summary["full_samples"] if not infobatch else summary["samples_used"] < 8 * 43
+    assert summary["saved_fraction"] == pytest.approx(1 - summary["samples_used"] / (8 * 43))
     assert summary["adapter"] == PROGRAMS[script].START["adapter"]
     assert summary["seconds"] > 0 and summary["bad_images"] == []
-    assert 0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_visits"] * summary["visited"]
+    assert (
+        0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_samples"] * summary["samples_used"]
+    )
     assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
     epochs = [record for record in journal(folder) if record["kind"] == "epoch"]
     assert [record["epoch"] for record in epochs] == list(range(1, 9))
-    assert epochs[-1]["visited"] == summary["visited"] and epochs[-1]["nominal_samples"] == 8 * 43
+    assert epochs[-1]["samples_used"] == summary["samples_used"] and epochs[-1]["nominal_samples"] == 8 * 43
     assert epochs[-1]["skipped"] == 0 and epochs[0]["skipped"] == 0
     assert [record["epoch"] for record in journal(folder) if record["kind"] == "evaluation"] == [0, 2, 4, 6, 8]
     drawn = {path.name for path in (folder / "pictures").iterdir()}
@@ -79,7 +81,7 @@ def test_what_is_left_of_an_epoch_makes_a_step_if_it_is_half_a_batch(
         words = [*common(pictures, tmp_path / f"{len(more)}", 1), "--batch-size", batch_size, *more]
         train("train_diffusion.py", *words)
         summary = json.loads((tmp_path / f"{len(more)}" / "summary.json").read_text())
-        assert (summary["steps"], summary["visited"]) == (steps, 43)
+        assert (summary["steps"], summary["samples_used"]) == (steps, 43)
 
 
 def test_a_single_step_learns(pictures: Path, tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, 
     words = ["--pruning.policy", "importance", "--pruning.budget", 0.8, "--pruning.over", over]
     train(script, *common(pictures, tmp_path / "run", 6), *words)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["visited"] == round(0.8 * 6 * 43) and summary["policy"] == "importance"
+    assert summary["samples_used"] == round(0.8 * 6 * 43) and summary["policy"] == "importance"
     assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
 
 
