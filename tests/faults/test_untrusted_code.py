@@ -36,7 +36,7 @@ def test_a_run_from_elsewhere(harmful: Path, pictures: Path, tmp_path: Path, mon
     train("train_diffusion.py", *common(pictures, run, 1))
     settings = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(settings.replace("name: ddpm", f"name: {harmful}", 1))
-    with pytest.raises(UserError, match=f"names {harmful}, which is code that would be run; read it"):
+    with pytest.raises(UserError, match=f"names {harmful}, whose code would be executed; read it"):
         load_run(run)
     assert "PRETRAIN_TRUST=" in refused("train_diffusion.py", "--resume", "--output-dir", run)
     assert not (tmp_path / "proof").exists() and not (tmp_path / "home" / "infobatch-pretrain").exists()
@@ -62,7 +62,7 @@ def test_a_recipe_from_elsewhere(setting: str, harmful: Path, pictures: Path, tm
     recipe = tmp_path / "theirs" / "recipe.yaml"
     recipe.write_text(setting.replace("NAME", str(harmful)))
     said = refused("train_diffusion.py", "--config", recipe, *common(pictures, tmp_path / "run"))
-    assert said.startswith(f"{recipe} names {harmful}, which is code")
+    assert said.startswith(f"{recipe} names {harmful}, whose code")
     assert not (tmp_path / "proof").exists() and not (tmp_path / "run").exists()
 
 
