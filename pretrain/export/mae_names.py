@@ -139,8 +139,13 @@ def _from_transformers(values: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[name] = value
         else:
             qkv.setdefault(name.replace(part, ".attn.qkv."), {})[part] = value
-    joined = {name: torch.cat([parts[part] for part in QKV]) for name, parts in qkv.items() if len(parts) == len(QKV)}
-    return renamed | joined
+    for name, parts in qkv.items():
+        if len(parts) == len(QKV):  # else it is missing
+            try:
+                renamed[name] = torch.cat([parts[part] for part in QKV])
+            except RuntimeError as error:
+                raise UserError(f"its query, key and value of {name} can't be joined: {error}") from None
+    return renamed
 
 
 def for_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

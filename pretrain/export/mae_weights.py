@@ -67,7 +67,7 @@ def _start_from(model: Any, path: Path, encoder: str) -> str:
     heads = [name for name in weights.encoder if name not in own and HEADS.match(name)]
     try:
         taken = _adapted({**weights.encoder}, model.encoder, mean, std)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # timm raises exceptions of any type for shapes that it does not expect
         raise UserError(
             f"timm can't resample its patches or positions ({_sizes(weights.encoder)}) to those "
             f"of the model ({' '.join(str(error).split())[:160]}); choose other --model sizes"
@@ -101,7 +101,7 @@ def _adapted(tensors: dict[str, Tensor], encoder: Any, mean: Tensor, std: Tensor
     """An encoder's tensors for our normalisation of pixels and the patches, channels and positions of `encoder`.
 
     Raises:
-        RuntimeError, ValueError: they can't be resampled.
+        Exception: of any type, if timm can't resample them.
     """
     kernel, channels = tensors[PATCH_WEIGHT], encoder.patch_embed.proj.in_channels
     there = {"reg_token" if name == "register_tokens" else name for name in tensors}

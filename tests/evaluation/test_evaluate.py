@@ -170,7 +170,7 @@ def test_processes_together_find_what_one_finds(mae: Path, flow: Path, assets: P
         (flow, "fid,kid,precision-recall,loss"),
     ):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        words = ["--metrics", metrics, "--images", "130", "--probe-epochs", "3"]
+        words = ["--metrics", metrics, "--num-images", "130", "--probe-epochs", "3"]
         subprocess.run([*launch, "-m", "pretrain", "evaluate", str(run), *words], cwd=ROOT, check=True, timeout=150)
         several = json.loads((run / "evaluation.json").read_text())[-1]
         assert several["processes"] == 2

@@ -216,3 +216,35 @@ def test_a_file_without_a_vision_transformer_names_what_it_holds(tmp_path: Path)
     )
     with pytest.raises(UserError, match=r"holds no vision transformer, .* it holds conv1 \(2 tensors\), fc$"):
         start_from(fresh(CONFIG), tmp_path / "a.safetensors", ENCODER)
+
+
+def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    """Parameters that are missing, of another shape or of another name; what is refused changes nothing."""
+    rng, theirs, read = random.Random(0), fresh(seed=1), 0
+    known = list(states(theirs, tmp_path / "t").values())
+    ours = fresh()
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    for _ in range(100):
+        state = dict(rng.choice(known))
+        for _ in range(rng.randrange(1, 3)):
+            name = rng.choice([name for name in state if rng.random() < 0.1 or "patch" in name or "token" in name])
+            value = state.pop(name)
+            change = rng.choice(["drop", "rename", "cut", "flat", "scalar", "more", "int"])
+            if change == "rename":
+                state[rng.choice(["head.x", "y", f"{name}.z", f"a.{name}"])] = value
+            elif change == "more":
+                state |= {name: value, f"other.{name}": value.clone()}
+            elif change != "drop":
+                shapes = {"cut": value[:1, :2] if value.ndim > 1 else value.flatten()[:1], "flat": value.flatten()}
+                shapes |= {"scalar": torch.tensor(1.0), "int": value.long()}
+                state[name] = shapes[change].clone()
+        save_file(state, tmp_path / "init.safetensors")
+        ours.load_state_dict(before)
+        try:
+            start_from(ours, tmp_path / "init.safetensors", ENCODER)
+            read += 1
+            assert all(value.isfinite().all() for value in ours.state_dict().values())
+        except UserError as error:
+            assert "\n" not in str(error)
+            assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
+    assert 5 < read < 95
