@@ -1,6 +1,9 @@
 """The model card says what the run came to; the hub gets it, or is named as what failed."""
 
+import dataclasses
+import inspect
 import json
+import random
 import shutil
 from pathlib import Path
 from unittest.mock import create_autospec
@@ -11,11 +14,13 @@ import torch
 import yaml
 from conftest import ROOT
 from huggingface_hub import HfApi, ModelCard, RepoUrl
+from markdown_it import MarkdownIt
 from PIL import Image
 from programs import common, final, refused, train
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pretrain.adapters import _sampling
+from pretrain.adapters import _sampling, ddpm
 from pretrain.checkpoint.ema_snapshots import reconstruct
 from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import parse
@@ -54,14 +59,14 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
     for said in (
         f"| samples used | {summary['samples_used']:,} | {43 * 4:,} |",
         f"| training FLOPs | {summary['train_flops']:.3g} | {summary['full_train_flops']:.3g} |",
-        f"{summary['saved_fraction']:.1%} of the samples were saved, counted against 4 epochs of 43 images",
-        f"| validation_loss | {before:.4f} | {summary['quality']['validation_loss']:.4f} |",
+        f"Training used {summary['saved_fraction']:.1%} fewer samples than 4 epochs of the full data set.",
+        f"| `validation_loss` | {before:.4f} | {summary['quality']['validation_loss']:.4f} |",
         "DiffusionPipeline.from_pretrained('.')",
-        "pruned dynamically (importance)",
+        "with dynamic data pruning (InfoBatch, policy `importance`)",
         "python train_diffusion.py --config recipe.yaml",
-        "`evaluate` in `recipe.yaml` says how it was measured.",
-        "![What it makes](epoch-0004.png)",
-        "![Its loss by level](loss-by-level.png)",
+        "`evaluate` in `recipe.yaml` contains the settings of the evaluation.",
+        "![Generated images](epoch-0004.png)",
+        "![Validation loss by level](loss-by-level.png)",
     ):
         assert said in written.text, said
     assert {"epoch-0004.png", "loss-by-level.png"} <= {path.name for path in (run / "model").iterdir()}
@@ -106,7 +111,7 @@ def test_a_hub_that_fails_loses_nothing(run: Path, pictures: Path, stub, tmp_pat
     stub.upload_folder.side_effect = OSError("502 Bad\n Gateway")
     train("train_diffusion.py", *common(pictures, tmp_path / "a run", 1), "--push-to-hub", "discs")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "--push-to-hub" in line)
-    assert line.startswith("error: --push-to-hub discs failed (OSError: 502 Bad Gateway); the model is whole in ")
+    assert line.startswith("error: --push-to-hub discs failed (OSError: 502 Bad Gateway); the model is complete in ")
     assert line.endswith(f"pretrain export '{tmp_path / 'a run'}' --push-to-hub discs")
     assert {"summary.json", "model", "checkpoints"} <= {path.name for path in (tmp_path / "a run").iterdir()}
     assert (tmp_path / "a run" / "model" / "README.md").is_file()
@@ -141,14 +146,16 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     other, plain = json.loads((folder / "evaluation.json").read_text())
     assert other["found"]["validation_loss"] == expected and (other["sigma_rel"], plain["sigma_rel"]) == (0.15, None)
     for length, record, said in (
-        (0.15, other, f"| validation_loss |  | {expected:.4f} |"),
-        (None, plain, "validation_loss"),
+        (0.15, other, f"| `validation_loss` |  | {expected:.4f} |"),
+        (None, plain, "`validation_loss`"),
     ):
         export.main(folder, sigma_rel=length)
         card = (folder / "model" / "README.md").read_text()
         assert said in card and f"{record['notes'][0]}." in card and str(pictures.parent) not in card
-        assert ("its parameters are their power-function EMA of sigma_rel 0.15" in card) == (length is not None)
-        assert [name for name in ("fid", "kid") if f"| {name} |" in card] == [
+        assert ("The parameters are a power-function EMA over the training (sigma_rel 0.15)." in card) == (
+            length is not None
+        )
+        assert [name for name in ("fid", "kid") if f"| `{name}` |" in card] == [
             name for name in record["found"] if name[1:] == "id"
         ]
     generate.main(folder, num_images=2, steps=2, sigma_rel=0.15)
@@ -175,7 +182,7 @@ def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_pat
         shutil.rmtree(path)
     export.main(folder)
     values = load_run(folder).state.values
-    seen = values["infobatch"]["samples_used"] + values["infobatch"]["seen"]
+    seen = values["infobatch"]["used_before"] + values["infobatch"]["seen"]
     assert (
         f"| samples used | {seen:,} | {round(43 * 4 * values['progress'])} |"
         in (folder / "model/README.md").read_text()
@@ -212,3 +219,110 @@ def test_settings_without_paths_are_told_as_they_are(recipe: Path) -> None:
     told = model_card.recipe(config)
     plain = config.to_dict()
     assert told == {key: plain[key] for key in told} and plain.keys() - told.keys() == {"output_dir", "push_to_hub"}
+
+
+PIECES = ("<script>alert(1)</script>", "`", "|", "\n---\nlicense: mit\n---\n", "](http://x)", "[x](y)", "**b**", "&lt;")
+PIECES += (
+    "<img src=x>",
+    "\n# Title\n",
+    "\n\n",
+    "![i](//x)",
+    "a_b",
+    ": ",
+    "- ",
+    "$x$",
+    "~~s~~",
+    "'",
+    '"',
+    "\\",
+    "é",
+    "{}",
+)
+
+
+def test_names_are_text_whatever_they_contain(run: Path, tmp_path: Path) -> None:
+    """Names of folders, files, metrics and policies are no HTML, Markdown or metadata of the card."""
+    trained, rng = load_run(run), random.Random(0)
+    summary = json.loads((run / "summary.json").read_text()) | {"model": str(tmp_path)}
+    for _ in range(40):
+
+        def name() -> str:
+            return "x" + "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 5))) + "x"
+
+        metric, note, title, data = name(), name(), name().replace("/", "."), name()
+        adapter = tmp_path / f"{name().replace('/', '.')}.py"
+        adapter.write_text(inspect.getsource(ddpm))
+        config = dataclasses.replace(
+            trained.config,
+            output_dir=tmp_path / "runs" / title,
+            data=dataclasses.replace(trained.config.data, source=data),
+            adapter=dataclasses.replace(trained.config.adapter, name=str(adapter)),
+        )
+        found = {"quality": {metric: 0.5}, "quality_before": {}, "notes": [note]}
+        model_card.write(config, summary | found)
+        card = ModelCard.load(tmp_path / "README.md", ignore_metadata_errors=False)
+        assert card.data.license is None and card.data.tags == ["infobatch", adapter.name]
+        (result,) = card.data.eval_results
+        assert (result.metric_type, result.dataset_name, card.data.model_name) == (metric, data, title)
+        tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(card.text)
+        tokens += [child for token in tokens for child in token.children or ()]
+        kinds = [token.type for token in tokens]
+        assert not {"html_block", "html_inline", "link_open", "image", "strong_open", "em_open", "s_open"} & {*kinds}
+        assert kinds.count("heading_open") == 5 and kinds.count("tr_open") == 4 + 2 and "hr" not in kinds
+        text = " ".join("".join(token.content for token in tokens if token.type == "text").split())
+        assert "".join(title.split()) in "".join(text.split()) and "".join(note.split()) in "".join(text.split())
+        adapter.unlink()
+
+
+def test_a_path_is_in_the_recipe_by_its_last_name(run: Path, pictures: Path, tmp_path: Path) -> None:
+    trained = load_run(run)
+    for features, told in ((str(tmp_path / "net.pt"), "net.pt"), (f"inception={tmp_path}/w.pth", "inception=w.pth")):
+        evaluate = dataclasses.replace(trained.config.evaluate, features=features, reference=str(pictures))
+        recipe = model_card.recipe(dataclasses.replace(trained.config, evaluate=evaluate))["evaluate"]
+        assert (recipe["features"], recipe["reference"]) == (told, pictures.name)
+
+
+@pytest.mark.parametrize("place", ["model/notes.txt", "model/unet/more", "model/folder", "model"])
+def test_a_link_is_not_uploaded(place: str, run: Path, stub, tmp_path: Path) -> None:
+    """Not what it leads to, wherever in the model's folder it is."""
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("private")
+    link = tmp_path / "run" / place
+    if place == "model":
+        link.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / ("elsewhere" if place == "model" else "secret" if "folder" in place else "secret/key"))
+    with pytest.raises(UserError, match=f"--push-to-hub discs: {link} is a link, and what it leads to would be"):
+        export.main(tmp_path / "run", push_to_hub="discs")
+    assert not stub.create_repo.called and not stub.upload_folder.called
+
+
+def test_a_picture_that_is_a_link_is_not_in_the_card(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "key").write_text("private")
+    for name in ("epoch-9999.png", "loss-by-level.png"):
+        (tmp_path / "run" / "pictures" / name).unlink(missing_ok=True)
+        (tmp_path / "run" / "model" / name).unlink(missing_ok=True)
+        (tmp_path / "run" / "pictures" / name).symlink_to(tmp_path / "key")
+    export.main(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "model").glob("*.png")] == ["epoch-0004.png"]
+    assert all(b"private" not in path.read_bytes() for path in (tmp_path / "run" / "model").rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (export, "to_diffusers", SafetensorError("I/O error: No space left on device (os error 28)")),
+        (export, "to_diffusers", OSError(30, "Read-only file system")),
+        (model_card, "write", OSError(28, "No space left on device")),
+    ],
+    ids=["full", "read-only", "full for the card"],
+)
+def test_an_export_that_finds_no_place_is_one_sentence(module, name: str, error, run: Path, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(UserError, match=r"model: can't be written to: .*(No space left|Read-only)") as refusal:
+        export.main(run)
+    assert "\n" not in str(refusal.value)
