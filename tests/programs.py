@@ -1,4 +1,4 @@
-"""The programs, for the tests: run in this process, and what they left."""
+"""The programs, run in this process, and readers of their files."""
 
 import subprocess
 import time

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pretrain import Indexed, InfoBatch
 
-SIZE, BATCH, EPOCHS = 101, 24, 7  # neither 2 nor 3 divides what an epoch visits
+SIZE, BATCH, EPOCHS = 101, 24, 7  # neither 2 nor 3 divides the samples of an epoch
 
 
 def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> None:
@@ -38,7 +38,7 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     loader = DataLoader(Indexed(TensorDataset(x, y)), micro, sampler=infobatch)
     steps: list[list[int]] = []
     for epoch in infobatch.epochs():
-        due = 0  # samples that the running step is still to see, over all processes
+        due = 0  # samples missing from the current step, over all processes
         for index, features, target in loader:
             if not due:
                 due = window = min(BATCH, infobatch.length - infobatch.seen)

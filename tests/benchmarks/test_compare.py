@@ -23,7 +23,7 @@ def command(folder: Path, *more: str) -> list[str]:
     return [*program, "--output-dir", str(folder), "--images", "64", "--steps", "2", *SMALL, *more]
 
 
-def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_out_as_random(tmp_path: Path) -> None:
+def test_a_killed_comparison_is_resumed_and_a_policy_equal_to_random_has_its_results(tmp_path: Path) -> None:
     planted = tmp_path / "planted.py"
     planted.write_text(
         "import torch\nfrom pretrain.infobatch.policies import SamplingRule\n\n\n"
@@ -58,7 +58,7 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--arms", "ful"], "there are full, shortened"),
         (["--arms", "mine=--pruning.policy nothing"], "did you mean"),
@@ -66,17 +66,17 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
         (["--features", "missing.safetensors", "--arms", "full"], "missing.safetensors"),
     ],
 )
-def test_what_can_not_be_compared_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+def test_a_wrong_comparison_raises_before_any_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", command(tmp_path / "out", *more)[1:])
     with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         compare.main()
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("runs/*"))
 
 
-def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
+def test_a_comparison_by_several_processes_is_that_of_one(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for folder, launcher in (("one", [sys.executable]), ("two", torchrun)):
         program = command(tmp_path / folder, "--arms", "full", "random", "--seeds", "0", "--compensations", "0")[1:]

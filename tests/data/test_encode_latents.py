@@ -34,7 +34,7 @@ def tiny() -> AutoencoderTiny:
 
 @pytest.fixture(scope="module")
 def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Autoencoders with a distribution of latents; with a shift, too; with one for each channel; and without one."""
+    """KL autoencoders: with a scale; with a shift, too; with both per channel; and one without a posterior."""
     folder = tmp_path_factory.mktemp("vaes")
     kl().save_pretrained(folder / "kl")
     kl(shift_factor=0.3).save_pretrained(folder / "shifted")
@@ -54,7 +54,7 @@ def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
 
 @pytest.fixture(scope="module")
 def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
+    """Latents of all images and their mirror images, by the shifted autoencoder, in shards of 16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode_latents, "SHARD_SIZE", 16)
         return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
@@ -62,13 +62,11 @@ def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One view of them, by the one without a shift."""
+    """Latents of all images, by the autoencoder without a shift."""
     return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
 
 
-def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
-    vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_interrupted_encoding_continues(vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(encode_latents, "SHARD_SIZE", 16)
     write, written = encode_latents._write_shard, []
 
@@ -98,7 +96,7 @@ def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
         encode(vaes / "shifted", pictures, folder, flip=True)
 
 
-def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_one_sentence(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     def full(rows, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -107,7 +105,7 @@ def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_pat
         encode(vaes / "kl", pictures, tmp_path / "latents")
 
 
-def test_what_a_cache_says_of_itself(cached: Path, pictures: Path) -> None:
+def test_the_manifest_of_a_cache(cached: Path, pictures: Path) -> None:
     manifest = json.loads((cached / latents.MANIFEST).read_text())
     assert manifest["source"] == str(pictures) and manifest["image"] == [1, 12, 12] and manifest["dtype"] == "float16"
     assert manifest["autoencoder"]["class"] == "AutoencoderKL" and len(manifest["autoencoder"]["sha256"]) == 64
@@ -116,7 +114,7 @@ def test_what_a_cache_says_of_itself(cached: Path, pictures: Path) -> None:
     assert manifest["std"] == pytest.approx(drawn.std().item(), rel=0.1)
 
 
-def test_an_image_that_cant_be_read(vaes: Path, pictures: Path, tmp_path: Path) -> None:
+def test_encoding_skips_an_unreadable_image(vaes: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "data")
     victim = sorted((tmp_path / "data").rglob("*.png"))[20]
     victim.write_bytes(b"")
@@ -129,30 +127,30 @@ def test_an_image_that_cant_be_read(vaes: Path, pictures: Path, tmp_path: Path) 
     assert len(names) == 46 and str(victim) not in names
 
 
-def test_what_does_not_fit_is_refused(vaes: Path, pictures: Path, plain: Path, tmp_path: Path) -> None:
+def test_impossible_sizes_raise(vaes: Path, pictures: Path, plain: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for vae, data, settings, said in (
+    for vae, data, settings, message in (
         ("kl", pictures, {"channels": 3}, "encodes images of 1 channels, these have 3; set --data.channels 1"),
         ("kl", pictures, {"size": 9}, "whose sides 2 divides, got 9x9"),
         ("kl", pictures, {"crop": 0.5}, "a random crop can't be encoded once"),
         ("kl", plain, {}, "these are latents already"),
         ("nowhere", pictures, {}, "there is no autoencoder there"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             encode(vaes / vae, data, tmp_path / "latents", **settings)
         assert not (tmp_path / "latents").exists()
-    for settings, said in (
+    for settings, message in (
         ({"flip": True}, "--data.flip: .* encode the images with --data.flip"),
         ({"crop": 0.5}, "--data.crop"),
         ({"size": 8}, "--data.size"),
         ({"channels": 3}, "--data.channels"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             opened(plain, **settings)
     assert "these are latents" in refused("train_mae.py", *common(plain, tmp_path / "run"))
 
 
-def test_the_command(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, capsys) -> None:
+def test_the_encode_latents_command(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, capsys) -> None:
     words = [vaes / "kl", "--data", pictures, "-o", tmp_path / "latents", "--data.limit", 5]
     tyro.cli(encode_latents.main, args=[*map(str, words)])
     assert "5 and 4 held-out latents 4x6x6" in capsys.readouterr().out

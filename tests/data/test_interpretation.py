@@ -50,7 +50,7 @@ def draw(path: Path, count: int = 2, value: int = 9) -> None:
 
 
 def split_name(rng: random.Random, kind: str) -> str:
-    """A folder's name that stands for a split."""
+    """A folder name that means a split."""
     word = rng.choice(KINDS[kind])
     word = rng.choice([str.lower, str.upper, str.title])(word)
     return rng.choice(["{}", "{}2017", "seg_{}", "{}-set", "0_{}", "Data{}" if word.istitle() else "{}"]).format(word)
@@ -237,7 +237,7 @@ def test_formats_that_are_not_read_are_bad_images(tmp_path: Path, content: bytes
 
 
 def test_names_of_any_bytes(tmp_path: Path) -> None:
-    """They are read, and named without what steers a terminal."""
+    """They are read, and printed without control characters."""
     draw(tmp_path, 3)
     good = (tmp_path / "0.png").read_bytes()
     for name in (b"caf\xe9.png", b"\x1b[31mred\n.png"):

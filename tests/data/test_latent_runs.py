@@ -43,7 +43,7 @@ def tiny() -> AutoencoderTiny:
 
 @pytest.fixture(scope="module")
 def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Autoencoders with a distribution of latents; with a shift, too; with one for each channel; and without one."""
+    """KL autoencoders: with a scale; with a shift, too; with both per channel; and one without a posterior."""
     folder = tmp_path_factory.mktemp("vaes")
     kl().save_pretrained(folder / "kl")
     kl(shift_factor=0.3).save_pretrained(folder / "shifted")
@@ -63,7 +63,7 @@ def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
 
 @pytest.fixture(scope="module")
 def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
+    """Latents of all images and their mirror images, by the shifted autoencoder, in shards of 16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode_latents, "SHARD_SIZE", 16)
         return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
@@ -71,7 +71,7 @@ def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One view of them, by the one without a shift."""
+    """Latents of all images, by the autoencoder without a shift."""
     return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
 
 
@@ -87,8 +87,8 @@ def images(source: Images) -> torch.Tensor:
         ("cached", "--adapter flow --class-conditional --data.flip --pruning.policy infobatch", None),
     ],
 )
-def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, request, tmp_path: Path) -> None:
-    """Pictures are of images; the pipeline gives what `generate` gives; a model outlives its data set."""
+def test_a_latent_run_decodes_and_exports(which: str, words: str, stock, request, tmp_path: Path) -> None:
+    """Previews are decoded; the pipeline's images are those of `generate`; a model does not need its data set."""
     data, run = Path(shutil.copytree(request.getfixturevalue(which), tmp_path / "latents")), tmp_path / "run"
     train("train_diffusion.py", *common(data, run, 1), *words.split())
     assert json.loads((run / "model" / "model_index.json").read_text())["_class_name"] == (
@@ -122,7 +122,7 @@ def test_a_resumed_run_draws_the_same_latents(cached: Path, tmp_path: Path) -> N
     assert same(one, other)
 
 
-def test_a_run_does_not_go_on_with_another_autoencoders_latents(
+def test_a_run_is_not_resumed_with_latents_of_another_autoencoder(
     plain: Path, cached: Path, pictures: Path, tmp_path: Path
 ) -> None:
     train("train_diffusion.py", *common(plain, tmp_path / "run", 1))
@@ -153,16 +153,16 @@ def evaluated(run: Path, *words: object) -> dict[str, Any]:
     return json.loads((run / "evaluation.json").read_text())[-1]
 
 
-def test_made_images_are_compared_with_decoded_ones_or_with_others(
+def test_generated_images_are_compared_with_decoded_or_reference_images(
     run: Path, pictures: Path, plain: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """The record says with which."""
+    """The record names which."""
     monkeypatch.setattr("pretrain.evaluation.fid.cached_assets_path", lambda *names: tmp_path)
     trained = load_run(run)
     vae: Any = trained.autoencoder
     noise, label = SampleRNG(0, index=torch.arange(30)).normal(4, 6, 6), torch.full((30,), -1)
     made = generate(trained.model, trained.adapter, noise, label, steps=2, autoencoder=vae)
-    for words, real, said in (
+    for words, real, message in (
         ([], vae.decode(images(opened(plain).train)), "43 latents decoded by their autoencoder of latents"),
         (["--reference", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
     ):
@@ -172,11 +172,11 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
         expected = by_hand(*both, 30)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
         by = "30 images, by 2 steps of DDIMScheduler with guidance 1"
-        assert record["notes"] == [f"{by}, compared with {said} by the features of small"]
+        assert record["notes"] == [f"{by}, compared with {message} by the features of small"]
         assert found["heldout_loss"] == json.loads((run / "summary.json").read_text())["quality"]["heldout_loss"]
 
 
-def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
+def test_unusable_reference_images_raise(run: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
     long = draw_images(tmp_path / "long", 8)
     for path in long.rglob("*.png"):
         Image.open(path).crop((0, 0, 12, 6)).save(path)
@@ -189,22 +189,22 @@ def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictu
         UserError, match=r"--reference .*: its images are 1x6x12, those that the model makes 1x12x6; name"
     ):
         evaluators(["fid"], subject)
-    for against, said in ((plain, "it holds latents; name images"), (tmp_path / "none", "there is no such file")):
-        with pytest.raises(UserError, match=f"^--reference {against}: {said}"):
+    for against, message in ((plain, "it holds latents; name images"), (tmp_path / "none", "there is no such file")):
+        with pytest.raises(UserError, match=f"^--reference {against}: {message}"):
             evaluated(run, "--metrics", "fid", "--reference", against)
 
 
-def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, pictures: Path, tmp_path: Path) -> None:
+def test_data_that_have_changed_raise(run: Path, plain: Path, cached: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    for other, said in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
+    for other, message in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
         (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(plain), str(other)))
-        with pytest.raises(UserError, match=f"the run's data, {other}, are {said} now; restore"):
+        with pytest.raises(UserError, match=f"the run's data, {other}, are {message} now; restore"):
             evaluated(tmp_path / "run")
 
 
-def test_the_card_names_the_autoencoder_and_the_sheet_shows_images(run: Path, plain: Path) -> None:
-    told = json.loads((plain / latents.MANIFEST).read_text())["autoencoder"]
+def test_the_card_names_the_autoencoder(run: Path, plain: Path) -> None:
+    autoencoder = json.loads((plain / latents.MANIFEST).read_text())["autoencoder"]
     card = (run / "model" / "README.md").read_text()
     assert "the `AutoencoderKL` that encoded the images is in this folder and decodes them. SHA-256 of its" in card
-    assert f"`{told['sha256']}`" in card
+    assert f"`{autoencoder['sha256']}`" in card
     assert (run / "pictures" / "visits.png").is_file()

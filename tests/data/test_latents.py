@@ -34,7 +34,7 @@ def tiny() -> AutoencoderTiny:
 
 @pytest.fixture(scope="module")
 def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Autoencoders with a distribution of latents; with a shift, too; with one for each channel; and without one."""
+    """KL autoencoders: with a scale; with a shift, too; with both per channel; and one without a posterior."""
     folder = tmp_path_factory.mktemp("vaes")
     kl().save_pretrained(folder / "kl")
     kl(shift_factor=0.3).save_pretrained(folder / "shifted")
@@ -54,7 +54,7 @@ def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
 
 @pytest.fixture(scope="module")
 def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
+    """Latents of all images and their mirror images, by the shifted autoencoder, in shards of 16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode_latents, "SHARD_SIZE", 16)
         return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
@@ -62,7 +62,7 @@ def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One view of them, by the one without a shift."""
+    """Latents of all images, by the autoencoder without a shift."""
     return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
 
 
@@ -71,7 +71,7 @@ def images(source: Images) -> torch.Tensor:
 
 
 def scaled(network: Any, raw: torch.Tensor) -> torch.Tensor:
-    """As diffusers' pipelines do it."""
+    """As diffusers' pipelines scale them."""
     config = network.config
     if config.get("latents_mean"):
         mean, std = (torch.tensor(config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
@@ -93,8 +93,8 @@ def test_a_cache_is_the_same_data_set(cached: Path, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["kl", "shifted", "by channel", "pipeline"])
-def test_visits_draw_from_what_the_autoencoder_says(name: str, vaes: Path, pictures: Path, tmp_path: Path) -> None:
-    """Mean and deviation over many epochs are those of its posterior, scaled; decoding them undoes the scaling."""
+def test_latents_are_samples_of_the_posterior(name: str, vaes: Path, pictures: Path, tmp_path: Path) -> None:
+    """Mean and deviation over many epochs are those of its posterior, scaled; decoding inverts the scaling."""
     small = encode(vaes / name, pictures, tmp_path / "latents", limit=3)
     source, image = opened(small), images(opened(pictures, limit=3).train)
     assert source.autoencoder is not None
@@ -117,7 +117,7 @@ def test_visits_draw_from_what_the_autoencoder_says(name: str, vaes: Path, pictu
     assert torch.equal(fixed, torch.stack([opened(small, seed=5).train[None, n].image for n in range(3)]))
 
 
-def test_a_draw_is_a_function_of_seed_epoch_and_index(cached: Path) -> None:
+def test_a_latent_is_a_function_of_seed_epoch_and_index(cached: Path) -> None:
     first, again, other = (opened(cached, seed, flip=True).train for seed in (3, 3, 4))
     for epoch, index in ((0, 5), (1, 5), (0, 6), (7, ~5)):
         assert torch.equal(first[epoch, index].image, again[epoch, index].image)
@@ -130,7 +130,7 @@ def test_a_draw_is_a_function_of_seed_epoch_and_index(cached: Path) -> None:
         assert torch.equal(batch.image[number], again[0, index].image)
 
 
-def test_half_of_the_visits_see_the_mirrored_image(cached: Path, pictures: Path) -> None:
+def test_half_of_the_latents_are_of_the_mirrored_image(cached: Path, pictures: Path) -> None:
     train, image = opened(cached, flip=True).train, images(opened(pictures).train)
     network = open_autoencoder(cached).network
     with torch.no_grad():
@@ -149,8 +149,8 @@ def test_half_of_the_visits_see_the_mirrored_image(cached: Path, pictures: Path)
     [{"shape": [4, 6]}, {"shape": "abc"}, {"moments": [1]}, {"moments": None}, {"classes": "two"}, {"splits": {}}],
     ids=str,
 )
-def test_a_manifest_that_says_what_can_not_be(change: dict[str, Any], plain: Path, tmp_path: Path) -> None:
-    """The fields that a reader goes by."""
+def test_a_wrong_manifest_raises(change: dict[str, Any], plain: Path, tmp_path: Path) -> None:
+    """In each field that reading depends on."""
     shutil.copytree(plain, tmp_path / "latents")
     file = tmp_path / "latents" / latents.MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

@@ -1,4 +1,4 @@
-"""n processes are one process: law 6, with real processes."""
+"""n processes are equivalent to one (law 6), with real processes."""
 
 import os
 import subprocess
@@ -36,9 +36,7 @@ def alone(tmp_path_factory) -> tuple[Path, list[list[int]]]:
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 6), (2, 12), (2, 3), (3, 8), (3, 2)])
-def test_processes_together_are_one(
-    world: int, micro: int, alone: tuple[Path, list[list[int]]], tmp_path: Path
-) -> None:
+def test_several_processes_are_one(world: int, micro: int, alone: tuple[Path, list[list[int]]], tmp_path: Path) -> None:
     """The same samples a step, equal scores on all ranks, the same parameters; accumulated, with a partial window."""
     folder, steps = alone
     dealt = run(tmp_path / "several", world, micro)
@@ -57,12 +55,14 @@ def test_processes_together_are_one(
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_a_state_goes_on_on_another_number_of_processes(world: int, alone, tmp_path: Path) -> None:
-    """The rest of the epoch visits the same samples, step by step."""
+def test_a_state_is_resumed_on_another_number_of_processes(world: int, alone, tmp_path: Path) -> None:
+    """The rest of the epoch uses the same samples, step by step."""
     folder, steps = alone
     dealt = run(tmp_path / "several", world, 24 // world, str(folder / "state"))
     rest = steps[int(load_file(folder / "state.safetensors")["steps"]) :]
-    ends = next(number for number, step in enumerate(rest) if len(step) < 24) + 1  # what follows depends on the losses
+    ends = (
+        next(number for number, step in enumerate(rest) if len(step) < 24) + 1
+    )  # the next epoch depends on the losses
     assert len(rest) > ends > 1
     for number in range(ends):
         assert sorted(index for part in dealt for index in part[number]) == sorted(rest[number])

@@ -1,4 +1,4 @@
-"""The model card says what the run came to; the hub gets it, or is named as what failed."""
+"""Model cards, and uploading to the hub."""
 
 import json
 import shutil
@@ -37,21 +37,21 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    """The hub's interface: a call that the real one would not take raises."""
+    """The hub's interface: a call that does not match its signature raises."""
     api = create_autospec(HfApi, instance=True)
     api.create_repo.return_value = RepoUrl("https://huggingface.co/me/discs")
     monkeypatch.setattr(hub, "HfApi", lambda: api)
     return api
 
 
-def test_the_card_is_filled_from_the_run(run: Path) -> None:
+def test_the_card_has_the_results_of_the_run(run: Path) -> None:
     written = ModelCard.load(run / "model" / "README.md", ignore_metadata_errors=False)
     summary = json.loads((run / "summary.json").read_text())
     assert written.data.library_name == "diffusers" and written.data.license is None
     (result,) = written.data.eval_results
     assert (result.metric_type, result.metric_value) == ("heldout_loss", summary["quality"]["heldout_loss"])
     before = summary["quality_before"]["heldout_loss"]
-    for said in (
+    for message in (
         f"| samples used | {summary['samples_used']:,} | {43 * 4:,} |",
         f"| training FLOPs | {summary['train_flops']:.3g} | {summary['full_train_flops']:.3g} |",
         f"{summary['saved_fraction']:.1%} of the samples were saved, counted against 4 epochs of 43 images",
@@ -63,21 +63,21 @@ def test_the_card_is_filled_from_the_run(run: Path) -> None:
         "![What it makes](epoch-0004.png)",
         "![Its loss by level](loss-by-level.png)",
     ):
-        assert said in written.text, said
+        assert message in written.text, message
     assert {"epoch-0004.png", "loss-by-level.png"} <= {path.name for path in (run / "model").iterdir()}
 
 
-def test_the_card_names_no_path_of_this_machine_and_its_recipe_is_one(run: Path, pictures: Path) -> None:
+def test_the_card_has_no_absolute_path_and_its_recipe_is_valid(run: Path, pictures: Path) -> None:
     for name in ("README.md", "recipe.yaml"):
         assert str(pictures.parent) not in (run / "model" / name).read_text()
-    told = yaml.safe_load((run / "model" / "recipe.yaml").read_text())
-    assert told["data"]["source"] == pictures.name
+    recipe_settings = yaml.safe_load((run / "model" / "recipe.yaml").read_text())
+    assert recipe_settings["data"]["source"] == pictures.name
     recipe = run / "model" / "recipe.yaml"
     config = parse(["--data", str(pictures)], adapter="", model="", recipe=recipe, output_dir="x", help="")
-    assert model_card.recipe(config) == told
+    assert model_card.recipe(config) == recipe_settings
 
 
-def test_what_shows_the_users_own_images_is_not_in_the_card(pictures: Path, tmp_path: Path) -> None:
+def test_the_card_does_not_show_the_users_images(pictures: Path, tmp_path: Path) -> None:
     train("train_mae.py", *common(pictures, tmp_path / "run", 1))
     assert any((tmp_path / "run" / "pictures").iterdir())
     assert [path.name for path in (tmp_path / "run" / "model").glob("*.png")] == ["loss-by-level.png"]
@@ -87,7 +87,7 @@ def test_what_shows_the_users_own_images_is_not_in_the_card(pictures: Path, tmp_
 
 
 def test_a_model_is_pushed_under_its_name(run: Path, stub) -> None:
-    """Nothing but the exported folder, with a card that says how it is had from there, and a licence if one is told."""
+    """Only the exported folder, with a card that shows how to load it from the hub, and a license if one is given."""
     export.main(run, push_to_hub="discs", license="mit")
     stub.create_repo.assert_called_once_with("discs", exist_ok=True)
     assert stub.upload_folder.call_args.kwargs["repo_id"] == "me/discs"
@@ -96,13 +96,13 @@ def test_a_model_is_pushed_under_its_name(run: Path, stub) -> None:
     assert "from_pretrained('me/discs')" in written.text and written.data.license == "mit"
 
 
-def test_an_encoder_is_had_from_the_hub_by_timm(pictures: Path, stub, tmp_path: Path) -> None:
+def test_the_card_of_an_encoder_opens_it_from_the_hub(pictures: Path, stub, tmp_path: Path) -> None:
     train("train_mae.py", *common(pictures, tmp_path / "run", 1), "--push-to-hub", "discs")
     assert "timm.create_model('hf-hub:me/discs', pretrained=True)" in (tmp_path / "run/model/README.md").read_text()
 
 
-def test_a_hub_that_fails_loses_nothing(run: Path, pictures: Path, stub, tmp_path: Path, capsys) -> None:
-    """The run ends as ever, and says what failed and how to push again; what it says is a command."""
+def test_a_failing_upload_loses_nothing(run: Path, pictures: Path, stub, tmp_path: Path, capsys) -> None:
+    """The run ends normally and prints what failed and a command that pushes again."""
     stub.upload_folder.side_effect = OSError("502 Bad\n Gateway")
     train("train_diffusion.py", *common(pictures, tmp_path / "a run", 1), "--push-to-hub", "discs")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "--push-to-hub" in line)
@@ -114,12 +114,12 @@ def test_a_hub_that_fails_loses_nothing(run: Path, pictures: Path, stub, tmp_pat
         export.main(run, push_to_hub="discs")
 
 
-def test_a_name_that_the_hub_will_not_take_is_refused_before_anything_else(pictures: Path, tmp_path: Path) -> None:
-    said = refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--push-to-hub", "a/b/c")
-    assert said.startswith("--push-to-hub a/b/c: ") and not (tmp_path / "run").exists()
+def test_an_invalid_hub_name_raises_first(pictures: Path, tmp_path: Path) -> None:
+    message = refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--push-to-hub", "a/b/c")
+    assert message.startswith("--push-to-hub a/b/c: ") and not (tmp_path / "run").exists()
 
 
-def test_another_average_is_exported(run: Path) -> None:
+def test_another_ema_is_exported(run: Path) -> None:
     export.main(run, sigma_rel=0.15)
     found, _ = reconstruct(run, 0.15)
     exported = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -129,8 +129,8 @@ def test_another_average_is_exported(run: Path) -> None:
         export.main(run, sigma_rel=0.5)
 
 
-def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Path, tmp_path: Path) -> None:
-    """The card has what was measured of the parameters that it is about, and of no others."""
+def test_another_ema_is_evaluated_and_on_the_card(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """The card has only the metrics of the parameters that it describes."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     trained = load_run(folder)
@@ -140,10 +140,13 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     evaluate.main([str(folder), "--metrics", "kid", "--num-images", "8"])
     other, plain = json.loads((folder / "evaluation.json").read_text())
     assert other["found"]["heldout_loss"] == expected and (other["sigma_rel"], plain["sigma_rel"]) == (0.15, None)
-    for length, record, said in ((0.15, other, f"| heldout_loss |  | {expected:.4f} |"), (None, plain, "heldout_loss")):
+    for length, record, message in (
+        (0.15, other, f"| heldout_loss |  | {expected:.4f} |"),
+        (None, plain, "heldout_loss"),
+    ):
         export.main(folder, sigma_rel=length)
         card = (folder / "model" / "README.md").read_text()
-        assert said in card and f"{record['notes'][0]}." in card and str(pictures.parent) not in card
+        assert message in card and f"{record['notes'][0]}." in card and str(pictures.parent) not in card
         assert ("its parameters are their power-function EMA of sigma_rel 0.15" in card) == (length is not None)
         assert [name for name in ("fid", "kid") if f"| {name} |" in card] == [
             name for name in record["found"] if name[1:] == "id"
@@ -163,8 +166,8 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
         export.main(folder)
 
 
-def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_path: Path) -> None:
-    """Its cost is compared with everybody until there."""
+def test_a_stopped_run_is_exported(run: Path, tmp_path: Path) -> None:
+    """Its cost is compared with full training up to there."""
     folder = tmp_path / "stopped"
     shutil.copytree(run, folder)
     checkpoints = sorted((folder / "checkpoints").iterdir())
@@ -181,16 +184,16 @@ def test_a_run_that_was_stopped_is_exported_as_far_as_it_came(run: Path, tmp_pat
     assert all(torch.equal(exported[k.removeprefix("network.")], v) for k, v in final(folder, "ema").items())
 
 
-def test_a_run_that_was_killed_over_its_journal_is_exported(run: Path, tmp_path: Path) -> None:
-    """What it had begun to write is not read; what can't be read is one sentence."""
+def test_a_run_with_a_partial_line_of_metrics_is_exported(run: Path, tmp_path: Path) -> None:
+    """A partial last line is ignored; any other broken line is one sentence."""
     shutil.copytree(run, tmp_path / "run")
     export.main(tmp_path / "run")
-    card, journal = tmp_path / "run" / "model" / "README.md", tmp_path / "run" / "metrics.jsonl"
-    written, whole = card.read_text(), journal.read_bytes()
-    journal.write_bytes(whole + b'{"kind": "eval')
+    card, log = tmp_path / "run" / "model" / "README.md", tmp_path / "run" / "metrics.jsonl"
+    written, whole = card.read_text(), log.read_bytes()
+    log.write_bytes(whole + b'{"kind": "eval')
     export.main(tmp_path / "run")
     assert card.read_text() == written
-    journal.write_bytes(b"no\n" + whole)
+    log.write_bytes(b"no\n" + whole)
     with pytest.raises(UserError, match=r"metrics\.jsonl: can't be read"):
         export.main(tmp_path / "run")
 
@@ -204,8 +207,10 @@ def test_a_model_that_cant_be_written_is_one_sentence(run: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_settings_without_paths_are_told_as_they_are(recipe: Path) -> None:
+def test_the_cards_recipe_has_the_settings_without_paths(recipe: Path) -> None:
     config = parse([], adapter="flow", model="unet", recipe=recipe, output_dir="x", help="")
-    told = model_card.recipe(config)
+    recipe_settings = model_card.recipe(config)
     plain = config.to_dict()
-    assert told == {key: plain[key] for key in told} and plain.keys() - told.keys() == {"output_dir", "push_to_hub"}
+    assert recipe_settings == {
+        key: plain[key] for key in recipe_settings
+    } and plain.keys() - recipe_settings.keys() == {"output_dir", "push_to_hub"}
