@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 from conftest import ROOT, TINY, read_metrics
+from programs import train
 
 from pretrain import InfoBatch, evaluation
 from pretrain.adapters.flow import Flow
@@ -34,7 +35,7 @@ def blocks(document: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", ["docs/objectives.md", "README.md"])
-def test_the_documented_adapter_trains(document: str, tmp_path: Path, pictures: Path, program) -> None:
+def test_the_documented_adapter_trains(document: str, tmp_path: Path, pictures: Path, monkeypatch, capsys) -> None:
     (code,) = (block for block in blocks(document) if "class" in block)
     if document == "README.md":  # printed without its imports
         head = "from dataclasses import dataclass\nfrom einops import reduce\nfrom pretrain.adapters import Losses\n"
@@ -42,18 +43,20 @@ def test_the_documented_adapter_trains(document: str, tmp_path: Path, pictures: 
     (tmp_path / "mine.py").write_text(code)
     more = ["--adapter.delta", "0.3"] if document == "docs/objectives.md" else []
     words = ["--data", pictures, "--adapter", "mine.py", *more, "--infobatch", "--epochs", 3, "--batch-size", 8]
-    done = program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
-    assert "Flow on 43 images" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    train("train_diffusion.py", *words, "--output-dir", "run")
+    assert "Flow on 43 images" in capsys.readouterr().out
     pictured = any((tmp_path / "run" / "pictures").glob("epoch-*.png"))
     assert pictured == ("scheduler" in code)
     assert any((tmp_path / "run" / "model").iterdir())
 
 
-def test_the_documented_policy_prunes(tmp_path: Path, pictures: Path, program) -> None:
+def test_the_documented_policy_prunes(tmp_path: Path, pictures: Path, monkeypatch) -> None:
     (code,) = blocks("docs/policies.md")
     (tmp_path / "middle.py").write_text(code)
     words = ["--data", pictures, "--infobatch", "--pruning.policy", "middle.py", "--epochs", 4, "--batch-size", 8]
-    program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train("train_diffusion.py", *words, "--output-dir", "run")
     epochs = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch"]
     assert [round(43 * (1 - record["skipped"])) for record in epochs] == [43, 32, 32, 43]  # half of 10, 22, half of 11
 
@@ -80,9 +83,8 @@ def parts(data: list[tuple[torch.Tensor, torch.Tensor]], **more: Any) -> dict[st
     return {**given, "F": functional, **more}
 
 
-@pytest.mark.filterwarnings(
-    "ignore:per-sample scores carry no signal"
-)  # 40 samples: the warning depends on the parameters
+# 40 samples: whether there is a warning depends on the parameters.
+@pytest.mark.filterwarnings("ignore:per-sample scores carry no signal")
 def test_the_documented_loop_trains() -> None:
     (code,) = (block for block in blocks("README.md") if "InfoBatch(" in block)
     scope = parts(sums(0))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, draw_images
+from rank_worker import run_example
 
 sys.path.insert(0, str(ROOT / "examples"))  # as for a script that is started there
 
@@ -27,6 +28,7 @@ from fit import Training
 
 from pretrain.adapters import Batch
 from pretrain.config.schema import Data
+from tests.faults.trainers import CONTEXT, free_port
 
 # Warnings of these libraries; ours must not warn.
 quiet = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
@@ -87,8 +89,27 @@ def test_stopped_after_any_step_a_new_process_continues_bit_identically(tmp_path
     assert stop_after > 45
 
 
+def forked(name: str, processes: int, folder: Path, **arguments: object) -> str:
+    """The last line that rank 0 of an example prints, without a launcher."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    ranks = []
+    for rank in range(processes):
+        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        output = folder / f"output-{processes}-{rank}.txt"
+        ranks.append(CONTEXT.Process(target=run_example, args=(name, arguments, environment, output)))
+        ranks[-1].start()
+    for process in ranks:
+        process.join(100)
+    statuses = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert statuses == [0] * processes
+    return (folder / f"output-{processes}-0.txt").read_text().splitlines()[-1]
+
+
 def test_ddp_is_one_run_on_any_number_of_processes(tmp_path: Path) -> None:
-    lines = [run("examples/ddp.py", "--save", tmp_path / str(n), processes=n) for n in (1, 2, 3)]
+    lines = [forked("ddp", n, tmp_path, save=str(tmp_path / str(n))) for n in (1, 3)]
+    lines.append(run("examples/ddp.py", "--save", tmp_path / "2", processes=2))
     one, two, three = (torch.load(tmp_path / str(n), weights_only=True) for n in (1, 2, 3))
     promises(lines[0])
     assert lines[0] == lines[1] == lines[2]
@@ -98,15 +119,15 @@ def test_ddp_is_one_run_on_any_number_of_processes(tmp_path: Path) -> None:
 
 
 @quiet
-def test_hf_trainer_is_the_plain_loop(plain: dict[str, Any]) -> None:
+def test_hf_trainer_is_the_plain_loop(plain: dict[str, Any], capsys) -> None:
     assert same(hf_trainer.main().model, plain)
-    promises(run("examples/hf_trainer.py"))
+    promises(capsys.readouterr().out.splitlines()[-1])
 
 
 @quiet
-def test_lightning_is_the_plain_loop_also_after_a_resume(plain: dict[str, Any], tmp_path: Path) -> None:
-    promises(run("examples/lightning_module.py"))
+def test_lightning_is_the_plain_loop_also_after_a_resume(plain: dict[str, Any], tmp_path: Path, capsys) -> None:
     module = lightning_module.main()
+    promises(capsys.readouterr().out.splitlines()[-1])
     assert same(module.model, plain) and module.infobatch.epoch == 20
 
     class Stop(lightning_module.lightning.Callback):

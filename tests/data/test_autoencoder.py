@@ -6,36 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from autoencoders import kl
 
 from pretrain.core.errors import UserError
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
-
-
-def kl(**more: Any) -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    given = {"in_channels": 1, "out_channels": 1, "latent_channels": 4, "scaling_factor": 0.4} | more
-    return AutoencoderKL(**blocks, block_out_channels=(4, 8), norm_num_groups=2, **given)
-
-
-def tiny() -> AutoencoderTiny:
-    torch.manual_seed(0)
-    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
-    numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
-    return AutoencoderTiny(1, 1, **blocks, **numbers, scaling_factor=2.0, shift_factor=0.25)
-
-
-@pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """KL autoencoders: with a scale; with a shift, too; with both per channel; and one without a posterior."""
-    folder = tmp_path_factory.mktemp("vaes")
-    kl().save_pretrained(folder / "kl")
-    kl(shift_factor=0.3).save_pretrained(folder / "shifted")
-    kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]).save_pretrained(folder / "by channel")
-    tiny().save_pretrained(folder / "pipeline" / "vae")
-    return folder
 
 
 def test_a_folder_without_an_autoencoder_raises(vaes: Path, tmp_path: Path) -> None:

@@ -3,67 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import tyro
+from autoencoders import encode, opened
 from conftest import PRUNED
-from diffusers import AutoencoderKL, AutoencoderTiny
 from programs import common, refused, train
 
-from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.data import encode_latents, latents
-from pretrain.data.sources import Source, open_data
-
-
-def kl(**more: Any) -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    given = {"in_channels": 1, "out_channels": 1, "latent_channels": 4, "scaling_factor": 0.4} | more
-    return AutoencoderKL(**blocks, block_out_channels=(4, 8), norm_num_groups=2, **given)
-
-
-def tiny() -> AutoencoderTiny:
-    torch.manual_seed(0)
-    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
-    numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
-    return AutoencoderTiny(1, 1, **blocks, **numbers, scaling_factor=2.0, shift_factor=0.25)
-
-
-@pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """KL autoencoders: with a scale; with a shift, too; with both per channel; and one without a posterior."""
-    folder = tmp_path_factory.mktemp("vaes")
-    kl().save_pretrained(folder / "kl")
-    kl(shift_factor=0.3).save_pretrained(folder / "shifted")
-    kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]).save_pretrained(folder / "by channel")
-    tiny().save_pretrained(folder / "pipeline" / "vae")
-    return folder
-
-
-def encode(vae: Path, data: Path, output: Path, **settings: Any) -> Path:
-    encode_latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
-    return output
-
-
-def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
-    return open_data(Data(source=str(folder), **settings), seed)
-
-
-@pytest.fixture(scope="module")
-def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents of all images and their mirror images, by the shifted autoencoder, in shards of 16."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD_SIZE", 16)
-        return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
-
-
-@pytest.fixture(scope="module")
-def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents of all images, by the autoencoder without a shift."""
-    return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
 
 
 def test_interrupted_encoding_continues(vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:

@@ -7,76 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from autoencoders import encode, images, kl, opened, scaled
 
-from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
-from pretrain.data import encode_latents, latents
+from pretrain.data import latents
 from pretrain.data.autoencoder import open_autoencoder
-from pretrain.data.images import Images, collate, on_device
+from pretrain.data.images import collate
 from pretrain.data.loader import make_loader
-from pretrain.data.sources import Source, open_data
-
-
-def kl(**more: Any) -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    given = {"in_channels": 1, "out_channels": 1, "latent_channels": 4, "scaling_factor": 0.4} | more
-    return AutoencoderKL(**blocks, block_out_channels=(4, 8), norm_num_groups=2, **given)
-
-
-def tiny() -> AutoencoderTiny:
-    torch.manual_seed(0)
-    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
-    numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
-    return AutoencoderTiny(1, 1, **blocks, **numbers, scaling_factor=2.0, shift_factor=0.25)
-
-
-@pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """KL autoencoders: with a scale; with a shift, too; with both per channel; and one without a posterior."""
-    folder = tmp_path_factory.mktemp("vaes")
-    kl().save_pretrained(folder / "kl")
-    kl(shift_factor=0.3).save_pretrained(folder / "shifted")
-    kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]).save_pretrained(folder / "by channel")
-    tiny().save_pretrained(folder / "pipeline" / "vae")
-    return folder
-
-
-def encode(vae: Path, data: Path, output: Path, **settings: Any) -> Path:
-    encode_latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
-    return output
-
-
-def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
-    return open_data(Data(source=str(folder), **settings), seed)
-
-
-@pytest.fixture(scope="module")
-def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents of all images and their mirror images, by the shifted autoencoder, in shards of 16."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD_SIZE", 16)
-        return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
-
-
-@pytest.fixture(scope="module")
-def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents of all images, by the autoencoder without a shift."""
-    return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
-
-
-def images(source: Images) -> torch.Tensor:
-    return torch.cat([on_device(batch, torch.device("cpu")).image for batch in source.batches(range(len(source)), 16)])
-
-
-def scaled(network: Any, raw: torch.Tensor) -> torch.Tensor:
-    """As diffusers' pipelines scale them."""
-    config = network.config
-    if config.get("latents_mean"):
-        mean, std = (torch.tensor(config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
-        return (raw - mean) * config.scaling_factor / std
-    return (raw - (config.shift_factor or 0.0)) * config.scaling_factor
 
 
 def test_a_cache_is_the_same_data_set(cached: Path, pictures: Path) -> None:

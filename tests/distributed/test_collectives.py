@@ -1,28 +1,29 @@
 """n processes are equivalent to one (law 6), with real processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import rank_worker
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
+
+from tests.faults.trainers import CONTEXT
 
 
 def run(folder: Path, world: int, micro: int, state: str = "") -> list[list[list[int]]]:
     """Steps by rank."""
     folder.mkdir()
-    words = [str(folder), str(micro), *([state] if state else [])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     workers = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "rank_worker.py", str(rank), str(world), *words], env=environment
-        )
-        for rank in range(world)
+        CONTEXT.Process(target=rank_worker.main, args=(rank, world, folder, micro, state)) for rank in range(world)
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * world
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    statuses = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    assert statuses == [0] * world
     return [
         [[int(word) for word in line.split()] for line in (folder / f"{rank}.txt").read_text().split("\n")]
         for rank in range(world)

@@ -11,27 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, read_metrics
 from fidelity import by_hand
-from programs import common, train
 
 from pretrain.checkpoint.load_run import load_run
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.evaluation import generate
 from pretrain.evaluation.evaluate import main
-
-
-@pytest.fixture(scope="module")
-def mae(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mae") / "run"
-    train("train_mae.py", *common(pictures, folder, 2))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def flow(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flow") / "run"
-    train("train_diffusion.py", *common(pictures, folder, 2), "--adapter", "flow")
-    return folder
 
 
 @pytest.fixture

@@ -26,13 +26,6 @@ from pretrain.evaluation.context import EvalContext
 from pretrain.evaluation.evaluate import main
 
 
-@pytest.fixture(scope="module")
-def mae(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mae") / "run"
-    train("train_mae.py", *common(pictures, folder, 2))
-    return folder
-
-
 def evaluate(run: Path, *words: object) -> dict:
     """The metrics of the last record."""
     main([str(run), *map(str, words)])

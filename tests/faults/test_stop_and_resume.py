@@ -14,6 +14,7 @@ from conftest import PRUNED, ROOT, TINY, read_metrics
 from programs import common, final, refused, same, train, wait_for
 
 from pretrain.checkpoint import storage
+from tests.faults.trainers import Trainers
 
 
 def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Path) -> None:
@@ -66,23 +67,21 @@ def test_killed_between_the_loss_and_the_optimizer_step(
     assert same(finished, tmp_path / "run") and read_metrics(finished) == read_metrics(tmp_path / "run")
 
 
-def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, program) -> None:
+def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder)), *PRUNED]
-    words += ["--micro-batch", "6", "--checkpoint.every", "1", "--data.workers", "1"]
-    process = subprocess.Popen([sys.executable, ROOT / "train_diffusion.py", *words], stdout=subprocess.DEVNULL)
-    wait_for(lambda: storage.newest(folder / "checkpoints"), process)
-    process.kill()
-    process.wait()
+    words = [*common(pictures, folder), *PRUNED, "--micro-batch", 6, "--checkpoint.every", 1, "--data.workers", 1]
+    with Trainers("train_diffusion.py", words, tmp_path / "out.txt") as trainers:
+        trainers.until(lambda: storage.newest(folder / "checkpoints"))
+        trainers.kill()
     assert not (folder / "summary.json").exists()
-    done = program("train_diffusion.py", "--resume", "--output-dir", folder)
-    assert "resuming from" in done.stdout
+    train("train_diffusion.py", "--resume", "--output-dir", folder)
+    assert "resuming from" in capsys.readouterr().out
     assert same(finished, folder) and read_metrics(finished) == read_metrics(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
-    number: int, pictures: Path, tmp_path: Path, program
+    number: int, pictures: Path, tmp_path: Path, capsys
 ) -> None:
     folder = tmp_path / "run"
     words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder, 2000)), "--data.workers", "1"]
@@ -102,8 +101,8 @@ def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
     assert out.splitlines()[-1].endswith(f"continue with: python train_diffusion.py --resume --output-dir {folder}")
     records = read_metrics(folder)
     reached = records[-1]["epoch"] if records[-1]["kind"] == "epoch" else records[-2]["epoch"]
-    again = program("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", reached + 1)
-    assert "epochs 2000 -> " in again.stdout and read_metrics(folder)[: len(records)] == records
+    train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", reached + 1)
+    assert "epochs 2000 -> " in capsys.readouterr().out and read_metrics(folder)[: len(records)] == records
 
 
 def test_a_run_is_resumed_with_more_epochs(pictures: Path, tmp_path: Path) -> None:
