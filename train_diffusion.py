@@ -16,7 +16,7 @@ def main(config: Config) -> None:
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
-    from pretrain.evaluation.previews import Generated
+    from pretrain.evaluation.previews import GeneratedImages
     from pretrain.export import hub
     from pretrain.export.export import export_model
     from pretrain.export.publish import publish
@@ -32,9 +32,9 @@ def main(config: Config) -> None:
         )
     classes = source.classes if config.class_conditional else 0
     adapter, model, settings = config.component("adapter"), build_model(config, source.shape, classes), config.evaluate
-    context = EvalContext(adapter, source, classes, hasattr(model, "encoder"), settings, "--evaluate.")
+    context = EvalContext(adapter, source, classes, hasattr(model, "encoder"), settings, during_training=True)
     vae = source.autoencoder
-    preview = Generated(
+    preview = GeneratedImages(
         adapter, source.shape, classes, settings.images, settings.steps, settings.guidance, config.seed, vae
     )
     run, summary = train(

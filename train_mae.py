@@ -17,10 +17,10 @@ def main(config: Config) -> None:
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
-    from pretrain.evaluation.previews import Reconstructed
+    from pretrain.evaluation.previews import Reconstructions
     from pretrain.export import hub
     from pretrain.export.export import export_model
-    from pretrain.export.from_encoder import start_from
+    from pretrain.export.mae_weights import start_from
     from pretrain.export.publish import publish
     from pretrain.training.loop import train
 
@@ -37,8 +37,8 @@ def main(config: Config) -> None:
     if (init := getattr(config.model, "init", None)) and not config.resume:
         message = start_from(model, Path(init).expanduser(), config.model.encoder)
         Display(os.environ.get("RANK", "0") == "0").print(message)
-    context = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")
-    preview = Reconstructed(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None
+    context = EvalContext(adapter, source, 0, True, config.evaluate, during_training=True)
+    preview = Reconstructions(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None
     run, summary = train(
         config,
         adapter,

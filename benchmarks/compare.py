@@ -41,7 +41,7 @@ import train_mae
 from pretrain.adapters import Generative
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
-from pretrain.config import registry
+from pretrain.config import registry, trusted_code
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, exit_on_user_error
@@ -256,6 +256,7 @@ def main(line: Sequence[str] | None = None) -> None:
     for _, config, _ in every:  # report errors before the first run
         registry.load_policy(config.policy)
     if comparison.features:
+        trusted_code.trust_features(comparison.features)
         load(comparison.features)
     if "WORLD_SIZE" in os.environ:  # initializes the process group, which `from_rank_0` needs
         PartialState(cpu=not torch.cuda.is_available())

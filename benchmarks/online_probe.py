@@ -36,7 +36,7 @@ def main(config: Path, steps: int = 60) -> None:
     source = open_data(settings.data, 0)
     adapter, model = settings.component("adapter"), build_model(settings, source.shape, source.classes)
     optimizer = build_optimizer(model, settings.optim)
-    probe = OnlineProbe(EvalContext(adapter, source, 0, True, settings.evaluate, "--evaluate."))
+    probe = OnlineProbe(EvalContext(adapter, source, 0, True, settings.evaluate, during_training=True))
     batch = on_device(next(source.train.batches(range(settings.batch_size), settings.batch_size)), torch.device("cpu"))
     seconds = {True: 0.0, False: 0.0}
     probe.attach(model, torch.device("cpu"))

@@ -26,7 +26,7 @@ from rich.console import Console
 
 MEASURES = {"samples_used": "samples", "flops": "training FLOPs", "seconds": "seconds of training"}
 BASELINE = ("full", "shortened")  # families of ordinary training
-LEVELS = "heldout_loss_by_level"
+LEVELS = "validation_loss_by_level"
 PREDICTED = "gradient_variance.json"  # what gradient_variance.py wrote, if it is there
 DRAWS = 4000  # of the bootstrap
 
@@ -205,7 +205,7 @@ def cost_of_full(draw: Callable[[Arm], np.ndarray], arms: Sequence[Arm], family:
 
 def by_level(arms: Sequence[Arm]) -> list[list[str]]:
     """Rows of each arm's loss by level relative to ordinary training with the same number of samples, in percent."""
-    curve = [arm for arm in curve_of(arms, "heldout_loss", "samples_used") if arm.levels is not None]
+    curve = [arm for arm in curve_of(arms, "validation_loss", "samples_used") if arm.levels is not None]
     if not curve:
         return []
     cost = [point.cost["samples_used"] for point in curve]
@@ -250,7 +250,7 @@ def report(folder: Path) -> str:
     """Write `table.md`, `table.csv` and `figure.png` from the records in a folder; return the text of the first."""
     records = read(folder)
     arms = arms_of(records)
-    metrics = sorted({metric for arm in arms for metric in arm.quality}, key=lambda m: (m != "heldout_loss", m))
+    metrics = sorted({metric for arm in arms for metric in arm.quality}, key=lambda m: (m != "validation_loss", m))
     full = next((arm for arm in arms if arm.name == "full"), arms[0])
     rows: list[dict[str, str]] = []
     draws = {metric: redrawn(arms, metric) for metric in metrics}

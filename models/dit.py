@@ -93,7 +93,7 @@ def rope_angles(grid: tuple[int, int], width: int) -> Tensor:
     Returns:
         float32 [L, width / 2], in radians; patches in row-major order.
     """
-    frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    frequency = 100.0 ** -(torch.arange(width // 4).float() / (width // 4))
     row, column = (torch.outer(torch.arange(n).float(), frequency) for n in grid)
     return torch.cat([row.repeat_interleave(grid[1], dim=0), column.repeat(grid[0], 1)], dim=1)
 

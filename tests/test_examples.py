@@ -118,27 +118,26 @@ def test_ddp_is_one_run_on_any_number_of_processes(tmp_path: Path) -> None:
         torch.testing.assert_close(three[name], value, rtol=1e-4, atol=1e-4)
 
 
-@quiet
-def test_hf_trainer_is_the_plain_loop(plain: dict[str, Any], capsys) -> None:
-    assert same(hf_trainer.main().model, plain)
-    promises(capsys.readouterr().out.splitlines()[-1])
+def as_plain(found: torch.nn.Module, plain: dict[str, Any]) -> None:
+    """Up to the rounding of a learning rate."""
+    for name, value in found.state_dict().items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
 
 
 @quiet
-def test_lightning_is_the_plain_loop_also_after_a_resume(plain: dict[str, Any], tmp_path: Path, capsys) -> None:
+def test_hf_trainer_is_the_plain_loop(plain: dict[str, Any], tmp_path: Path) -> None:
+    trainer = hf_trainer.main(folder=str(tmp_path))
+    as_plain(trainer.model, plain)
+    assert trainer.infobatch.epoch == 20
+    promises(run("examples/hf_trainer.py", "--folder", tmp_path, "--resume"))  # which has ended, and is reported
+
+
+@quiet
+def test_lightning_is_the_plain_loop(plain: dict[str, Any]) -> None:
+    promises(run("examples/lightning_module.py"))
     module = lightning_module.main()
-    promises(capsys.readouterr().out.splitlines()[-1])
-    assert same(module.model, plain) and module.infobatch.epoch == 20
-
-    class Stop(lightning_module.lightning.Callback):
-        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            trainer.should_stop = trainer.current_epoch == 7
-
-    more = {"enable_checkpointing": True, "default_root_dir": tmp_path, "callbacks": [Stop()]}
-    assert lightning_module.main(**more).infobatch.epoch == 8
-    (file,) = tmp_path.rglob("*.ckpt")
-    resumed = lightning_module.main(ckpt_path=str(file))
-    assert same(resumed.model, plain) and resumed.infobatch.samples_used == module.infobatch.samples_used
+    as_plain(module.model, plain)
+    assert module.infobatch.epoch == 20
 
 
 def test_the_toy_has_easy_and_hard_samples() -> None:

@@ -107,7 +107,7 @@ def run(script: str, folder: Path) -> dict:
 def test_the_diffusion_recipe(tmp_path: Path) -> None:
     summary = run("train_diffusion.py", tmp_path / "run")
     assert summary["dataset_size"] == 6000 and summary["saved_fraction"] > 0.1
-    assert summary["quality"]["heldout_loss"] < 0.055 < summary["quality_before"]["heldout_loss"]
+    assert summary["quality"]["validation_loss"] < 0.055 < summary["quality_before"]["validation_loss"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """The settings of a run: frozen dataclasses shared by YAML files, the command line, `--help` and checkpoints."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -64,7 +63,7 @@ class Data:
         names = (self.train_split, self.test_split, self.image, self.label)
         _require("" not in names, "data.train_split, test_split, image and label", "names", "an empty one")
         low, high = self.range or (0, 1)
-        _require(math.isfinite(high - low) and low < high, "data.range", "LOW and HIGH, LOW below HIGH", self.range)
+        _require(-1e30 < low < high < 1e30, "data.range", "LOW and HIGH, LOW below HIGH", self.range)
         _require(self.size is None or self.size >= 1, "data.size", "at least 1", self.size)
         _require(0 < self.crop <= 1, "data.crop", "above 0 and at most 1", self.crop)
         _require(self.limit is None or self.limit >= 1, "data.limit", "at least 1", self.limit)

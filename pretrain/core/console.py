@@ -76,7 +76,7 @@ class Display:
         try:
             yield
         except errors as error:
-            self.print(f"warning: {action} failed: {' '.join(str(error).split())}; the training goes on")
+            self.print(f"warning: {action} failed: {' '.join(str(error).split())}; the training continues")
 
     def show_progress(
         self, epoch: int, epochs: int, progress: float, speed: float, loss: float, skipped: float

@@ -155,7 +155,7 @@ def open_splits(folder: Path, manifest: dict[str, Any], data: Data, seed: int) -
         (data.label is not None, "label", "leave it out: columns were chosen when images were encoded"),
     ):
         if not_allowed:
-            raise UserError(f"--data.{setting.replace('_', '-')} is not possible with the latents in {folder}; {hint}")
+            raise UserError(f"--data.{setting.replace('_', '-')}: not possible with the latents in {folder}; {hint}")
     splits = {}
     for split, rows in manifest["splits"].items():
         shards = sorted(path for path in (folder / split).iterdir() if path.is_dir())

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pretrain.data.files import printable
+from pretrain.data.splits import EVERYTHING
 from pretrain.data.tables import listed
 
 
@@ -49,7 +50,9 @@ class Report:
         train, test = self.splits["train"], self.splits["test"]
         held_out = test["name"] == train["name"]
         left = train["images"] - train["used"] - held_out * test["used"]
-        text = f"{train['used']:,} images of {train['name']} to train on" + (f" ({left:,} left out)" if left else "")
+        whole = train["name"] == EVERYTHING
+        text = f"{train['used']:,} images " + ("" if whole else f"of {train['name']} ") + "to train on"
+        text += f" ({left:,} left out)" if left else ""
         unused = "" if held_out or test["used"] == test["images"] else f" of {test['images']:,}"
         text += f", {test['used']:,}{unused} " + ("held out of them" if held_out else f"of {test['name']}")
         lines = [printable(f"data: {self.source}: {text} to evaluate on")]

@@ -38,18 +38,18 @@ class Source(NamedTuple):
         test: images to evaluate on.
         shape: (C, H, W) of all.
         classes: number of classes; 0 without labels.
-        report: how the data set was interpreted.
+        autoencoder: that encoded the latents, in a data set of latents.
         class_names: of the classes.
-        autoencoder: that made the latents, if the images are latents.
+        report: how the data set was interpreted; None if a program made the source itself.
     """
 
     train: Images
     test: Images
     shape: tuple[int, int, int]
     classes: int
-    report: Report
-    class_names: tuple[str, ...] = ()
     autoencoder: Autoencoder | None = None
+    class_names: tuple[str, ...] = ()
+    report: Report | None = None
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
@@ -182,8 +182,9 @@ def open_data(data: Data, seed: int) -> Source:
         ),
         shape,
         len(names),
-        report,
+        None,
         tuple(names),
+        report,
     )
     _complete(report, found, labels[rows], train, test)
     return found
@@ -203,12 +204,10 @@ def _complete(report: Report, source: Source, labels: np.ndarray, train: Part, t
 
 def _classes(train: Part, report: Report) -> list[str]:
     """The names of the training data's classes."""
-    if train.given is not None:
-        return train.given
     if any(isinstance(value, float) and not value.is_integer() for value in train.values):
         report.note(f"the labels ({train.labels}) are fractions, no classes, and are not used")
         return []
-    names = class_names(train.values)
+    names = class_names(train.values) if train.given is None else train.given
     if len(names) == 1:
         report.note(f"all labels are {names[0]} ({train.labels}); one class is none, so they are not used")
         return []
@@ -266,7 +265,7 @@ def _latents(folder: Path, data: Data, seed: int) -> Source:
     train, test = splits["train"], splits["test"]
     names = tuple(manifest.get("class_names") or map(str, range(manifest["classes"])))
     report = Report(data.source)
-    source = Source(train, test, train.shape, manifest["classes"], report, names, autoencoder)
+    source = Source(train, test, train.shape, manifest["classes"], autoencoder, names, report)
     labels = np.asarray(train.table["label"], np.int64)[train.rows]
     parts = [
         Part(name, [None] * rows, None, None, f"latents of {autoencoder.fingerprint}", "the images' labels")

@@ -20,6 +20,7 @@ KINDS = {
 # Folders of these names hold the images of something else: beside one split folder they are no classes.
 GENERIC = {"images", "image", "imgs", "img", "data", "dataset", "extra", "unlabeled", "unlabelled", "all", "rest"}
 GENERIC |= {"other", "others", "masks", "mask", "labels", "annotations"}
+EVERYTHING = "all"  # name of the split of a data set that has none
 NONE, WHOLE = "none", "."  # values of --data.test-split and --data.train-split
 SETTLE = "name the folders with --data.train-split and --data.test-split (. is the whole folder, none no test split)"
 
@@ -164,7 +165,7 @@ class Splitter:
         inner = [[*node.folders] for node in base.folders.values()]
         images = base.files or any(node.files for node in base.folders.values())
         if self.by_class and not images and inner and all(map(_is_grouped, inner)):
-            self.note(f"the splits lie inside of the class folders ({_counted(base.folders, 3)})")
+            self.note(f"the splits lie inside of the class folders ({_counted(sorted(base.folders), 3)})")
             names = sorted({name for names in inner for name in names})
             return self._grouped(names, base, transposed=True)
         self._nested(base)
@@ -228,7 +229,7 @@ class Splitter:
                 split.classes.append(label)
 
     def _whole(self, base: Node) -> Split:
-        split = Split("train", "train")
+        split = Split("train", EVERYTHING)
         self._add(split, base)
         return split
 
@@ -284,6 +285,6 @@ class Splitter:
             return self._union("train", train, base)
         asked = {name.removesuffix("/").split("/")[0] for name in (test, *test.split("+"))}
         others = [name for name, kind in kinds.items() if kind and not asked & {name, name.split(".")[0]}]
-        if {kinds[name] for name in others} not in (set(), {"train"}):
+        if others:
             raise self.refuse(f"beside {test}, {_counted(others)} may be another split")
         return self._whole(base)

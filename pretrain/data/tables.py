@@ -65,7 +65,7 @@ def image_column(features: datasets.Features, asked: str | None, source: str, no
         return asked
     usable = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     others = [name for name, kind in features.items() if _is_array(kind) or _is_encoded(kind)]
-    others += [name for name in named if isinstance(features[name], datasets.Value) and name not in others]
+    others += [name for name in named if getattr(features[name], "dtype", "") in ("string", "large_string")]  # paths
     usable = usable or [name for name in others if name in named] or others
     if not usable:
         flat = [name for name in named if _nesting(features[name])[0]]
@@ -108,7 +108,13 @@ def image_table(table: datasets.Dataset, column: str, label: Sequence[int] | np.
         table = table.rename_column(column, "image")
     is_array = _is_array(table.features["image"])
     if not is_array:
-        table = table.cast_column("image", datasets.Image(decode=False))
+        try:
+            table = table.cast_column("image", datasets.Image(decode=False))
+        except Exception as error:  # arrow raises exceptions of many types
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"column {printable(column)} can't be read as images ({said}); name one with --data.image"
+            ) from None
     table = table.add_column("label", np.asarray(label, np.int64))
     return table.with_format("numpy") if is_array else table
 

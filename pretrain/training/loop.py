@@ -28,7 +28,7 @@ def train(
     source: Source,
     *,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
-    preview: Callable[[nn.Module], Tensor] | None,
+    preview: Callable[[nn.Module], Tensor | None] | None,
 ) -> tuple[Run, dict[str, Any]]:
     """Train and evaluate a model; a stopped run continues from any step, and any number of processes make one run.
 

@@ -40,7 +40,7 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
     """
     figure = _figure(6.0, 3.6)
     axes = figure.subplots()
-    curves = [(record["epoch"], record["heldout_loss_by_level"]) for record in evaluations]
+    curves = [(record["epoch"], record["validation_loss_by_level"]) for record in evaluations]
     for number, (epoch, losses) in enumerate(curves):
         last = number == len(curves) - 1
         name = "before training" if epoch == 0 else f"after epoch {epoch}" if last else None

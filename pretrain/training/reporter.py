@@ -101,7 +101,7 @@ class Reporter:
             return
         if picture is not None:
             self.picture("pictures", picture, step, f"epoch-{epochs:04d}")
-        if "heldout_loss_by_level" in metrics:
+        if "validation_loss_by_level" in metrics:
             self.picture("loss-by-level", plots.loss_by_level(self.metrics.read("evaluation")), step)
         values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.print(f"epoch {epochs}/{self.config.epochs}  {values}" if epochs else f"before training  {values}")

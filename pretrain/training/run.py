@@ -71,7 +71,7 @@ class Run:
     snapshots: Snapshots
     reporter: Reporter
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]]
-    preview: Callable[[nn.Module], Tensor] | None
+    preview: Callable[[nn.Module], Tensor | None] | None
     stop_signal: StopSignal
     lock: Lock | None
     flops: int

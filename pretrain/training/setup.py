@@ -47,7 +47,7 @@ def setup(
     accelerator: Any,
     stop_signal: StopSignal,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
-    preview: Callable[[nn.Module], Tensor] | None,
+    preview: Callable[[nn.Module], Tensor | None] | None,
 ) -> Run:
     """Build a run: its state, restored from a checkpoint if it is resumed, the data in memory, its directory locked.
 
@@ -66,7 +66,8 @@ def setup(
     with raise_on_all_ranks():
         resumed = run_dir.resume_from(config)
     display = Display(main)
-    display.print(str(source.report))
+    if source.report is not None:
+        display.print(str(source.report))
     infobatch = build_infobatch(config, len(source.train), display.print)
     objective = with_references(config, adapter, source, device, display.print)
     cost = profile_objective(config, objective, model, source)
@@ -172,7 +173,8 @@ def _write_report(folder: Path, source: Source) -> None:
     """Store how the data set was interpreted, and the names of its classes, as data.json."""
     try:
         with atomic_write(folder / "data.json") as file:
-            file.write_text(json.dumps(source.report.to_dict() | {"class_names": source.class_names}, indent=1) + "\n")
+            report = source.report.to_dict() if source.report is not None else {}
+            file.write_text(json.dumps(report | {"class_names": source.class_names}, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output-dir {folder}: can't be written to: {error}") from None
 

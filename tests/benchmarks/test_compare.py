@@ -84,4 +84,4 @@ def test_a_comparison_by_several_processes_is_that_of_one(tmp_path: Path) -> Non
     for name in ("full-seed0", "random@0.65-seed0"):
         one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
         assert two["processes"] == 2 and one["cost"]["samples_used"] == two["cost"]["samples_used"]
-        assert two["quality"]["heldout_loss"] == pytest.approx(one["quality"]["heldout_loss"], rel=1e-4)
+        assert two["quality"]["validation_loss"] == pytest.approx(one["quality"]["validation_loss"], rel=1e-4)

@@ -67,7 +67,7 @@ def test_a_task_that_ends_gives_its_own_status(tmp_path: Path, monkeypatch: pyte
 def test_records_are_archived_and_weights_are_not(tmp_path: Path) -> None:
     work = tmp_path / "runs" / "gpu" / "diffusion"
     for seed in (0, 1):
-        record = {"arm": "full", "family": "full", "seed": seed, "quality": {"heldout_loss": 0.5 + seed}}
+        record = {"arm": "full", "family": "full", "seed": seed, "quality": {"validation_loss": 0.5 + seed}}
         record |= {"cost": {"samples_used": 10, "flops": 1e9, "seconds": 1.0}}
         path = work / "bench" / "records" / f"full-seed{seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ COSTS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45)
 def record(arm: str, seed: int, cost: float, loss: float, **more) -> dict:
     family = arm.partition("@")[0]
     costs = {"samples_used": 1000 * cost, "flops": 1e9 * cost, "seconds": 10 * cost}
-    return {"arm": arm, "family": family, "seed": seed, "cost": costs, "quality": {"heldout_loss": loss}} | more
+    return {"arm": arm, "family": family, "seed": seed, "cost": costs, "quality": {"validation_loss": loss}} | more
 
 
 def made_up(rng: np.random.Generator, ratio: float, noise: float, seeds: int = 3) -> list[proof.Arm]:
@@ -29,9 +29,9 @@ def made_up(rng: np.random.Generator, ratio: float, noise: float, seeds: int = 3
 
 
 def cost_ratio(arms: list[proof.Arm]) -> proof.Ratio:
-    curve = proof.curve_of(arms, "heldout_loss", "flops")
+    curve = proof.curve_of(arms, "validation_loss", "flops")
     (arm,) = (arm for arm in arms if arm.name == "arm")
-    return proof.ratio(proof.redrawn(arms, "heldout_loss"), arm, curve, "heldout_loss", "flops")
+    return proof.ratio(proof.redrawn(arms, "validation_loss"), arm, curve, "validation_loss", "flops")
 
 
 @pytest.mark.parametrize("ratio", [0.6, 1.0, 1.3])
@@ -61,7 +61,7 @@ def test_full_training_counts_at_its_best_learning_rate() -> None:
     records = [record(f"shortened@{c}", 0, c, 1 / c) for c in COSTS]
     records += [record(f"shortened@{c} fast", 0, c, 0.9 / c) for c in COSTS]
     records += [record(f"shortened@{c} slow", 0, c, 1.1 / c) for c in COSTS]
-    curve = proof.curve_of(proof.arms_of(records), "heldout_loss", "samples_used")
+    curve = proof.curve_of(proof.arms_of(records), "validation_loss", "samples_used")
     assert [arm.name for arm in curve] == [f"shortened@{c} fast" for c in sorted(COSTS)]
 
 
@@ -85,9 +85,9 @@ def test_the_table_is_made_from_the_records_alone(tmp_path: Path) -> None:
             for arm in (f"shortened@{cost}" if cost < 1 else "full", f"pruned@{cost}"):
                 loss = (1 if "pruned" in arm else 1.1) / cost + 0.01 * rng.standard_normal()
                 levels = {
-                    "heldout_loss_by_level": [loss, loss / 2],
+                    "validation_loss_by_level": [loss, loss / 2],
                     "knn_accuracy": 0.9 - 0.1 * loss,
-                    "heldout_loss": loss,
+                    "validation_loss": loss,
                 }
                 made = record(arm, seed, cost, loss, quality=levels)
                 (tmp_path / "records" / f"{arm}-{seed}.json").write_text(json.dumps(made))

@@ -1,11 +1,13 @@
 """Folders: which splits, classes and images they hold, over generated layouts; and the report of it."""
 
+import io
 import json
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -246,6 +248,61 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     assert str(source(tmp_path).report).replace("\n", "").isprintable()
 
 
+def table(rows: dict, path: Path, **features) -> None:
+    made = datasets.Dataset.from_dict(rows)
+    for name, kind in features.items():
+        made = made.cast_column(name, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.to_parquet(path)
+
+
+def pictures(count: int) -> list[dict]:
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), 7).save(stream, "PNG")
+    return [{"bytes": stream.getvalue(), "path": None}] * count
+
+
+def test_splits_of_the_hub(monkeypatch) -> None:
+    def load(name: str) -> dict:
+        made = datasets.Dataset.from_dict({"img": pictures(12), "fine": [0, 1] * 6, "coarse": [0] * 12})
+        made = made.cast_column("img", datasets.Image())
+        for label, names in (("fine", ["x", "y"]), ("coarse", ["z"])):
+            made = made.cast_column(label, datasets.ClassLabel(names=names))
+        blind = made.map(lambda row: {**row, "fine": -1})
+        return {split: blind if split == "test" else made for split in splits}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    splits = ["unsupervised", "test", "train", "validation_matched"]
+    s = source("some/name")
+    assert tally(s) == (12, 12) and s.test.name == "some/name, validation_matched" and s.class_names == ("x", "y")
+    for what in ("not from coarse", "unsupervised (12 rows)", "test (12 images) is not used"):
+        assert what in str(s.report)
+    assert source("some/name", train_split="unsupervised", test_split="none", label="coarse").classes == 0
+    splits = ["train_clean", "train_other"]
+    with pytest.raises(UserError, match=r"train_clean, train_other; name it with --data\.train-split"):
+        source("some/name")
+    assert tally(source("some/name", train_split="train_other")) == (11, 1)
+    with pytest.raises(UserError, match="the splits of some/name are train_clean, train_other"):
+        source("some/name", train_split="nonsense")
+
+
+def test_columns_that_are_no_images(tmp_path: Path) -> None:
+    file = tmp_path / "x.parquet"
+    table({"image": [1, 2, 3], "png": [picture["bytes"] for picture in pictures(3)]}, file)
+    assert source(file).report.images == "column png"
+    with pytest.raises(UserError, match=r"column image can't be read as images .*--data\.image"):
+        source(file, image="image")
+    table({"image": [[[1, 2], [3, 4]], None, [[1, 2], [3]], [[9, 9], [9, 255]]]}, file)
+    s = source(file)
+    found = {int(images.rows[n]): images[None, n].problem for images in (s.train, s.test) for n in range(len(images))}
+    assert not found[0] and not found[3] and all("row " in found[row] for row in (1, 2))
+    draw(tmp_path / "files", 3)
+    table({"image": [f"files/{n}.png" for n in range(3)] + ["/etc/passwd"]}, file)
+    s = source(file)
+    found = {int(images.rows[n]): images[None, n].problem for images in (s.train, s.test) for n in range(len(images))}
+    assert [bool(found[row]) for row in range(4)] == [False, False, False, True] and "leads out" in found[3]
+
+
 # -- the report ------------------------------------------------------------------------------------
 
 
@@ -258,3 +315,9 @@ def test_the_report_of_what_is_plain_is_short(tmp_path: Path) -> None:
     assert "09" in text and "and 4 more" in text and "12 2" not in text and len(text.splitlines()) <= 4
     stored = json.loads(json.dumps(s.report.to_dict()))
     assert stored["classes"]["Sneaker"] == 600 and stored["splits"]["test"]["used"] == 1000
+
+
+def test_a_run_prints_and_stores_what_was_taken(finished: Path) -> None:
+    stored = json.loads((finished / "data.json").read_text())
+    assert stored["class_names"] == ["class 0", "class 1"] and sum(stored["classes"].values()) == 43
+    assert json.loads((finished / "summary.json").read_text())["class_names"] == stored["class_names"]

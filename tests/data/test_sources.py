@@ -10,6 +10,7 @@ from PIL import Image
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
+from pretrain.data.find import EMBEDDED
 from pretrain.data.sources import open_data
 
 
@@ -32,7 +33,7 @@ def test_the_embedded_images() -> None:
     s = source("fashion-mnist")
     assert (len(s.train), len(s.test), s.shape, s.classes) == (6000, 1000, (1, 28, 28), 10)
     assert [s.train[0, i].label for i in range(3)] == [9, 0, 0]
-    folder = Path(str(open_data.__globals__["EMBEDDED"]["fashion-mnist"]))
+    folder = EMBEDDED["fashion-mnist"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
     assert "Permission is hereby granted" in (folder / "LICENSE").read_text()
 
@@ -101,7 +102,7 @@ def test_parquet_files(tmp_path: Path, folder: bool) -> None:
         (["b", "a", None, "b"], 2, [1, 0, -1, 1]),
         ([True, False, True, True], 2, [1, 0, 1, 1]),
         ([10**12, 5, 5, 7], 3, [2, 0, 0, 1]),
-        ([3, None, -1, 3], 1, [0, -1, -1, 0]),
+        ([3, None, -1, 3], 0, [-1, -1, -1, -1]),  # one class is none
         ([None, None, None, None], 0, [-1, -1, -1, -1]),
     ],
 )

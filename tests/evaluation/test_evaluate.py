@@ -52,21 +52,21 @@ def test_evaluation_repeats_the_training_metrics(mae: Path, flow: Path, capsys) 
 
 def test_a_level_bin_without_images_has_no_loss(flow: Path, capsys) -> None:
     """Four images at two levels each, in eight bins; the mean of the bins, weighted by their counts, is the loss."""
-    found = evaluate(flow, "--metrics", "heldout")
+    found = evaluate(flow, "--metrics", "loss")
     level = torch.cat([SampleRNG(0, index=torch.arange(4)).uniform() + half for half in (0, 0.5)]) % 1
     count = torch.bincount((level * 8).long(), minlength=8).tolist()
-    by_level = found["heldout_loss_by_level"]
+    by_level = found["validation_loss_by_level"]
     assert 0 in count and [loss is None for loss in by_level] == [n == 0 for n in count]
     assert sum(n * (loss or 0) for n, loss in zip(count, by_level, strict=True)) / 8 == pytest.approx(
-        found["heldout_loss"], rel=1e-6
+        found["validation_loss"], rel=1e-6
     )
     assert " - " in capsys.readouterr().out
 
 
 def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert [*evaluate(mae, "--metrics", "knn")] == ["knn_accuracy"]
-    assert refused(mae, "--metrics", "heldut").startswith("--metrics heldut: did you mean heldout? There are heldout, ")
-    assert "a model of Flow has no encoder; of this run there are heldout" in refused(flow, "-m", "heldout,knn")
+    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? The metrics are loss, ")
+    assert "a model of Flow has no encoder; available for this run: loss" in refused(flow, "-m", "loss,knn")
 
 
 def test_distances_are_those_of_torch_fidelity(flow: Path, assets: Path, tmp_path: Path) -> None:
@@ -103,10 +103,9 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         raise URLError("Name or service not known")
 
     monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", offline)
-    assert (
-        "can't be fetched (Name or service not known); bring them from elsewhere and name the file: inception=FILE"
-        in (refused(flow, "-m", "fid", "--features", "inception"))
-    )
+    message = refused(flow, "-m", "fid", "--features", "inception")
+    assert "can't be downloaded (Name or service not known); copy them from" in message
+    assert message.endswith("give the file: inception=PATH")
     assert "a feature network is small, inception" in refused(flow, "-m", "fid", "--features", "incption")
 
 
@@ -118,8 +117,8 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         ("--num-images abc", "--num-images must be a whole number, got 'abc'"),
         ("--nn 3", "Unrecognized options: --nn, 3"),
         ("--reference=", "reference must be images, got an empty name"),
-        ("--max-reference 2", "2 images to compare with are too few"),
-        ("--guidance 2", "--guidance 2 needs a model that knows images"),
+        ("--max-reference 2", "there are 2 reference images, and at least 4 are needed"),
+        ("--guidance 2", "--guidance 2 needs a model that was trained with"),
         ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
     ],
 )
@@ -132,7 +131,7 @@ def test_results_are_printed_if_the_file_is_broken(flow: Path, tmp_path: Path, c
     for held in ("{", "{}"):
         (tmp_path / "run" / "evaluation.json").write_text(held)
         assert "can't be added to" in refused(tmp_path / "run")
-        assert "heldout_loss" in capsys.readouterr().out
+        assert "validation_loss" in capsys.readouterr().out
         assert (tmp_path / "run" / "evaluation.json").read_text() == held
 
 
@@ -152,8 +151,8 @@ def test_a_missing_package_is_one_sentence(flow: Path, monkeypatch: pytest.Monke
 def test_evaluation_by_several_processes_is_that_of_one(mae: Path, flow: Path, assets: Path) -> None:
     """With images in three batches, and in a single batch, of which one process has none."""
     for run, metrics in (
-        (mae, "heldout,knn,linear-probe,attentive-probe,finetune"),
-        (flow, "fid,kid,precision-recall,heldout"),
+        (mae, "loss,knn,linear-probe,attentive-probe,finetune"),
+        (flow, "fid,kid,precision-recall,loss"),
     ):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         words = ["--metrics", metrics, "--images", "130", "--probe-epochs", "3"]

@@ -101,7 +101,7 @@ def test_a_mistake_is_one_sentence(words: str, message: str, conditional: Path, 
     with pytest.raises(UserError, match=message):
         made(conditional, tmp_path / "images", *words.split())
     assert not (tmp_path / "images").exists()
-    with pytest.raises(UserError, match="it is there already and not an empty folder"):
+    with pytest.raises(UserError, match="it exists and is not an empty folder"):
         made(conditional, conditional)
     with pytest.raises(UserError, match="can't be written to: Not a directory"):
         made(conditional, conditional / "config.yaml" / "images")
@@ -113,19 +113,19 @@ def test_a_full_disk_is_one_sentence(conditional: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(
-        UserError, match=r"00000\.png: can't be written: .*No space left.*; the images before it are kept"
+        UserError, match=r"00000\.png: can't be written: .*No space left.*; the images before it are complete"
     ):
         made(conditional, tmp_path / "images", "--num-images", 1, "--steps", 1)
 
 
 def test_guidance_needs_a_null_class_and_a_mae_makes_no_images(finished: Path, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--guidance 2 needs a model that knows images with a label and without one"):
+    with pytest.raises(UserError, match="--guidance 2 needs a model that was trained with and without labels"):
         made(finished, tmp_path / "images", "--guidance", 2)
     for words in ("", "--class-conditional --adapter.label-dropout 0"):
         words = [*common(pictures, tmp_path / "run"), "--evaluate.guidance", 2, *words.split()]
         assert "--evaluate.guidance 2 needs a model that" in refused("train_diffusion.py", *words)
     train("train_mae.py", *common(pictures, tmp_path / "mae", 1))
-    with pytest.raises(UserError, match="MAE makes no images"):
+    with pytest.raises(UserError, match="MAE generates no images"):
         made(tmp_path / "mae", tmp_path / "images")
     with pytest.raises(UserError, match="it is not the folder of a run with a checkpoint"):
         made(tmp_path, tmp_path / "images")

@@ -79,7 +79,7 @@ def test_probes_and_fine_tuning_learn_and_leave_the_model_alone(mae: Path, monke
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
     seen = subject.source._replace(test=subject.source.train)  # training accuracy shows that it learns
-    monkeypatch.setattr(heads, "TUNINGS", (heads.Tuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small network
+    monkeypatch.setattr(heads, "FINE_TUNING", (heads.FineTuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small network
     again = dataclasses.replace(opened(mae, probe_epochs=20), source=seen)
     assert min(finetune.make(again, ["finetune", "attentive-probe"]).measure(model, 0).values()) > 0.7
 
@@ -89,7 +89,7 @@ def test_the_fine_tuned_classifier_is_encoder_mean_norm_and_head(name: str) -> N
     config = MAEConfig(name, patch=4, width=32, depth=3, heads=2)
     encoder: Any = config.build((1, 12, 16), 0).encoder
     before, image = copy.deepcopy(encoder), torch.randn(5, 1, 12, 16)
-    network: Any = heads.tunable(encoder, 7).eval()
+    network: Any = heads.as_classifier(encoder, 7).eval()
     tokens = before.norm_pre(before._pos_embed(before.patch_embed(image)))
     patches = before.blocks(tokens)[:, before.num_prefix_tokens :].mean(dim=1)
     last = before.norm if isinstance(before.fc_norm, torch.nn.Identity) else before.fc_norm
@@ -106,11 +106,11 @@ def test_the_fine_tuned_classifier_is_encoder_mean_norm_and_head(name: str) -> N
 
 def test_drop_path_is_per_sample_and_keeps_the_mean() -> None:
     path, branch, index = heads.DropPath(0.3), torch.ones(4000, 1, 2), torch.arange(4000)
-    path.draws = SampleRNG(1, 2, index=index)
+    path.rng = SampleRNG(1, 2, index=index)
     dropped = path(branch)
     assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert dropped.mean().item() == pytest.approx(1, abs=4 * (0.3 / 0.7 / 4000) ** 0.5)
-    path.draws = SampleRNG(1, 2, index=index[1::2])  # of another process
+    path.rng = SampleRNG(1, 2, index=index[1::2])  # of another process
     assert torch.equal(path(branch[1::2]), dropped[1::2])
     assert torch.equal(path.eval()(branch), branch)
 
@@ -127,10 +127,10 @@ def test_fine_tuning_augmentation_is_per_sample(channels: int) -> None:
     assert all(each.dtype == torch.float32 and each.abs().max() < 6 for each in made)
     assert all(torch.equal(change(image[None], index[n % 15][None], 0, n // 15)[0], made[n]) for n in range(59, -1, -1))
     assert len({tuple(each.flatten().tolist()) for each in made}) > (30 if channels < 4 else 5)
-    if change.change is not None:
+    if change.rand_augment is not None:
         picture = to_pil_image(((image + 1) * 127.5).round().byte())
         with finetune_augment.seeded(0):
-            for operation in change.change.ops:  # each at its maximum magnitude
+            for operation in change.rand_augment.ops:  # each at its maximum magnitude
                 operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
                 assert (found := operation(picture)).mode == picture.mode and found.size == picture.size
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
@@ -141,13 +141,13 @@ def test_probes_need_labels(mae: Path) -> None:
     subject = opened(mae)
     bare = subject.source._replace(classes=0)
     with pytest.raises(
-        UserError, match=r"--metrics finetune: it needs labels, which the images of .* have not; of this"
+        UserError, match=r"--metrics finetune: it needs labels, and the images of .* have none; available"
     ):
         evaluators(["finetune"], dataclasses.replace(subject, source=bare))
 
 
 def test_an_online_probe_changes_nothing_and_is_resumed(pictures: Path, mae: Path, tmp_path: Path) -> None:
-    words = [*common(pictures, tmp_path / "run", 2), "--evaluate.metrics", "heldout,knn,online-probe"]
+    words = [*common(pictures, tmp_path / "run", 2), "--evaluate.metrics", "loss,knn,online-probe"]
     train("train_mae.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
     for name, value in final(mae).items():
         assert torch.equal(value, final(tmp_path / "run")[name])  # the probe changes nothing
@@ -158,8 +158,8 @@ def test_an_online_probe_changes_nothing_and_is_resumed(pictures: Path, mae: Pat
     train("train_mae.py", "--resume", "--output-dir", tmp_path / "run")
     assert read_metrics(tmp_path / "run") == whole
     assert torch.equal(final(tmp_path / "run", "online-probe")["sums"], sums)
-    assert [*evaluate(tmp_path / "run")] == ["heldout_loss", "heldout_loss_by_level", "knn_accuracy"]
-    assert "looks on while a model is trained" in refused(tmp_path / "run", "--metrics", "online-probe")
+    assert [*evaluate(tmp_path / "run")] == ["validation_loss", "validation_loss_by_level", "knn_accuracy"]
+    assert "observes the training" in refused(tmp_path / "run", "--metrics", "online-probe")
 
 
 def test_an_online_probe_is_the_regression_on_all_samples(mae: Path) -> None:
@@ -170,7 +170,7 @@ def test_an_online_probe_is_the_regression_on_all_samples(mae: Path) -> None:
     label, other = torch.arange(400) % 2, torch.randn(400, 16, generator=generator(0))
     for n, rows in enumerate(torch.arange(400).split(50)):
         feature = (label[rows, None] - 0.5) * 3 * torch.eye(16)[3] + other[rows]
-        probe.seen = feature
+        probe.feature = feature
         index = torch.where(rows % 7 == 0, ~rows, rows)  # padding
         probe.observe(Batch(feature, torch.where(rows % 5 == 0, -1, label[rows]), index, feature), 0.5 + (n + 1) * 1e-6)
     counted = (torch.arange(400) % 7 > 0) & (torch.arange(400) % 5 > 0)

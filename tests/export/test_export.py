@@ -20,7 +20,7 @@ from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
 from pretrain.config.cli import parse
-from pretrain.export.export import to_diffusers
+from pretrain.export.to_diffusers import to_diffusers
 
 SMALL_DIT = {"patch": 4, "width": 16, "depth": 1, "heads": 2}
 

@@ -14,8 +14,7 @@ from pretrain.adapters import Batch
 from pretrain.adapters.mae import MAE
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.export.from_encoder import start_from
-from pretrain.export.to_encoder import to_timm, to_transformers
+from pretrain.export.mae_weights import start_from, to_timm, to_transformers
 
 ENCODER = "vit_tiny_patch16_224"
 CONFIG = MAEConfig(ENCODER, 4, 32, 2, 2, 16, 1, 2)
@@ -123,7 +122,7 @@ def test_a_run_starts_from_pretrained_weights(kind: str, tmp_path: Path) -> None
     if kind == "published":
         shown, path = as_imagenet(image), tmp_path / "mae.pth"
         torch.save({"model": published(theirs), "epoch": 1600}, path)
-        normalised = "[0.485, 0.456, 0.406] and [0.229, 0.224, 0.225]"
+        normalised = "mean [0.485, 0.456, 0.406] and std [0.229, 0.224, 0.225]"
     elif kind == "published encoder":
         shown, encoder, path = as_imagenet(image), "vit_base_patch16_224.mae", tmp_path / "mae.pth"
         torch.save({"model": {f"module.{key}": value for key, value in theirs.encoder.state_dict().items()}}, path)
@@ -137,7 +136,7 @@ def test_a_run_starts_from_pretrained_weights(kind: str, tmp_path: Path) -> None
         save_file(theirs.state_dict(), path)
     message = start_from(ours, path, encoder)
     whole = kind in ("published", "transformers", "own")
-    assert ("encoder and decoder" if whole else "encoder alone") in message and message.endswith(normalised)
+    assert ("the encoder and the decoder" in message) == whole and normalised in message
     order = torch.randperm(16).expand(2, -1)
     with torch.no_grad():
         expected = theirs.encode(shown, order[:, :5])
@@ -151,7 +150,7 @@ def test_pretrained_weights_of_another_size_are_resampled(tmp_path: Path) -> Non
     theirs = fresh()
     torch.save(published(theirs), tmp_path / "mae.pth")
     ours = fresh(MAEConfig(ENCODER, 8, 32, 2, 2, 16, 1, 2), (1, 32, 64), seed=3)
-    assert "its decoder is of another shape" in start_from(ours, tmp_path / "mae.pth", ENCODER)
+    assert "but not the decoder, which does not fit (" in start_from(ours, tmp_path / "mae.pth", ENCODER)
     assert torch.equal(ours.encoder.blocks[1].attn.qkv.weight, theirs.encoder.blocks[1].attn.qkv.weight)
     assert not torch.equal(ours.encoder.pos_embed, fresh(seed=3).encoder.pos_embed[:, :1].expand(-1, 33, -1))
 
@@ -170,8 +169,8 @@ def test_unusable_pretrained_weights_raise(tmp_path: Path, monkeypatch) -> None:
     Path("broken.safetensors").write_bytes(b"x" * 99)
     for file, sentence in (
         ("nowhere.pth", "there is no such file"),
-        ("wide.safetensors", "cls_token is 1x1x64 there, 1x1x32 here"),
-        ("deep.safetensors", "blocks.2.attn.proj.bias is 32 there, missing here"),
+        ("wide.safetensors", "cls_token (1x1x64 in the file, 1x1x32 here)"),
+        ("deep.safetensors", "blocks.2.attn.proj.bias (32 in the file, missing here)"),
         ("evil.pth", "can't be read as tensors"),
         ("list.pth", "holds no named tensors"),
         ("broken.safetensors", "can't be read as tensors"),

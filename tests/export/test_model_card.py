@@ -23,7 +23,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.grid import to_uint8
 from pretrain.evaluation import evaluate, generate
-from pretrain.evaluation.heldout_loss import HeldOutLoss
+from pretrain.evaluation.validation_loss import ValidationLoss
 from pretrain.export import export, hub, model_card
 
 
@@ -49,13 +49,13 @@ def test_the_card_has_the_results_of_the_run(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert written.data.library_name == "diffusers" and written.data.license is None
     (result,) = written.data.eval_results
-    assert (result.metric_type, result.metric_value) == ("heldout_loss", summary["quality"]["heldout_loss"])
-    before = summary["quality_before"]["heldout_loss"]
+    assert (result.metric_type, result.metric_value) == ("validation_loss", summary["quality"]["validation_loss"])
+    before = summary["quality_before"]["validation_loss"]
     for message in (
         f"| samples used | {summary['samples_used']:,} | {43 * 4:,} |",
         f"| training FLOPs | {summary['train_flops']:.3g} | {summary['full_train_flops']:.3g} |",
         f"{summary['saved_fraction']:.1%} of the samples were saved, counted against 4 epochs of 43 images",
-        f"| heldout_loss | {before:.4f} | {summary['quality']['heldout_loss']:.4f} |",
+        f"| validation_loss | {before:.4f} | {summary['quality']['validation_loss']:.4f} |",
         "DiffusionPipeline.from_pretrained('.')",
         "pruned dynamically (importance)",
         "python train_diffusion.py --config recipe.yaml",
@@ -135,14 +135,14 @@ def test_another_ema_is_evaluated_and_on_the_card(run: Path, pictures: Path, tmp
     shutil.copytree(run, folder)
     trained = load_run(folder)
     trained.model.load_state_dict(reconstruct(folder, 0.15)[0])
-    expected = HeldOutLoss(trained.adapter, trained.source.test)(trained.model)["heldout_loss"]
-    evaluate.main([str(folder), "--metrics", "heldout,fid", "--num-images", "8", "--sigma-rel", "0.15"])
+    expected = ValidationLoss(trained.adapter, trained.source.test)(trained.model)["validation_loss"]
+    evaluate.main([str(folder), "--metrics", "loss,fid", "--num-images", "8", "--sigma-rel", "0.15"])
     evaluate.main([str(folder), "--metrics", "kid", "--num-images", "8"])
     other, plain = json.loads((folder / "evaluation.json").read_text())
-    assert other["found"]["heldout_loss"] == expected and (other["sigma_rel"], plain["sigma_rel"]) == (0.15, None)
+    assert other["found"]["validation_loss"] == expected and (other["sigma_rel"], plain["sigma_rel"]) == (0.15, None)
     for length, record, message in (
-        (0.15, other, f"| heldout_loss |  | {expected:.4f} |"),
-        (None, plain, "heldout_loss"),
+        (0.15, other, f"| validation_loss |  | {expected:.4f} |"),
+        (None, plain, "validation_loss"),
     ):
         export.main(folder, sigma_rel=length)
         card = (folder / "model" / "README.md").read_text()

@@ -110,7 +110,7 @@ def test_a_run_is_resumed_with_more_epochs(pictures: Path, tmp_path: Path) -> No
     train("train_diffusion.py", *common(pictures, folder, 2), *PRUNED)
     train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", 5)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
     assert [record["epoch"] for record in read_metrics(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5]
     one, average = final(folder), final(folder, "ema")
     assert all((one[name] - average[name]).abs().max() < 0.1 for name in one)

@@ -60,7 +60,7 @@ def test_the_sheet_shows_the_samples_used_least_and_most(pictures: Path, monkeyp
 @pytest.mark.parametrize("largest", [2.0, 200.0])
 def test_the_loss_by_level_is_drawn(largest: float) -> None:
     """For any range, and with levels without a loss; each evaluation changes the plot."""
-    rows = [{"epoch": n, "heldout_loss_by_level": [largest / (n + 1), 1.0, None, 0.1]} for n in range(3)]
+    rows = [{"epoch": n, "validation_loss_by_level": [largest / (n + 1), 1.0, None, 0.1]} for n in range(3)]
     pictures = [plots.loss_by_level(rows[: n + 1]) for n in range(3)]
     assert all(picture.shape == (396, 660, 3) and picture.dtype == torch.uint8 for picture in pictures)
     assert plots.loss_by_level([]).shape == (396, 660, 3)  # of a run whose folder was removed

@@ -32,7 +32,7 @@ def test_a_run_writes_its_files(script: str, infobatch: bool, pictures: Path, tm
     assert (
         0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_samples"] * summary["samples_used"]
     )
-    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
     epochs = [record for record in read_metrics(folder) if record["kind"] == "epoch"]
     assert [record["epoch"] for record in epochs] == list(range(1, 9))
     assert epochs[-1]["samples_used"] == summary["samples_used"] and epochs[-1]["nominal_samples"] == 8 * 43
@@ -43,7 +43,14 @@ def test_a_run_writes_its_files(script: str, infobatch: bool, pictures: Path, tm
     assert drawn - charts == {f"epoch-000{n}.png" for n in (2, 4, 6, 8)} and ("visits.png" in drawn) == infobatch
     for path in (folder / "pictures").iterdir():
         assert np.asarray(Image.open(path)).std() > 0
-    for message in ("epoch 8/8", "samples", "saved", "heldout_loss", str(folder / "pictures"), str(folder / "model")):
+    for message in (
+        "epoch 8/8",
+        "samples",
+        "saved",
+        "validation_loss",
+        str(folder / "pictures"),
+        str(folder / "model"),
+    ):
         assert message in printed.out
     assert "\x1b" not in printed.out  # no terminal, no escapes
     written = (folder / "config.yaml").read_text()
@@ -98,7 +105,7 @@ def test_a_budget_is_met_exactly(script: str, over: str, pictures: Path, tmp_pat
     train(script, *common(pictures, tmp_path / "run", 6), *words)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["samples_used"] == round(0.8 * 6 * 43) and summary["policy"] == "importance"
-    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
+    assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
 
 
 def test_the_resolved_config_runs_again_to_the_same_end(finished: Path, tmp_path: Path) -> None:
@@ -119,7 +126,7 @@ def test_a_tracker_gets_the_metrics(pictures: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", *common(pictures, tmp_path / "run", 2), "--tracker", "tensorboard")
     events = EventAccumulator(str(tmp_path / "run" / "trackers" / "run"))
     events.Reload()
-    assert {"loss", "skipped", "heldout_loss"} <= set(events.Tags()["scalars"])
+    assert {"loss", "skipped", "validation_loss"} <= set(events.Tags()["scalars"])
     logged = [event.value for event in events.Scalars("loss")]
     written = [record["loss"] for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch"]
     assert logged == pytest.approx(written)
