@@ -36,7 +36,7 @@ def test_every_recipe_is_documented_with_its_command() -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_recipe_has_the_documented_parameters_and_flops(name: str) -> None:
     """Built without memory; parameters, FLOPs of a sample and of full training, to the given digits."""
-    size, *shape, classes, parameters, visit, everybody = ROWS[name]
+    size, *shape, classes, parameters, visit, full = ROWS[name]
     recipe = ROOT / "configs" / f"{name}.yaml"
     config = parse([], adapter="", model="", recipe=recipe, output_dir="x", help="")
     assert config.class_conditional == bool(classes)
@@ -46,7 +46,7 @@ def test_a_recipe_has_the_documented_parameters_and_flops(name: str) -> None:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     flops = profile_config(config.component("model"), config.component("adapter"), images, int(classes or 0)).flops
     total = flops * int(size.replace(",", "")) * config.epochs
-    for message, counted in ((parameters, millions), (visit, flops / 1e9), (everybody, total)):
+    for message, counted in ((parameters, millions), (visit, flops / 1e9), (full, total)):
         assert float(message) == float(f"{counted:.3g}") or float(message) == float(f"{counted:.2g}"), (
             message,
             counted,

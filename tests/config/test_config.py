@@ -166,9 +166,9 @@ def test_an_adapter_that_cant_be_imported_raises_when_used(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_plans_with_and_without_pruning(recipe: Path) -> None:
-    everybody, pruned = config("--config", str(recipe)), config("--config", str(recipe), "--infobatch")
-    assert everybody.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
-    assert build_infobatch(everybody, 1000, print).budget is None
+    full, pruned = config("--config", str(recipe)), config("--config", str(recipe), "--infobatch")
+    assert full.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
+    assert build_infobatch(full, 1000, print).budget is None
     assert (build_infobatch(pruned, 1000, print).budget is None) == (pruned.pruning.budget is None)
 
 

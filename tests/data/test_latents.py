@@ -78,7 +78,7 @@ def test_half_of_the_latents_are_of_the_mirrored_image(cached: Path, pictures: P
     assert 0.4 < share < 0.6
     assert not any(torch.equal(a, b) for a, b in zip(*two, strict=True))
     straight = opened(cached).train
-    assert torch.equal(straight[None, 3].image, train[None, 3].image), "held-out images are not mirrored"
+    assert torch.equal(straight[None, 3].image, train[None, 3].image), "validation images are not mirrored"
 
 
 @pytest.mark.parametrize(

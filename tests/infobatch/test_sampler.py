@@ -60,13 +60,13 @@ def test_annealing_uses_every_sample_with_weight_one(epochs: int, anneal: float)
 def test_annealing_uses_every_sample_and_still_chooses_levels() -> None:
     infobatch = InfoBatch(400, epochs=6, policy="importance", budget=0.8, anneal=0.34, warn=lambda sentence: None)
     for epoch in infobatch.epochs():
-        everybody = torch.arange(400)
+        every_sample = torch.arange(400)
         annealing = epoch >= infobatch.first_full
         assert (infobatch.length == 400) == (annealing or epoch == 0)
-        mean = infobatch.level(everybody).mean().item()
+        mean = infobatch.level(every_sample).mean().item()
         assert mean == pytest.approx(0.5, abs=0.01) if epoch == 0 else mean < 0.45
         if annealing:  # a weight is one over the density of the level, so the mean over levels stays what it is
-            assert (infobatch.plan.weight * infobatch.level(everybody)).mean().item() == pytest.approx(0.5, abs=0.01)
+            assert (infobatch.plan.weight * infobatch.level(every_sample)).mean().item() == pytest.approx(0.5, abs=0.01)
         for index in DataLoader(range(400), 16, sampler=infobatch):
             infobatch(0.05 + (1 - infobatch.level(index)) ** 2, index)
 

@@ -156,7 +156,7 @@ def test_compilation_changes_nothing(script: str, pictures: Path, tmp_path: Path
 
 
 def test_a_machine_that_can_not_compile_raises(monkeypatch) -> None:
-    monkeypatch.setattr(setup, "BACKEND", "nobody")
+    monkeypatch.setattr(setup, "BACKEND", "no-such-backend")
     with pytest.raises(
         UserError, match=r"^--compile: torch can't compile on this machine \(InvalidBackend.*leave it out$"
     ):
