@@ -36,7 +36,7 @@ def test_code_named_by_a_run_is_not_run(harmful: Path, pictures: Path, tmp_path:
     train("train_diffusion.py", *common(pictures, run, 1))
     settings = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(settings.replace("name: ddpm", f"name: {harmful}", 1))
-    with pytest.raises(UserError, match=f"names {harmful}, which is code that would be run; read it"):
+    with pytest.raises(UserError, match=f"names {harmful}, whose code would be executed; read it"):
         load_run(run)
     assert "PRETRAIN_TRUST=" in refused("train_diffusion.py", "--resume", "--output-dir", run)
     assert not (tmp_path / "proof").exists() and not (tmp_path / "home" / "infobatch-pretrain").exists()
