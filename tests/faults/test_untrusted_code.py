@@ -62,7 +62,7 @@ def test_code_named_by_a_recipe_is_not_run(setting: str, harmful: Path, pictures
     recipe = tmp_path / "theirs" / "recipe.yaml"
     recipe.write_text(setting.replace("NAME", str(harmful)))
     message = refused("train_diffusion.py", "--config", recipe, *common(pictures, tmp_path / "run"))
-    assert message.startswith(f"{recipe} names {harmful}, which is code")
+    assert message.startswith(f"{recipe} names {harmful}, whose code")
     assert not (tmp_path / "proof").exists() and not (tmp_path / "run").exists()
 
 
