@@ -1,9 +1,12 @@
-"""A run of several processes, for tests/distributed/test_collectives.py: a small network in a user's loop, with gloo.
+"""Processes of a launch with gloo: a small network in a user's loop (`main`), or one of the examples.
 
-Started as `rank_worker.py RANK WORLD FOLDER MICRO [STATE]`. Leaves in FOLDER, by rank: the indices of every optimizer
-step, parameters, scores, and the state inside the third epoch.
+`main` writes to `folder`, by rank: the indices of every optimizer step, parameters, scores, and the state inside the
+third epoch.
 """
 
+import contextlib
+import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pretrain import Indexed, InfoBatch
 
-SIZE, BATCH, EPOCHS = 101, 24, 7  # neither 2 nor 3 divides what an epoch visits
+SIZE, BATCH, EPOCHS = 101, 24, 7  # neither 2 nor 3 divides the samples of an epoch
 
 
 def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> None:
@@ -38,7 +41,7 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     loader = DataLoader(Indexed(TensorDataset(x, y)), micro, sampler=infobatch)
     steps: list[list[int]] = []
     for epoch in infobatch.epochs():
-        due = 0  # samples that the running step is still to see, over all processes
+        due = 0  # samples missing from the current step, over all processes
         for index, features, target in loader:
             if not due:
                 due = window = min(BATCH, infobatch.length - infobatch.seen)
@@ -64,5 +67,9 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
+def run_example(name: str, arguments: dict[str, object], environment: dict[str, str], output: Path) -> None:
+    """Call `main` of a module in examples/ as one process of a launch; what it prints goes to a file."""
+    os.environ.update(environment)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    with output.open("w") as file, contextlib.redirect_stdout(file):
+        importlib.import_module(name).main(**arguments)

@@ -1,4 +1,4 @@
-"""Imports go down, siblings don't know each other; and how large files and functions may grow."""
+"""Imports go down the layers; the maximum size of files and functions."""
 
 import ast
 import subprocess
@@ -63,8 +63,8 @@ def test_every_folder_says_what_it_is_for() -> None:
     files = {path.name for path in (ROOT / "pretrain").glob("*.py")}
     assert files == {"__init__.py", "__main__.py"}
     for folder in folders:
-        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-        assert said and len(said.splitlines()[0]) > 20, folder
+        message = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert message and len(message.splitlines()[0]) > 20, folder
 
 
 def test_integrations_alone_import_their_libraries() -> None:
@@ -91,12 +91,12 @@ def test_infobatch_alone_imports_torch_and_numpy_alone() -> None:
     ("pattern", "most"),
     [("pretrain/adapters/[!_]*.py", 80), ("train_*.py", 60), ("pretrain/**/*.py", 460), ("models/*.py", 250)],
 )
-def test_files_stay_small(pattern: str, most: int) -> None:
+def test_files_have_a_maximum_length(pattern: str, most: int) -> None:
     for path in ROOT.glob(pattern):
         assert len(path.read_text().splitlines()) <= most, path
 
 
-def test_functions_fit_a_screen() -> None:
+def test_functions_have_a_maximum_length() -> None:
     paths = [*FILES, *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/**/*.py")]
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):

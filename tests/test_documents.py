@@ -1,4 +1,4 @@
-"""What the documents show runs as it is shown."""
+"""Examples in the documents run as they are printed."""
 
 import inspect
 import re
@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
-from conftest import ROOT, TINY, journal
+from conftest import ROOT, TINY, read_metrics
+from programs import train
 
 from pretrain import InfoBatch, evaluation
 from pretrain.adapters.flow import Flow
@@ -34,27 +35,29 @@ def blocks(document: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", ["docs/objectives.md", "README.md"])
-def test_the_adapter_that_is_shown_trains(document: str, tmp_path: Path, pictures: Path, program) -> None:
+def test_the_documented_adapter_trains(document: str, tmp_path: Path, pictures: Path, monkeypatch, capsys) -> None:
     (code,) = (block for block in blocks(document) if "class" in block)
-    if document == "README.md":  # shown without its imports
+    if document == "README.md":  # printed without its imports
         head = "from dataclasses import dataclass\nfrom einops import reduce\nfrom pretrain.adapters import Losses\n"
         code = head + code
     (tmp_path / "mine.py").write_text(code)
     more = ["--adapter.delta", "0.3"] if document == "docs/objectives.md" else []
     words = ["--data", pictures, "--adapter", "mine.py", *more, "--infobatch", "--epochs", 3, "--batch-size", 8]
-    done = program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
-    assert "Flow on 43 images" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    train("train_diffusion.py", *words, "--output-dir", "run")
+    assert "Flow on 43 images" in capsys.readouterr().out
     pictured = any((tmp_path / "run" / "pictures").glob("epoch-*.png"))
     assert pictured == ("scheduler" in code)
     assert any((tmp_path / "run" / "model").iterdir())
 
 
-def test_the_policy_that_is_shown_prunes(tmp_path: Path, pictures: Path, program) -> None:
+def test_the_documented_policy_prunes(tmp_path: Path, pictures: Path, monkeypatch) -> None:
     (code,) = blocks("docs/policies.md")
     (tmp_path / "middle.py").write_text(code)
     words = ["--data", pictures, "--infobatch", "--pruning.policy", "middle.py", "--epochs", 4, "--batch-size", 8]
-    program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
-    epochs = [record for record in journal(tmp_path / "run") if record["kind"] == "epoch"]
+    monkeypatch.chdir(tmp_path)
+    train("train_diffusion.py", *words, "--output-dir", "run")
+    epochs = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch"]
     assert [round(43 * (1 - record["skipped"])) for record in epochs] == [43, 32, 32, 43]  # half of 10, 22, half of 11
 
 
@@ -80,8 +83,9 @@ def parts(data: list[tuple[torch.Tensor, torch.Tensor]], **more: Any) -> dict[st
     return {**given, "F": functional, **more}
 
 
-@pytest.mark.filterwarnings("ignore:per-sample scores carry no signal")  # 40 samples: it may say so, by the parameters
-def test_the_loop_that_is_shown_trains() -> None:
+# 40 samples: whether there is a warning depends on the parameters.
+@pytest.mark.filterwarnings("ignore:per-sample scores carry no signal")
+def test_the_documented_loop_trains() -> None:
     (code,) = (block for block in blocks("README.md") if "InfoBatch(" in block)
     scope = parts(sums(0))
     exec(code, scope)
@@ -174,7 +178,7 @@ def test_the_source_that_is_shown_trains_and_resumes(
         monkeypatch.setattr(sys, "argv", ["mine.py", *arguments])
         exec(code, {"__name__": "__main__"})
         assert "{'mean_square': " in capsys.readouterr().out
-    assert [record["kind"] for record in journal(Path("runs/mine"))].count("epoch") == 2
+    assert [record["kind"] for record in read_metrics(Path("runs/mine"))].count("epoch") == 2
 
 
 DOCUMENTS = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))

@@ -34,9 +34,9 @@ def test_every_recipe_is_documented_with_its_command() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_recipe_costs_what_is_said(name: str) -> None:
-    """Built without memory; parameters, FLOPs of a visit and of everybody, to the digits that are given."""
-    size, *shape, classes, parameters, visit, everybody = ROWS[name]
+def test_a_recipe_has_the_documented_parameters_and_flops(name: str) -> None:
+    """Built without memory; parameters, FLOPs of a sample and of full training, to the given digits."""
+    size, *shape, classes, parameters, visit, full = ROWS[name]
     recipe = ROOT / "configs" / f"{name}.yaml"
     config = parse([], adapter="", model="", recipe=recipe, output_dir="x", help="")
     assert config.class_conditional == bool(classes)
@@ -46,8 +46,11 @@ def test_a_recipe_costs_what_is_said(name: str) -> None:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     flops = profile_config(config.component("model"), config.component("adapter"), images, int(classes or 0)).flops
     total = flops * int(size.replace(",", "")) * config.epochs
-    for said, counted in ((parameters, millions), (visit, flops / 1e9), (everybody, total)):
-        assert float(said) == float(f"{counted:.3g}") or float(said) == float(f"{counted:.2g}"), (said, counted)
+    for message, counted in ((parameters, millions), (visit, flops / 1e9), (full, total)):
+        assert float(message) == float(f"{counted:.3g}") or float(message) == float(f"{counted:.2g}"), (
+            message,
+            counted,
+        )
 
 
 def test_the_data_that_ships_is_as_the_table_says() -> None:
@@ -78,7 +81,7 @@ def test_the_slurm_script_starts_resumes_and_requeues(stopped: bool, tmp_path: P
         (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
         environment["SECONDS_TO_RUN"] = "60"
     job = subprocess.Popen([*command, *words], env=environment, cwd=tmp_path)
-    while stopped and not (tmp_path / "said").exists():
+    while stopped and not (tmp_path / "message").exists():
         time.sleep(0.02)
     if stopped:
         job.send_signal(signal.SIGUSR1)
@@ -86,7 +89,7 @@ def test_the_slurm_script_starts_resumes_and_requeues(stopped: bool, tmp_path: P
     start = "launch --multi_gpu --num_machines 2 --num_processes 8 --machine_rank 1 --main_process_ip node7 "
     start += "--main_process_port 24711 train_diffusion.py "
     more = ["--resume", *words[1:]] if stopped else words
-    assert (tmp_path / "said").read_text() == start + " ".join(more) + "\n"
+    assert (tmp_path / "message").read_text() == start + " ".join(more) + "\n"
     assert (tmp_path / "requeued").exists() == stopped
     if not stopped:
         none = subprocess.run([*command, "--infobatch"], env=environment, capture_output=True, text=True, check=False)

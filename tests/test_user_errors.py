@@ -17,11 +17,11 @@ from pretrain.core.errors import UserError
 @pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
 def test_a_model_is_not_sharded(way: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
-    said = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
-    assert f"launched with {way}, which shards the model" in said and not (tmp_path / "run").exists()
+    message = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
+    assert f"launched with {way}, which shards the model" in message and not (tmp_path / "run").exists()
 
 
-def test_a_refusal_is_a_line_and_status_2(tmp_path: Path, program) -> None:
+def test_a_user_error_is_one_line_and_exit_status_2(tmp_path: Path, program) -> None:
     for arguments in (("--data", "./not/there"), ("--optim.lrr", "3"), ("--adapter", "nope")):
         done = program("train_diffusion.py", *arguments, "--output-dir", tmp_path / "run", check=False)
         assert done.returncode == 2 and done.stdout == ""
@@ -30,7 +30,7 @@ def test_a_refusal_is_a_line_and_status_2(tmp_path: Path, program) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--model.channels 8 16 16 16", "8 divides, got 12x12"),
         ("--micro-batch many", "--micro-batch must be a whole number or auto, got 'many'"),
@@ -54,13 +54,13 @@ def test_a_refusal_is_a_line_and_status_2(tmp_path: Path, program) -> None:
         ("--data.channels 1 --class-conditional --data ./nowhere/at/all", "there is no such file"),
     ],
 )
-def test_what_does_not_fit(arguments: str, said: str, pictures: Path, tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_raise(arguments: str, message: str, pictures: Path, tmp_path: Path) -> None:
     sentence = refused("train_diffusion.py", *common(pictures, tmp_path / "run"), *arguments.split())
-    assert said in sentence and sentence.count("--pruning.policy") <= 1
+    assert message in sentence and sentence.count("--pruning.policy") <= 1
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_that_are_not_there_or_not_used(pictures: Path, tmp_path: Path) -> None:
+def test_missing_or_unused_labels_raise(pictures: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, path in enumerate(sorted(pictures.rglob("*.png"))):
@@ -71,7 +71,7 @@ def test_labels_that_are_not_there_or_not_used(pictures: Path, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_parts_that_do_not_go_together(pictures: Path, tmp_path: Path) -> None:
+def test_components_that_do_not_fit_together_raise(pictures: Path, tmp_path: Path) -> None:
     def main(module, *words: object) -> str:
         words = ("--data", pictures, "--output-dir", tmp_path / "run", *words)
         recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
@@ -84,19 +84,19 @@ def test_parts_that_do_not_go_together(pictures: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mae_that_cant_be_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_impossible_mae_settings_raise(pictures: Path, tmp_path: Path) -> None:
     words = common(pictures, tmp_path / "run")
-    for change, said in (
+    for change, message in (
         ("--model.patch 1", "norm_pix needs patches of two or more values"),
         ("--model.heads 5", "timm can't make"),
         ("--model.encoder vit_relpos_small_patch16_224", "plain VisionTransformer"),
     ):
-        assert said in refused("train_mae.py", *words, *change.split())
+        assert message in refused("train_mae.py", *words, *change.split())
     assert not (tmp_path / "run").exists()
 
 
-def test_parameters_that_the_loss_does_not_reach_are_known() -> None:
-    """Or several processes would wait for their gradients: here a norm that only the pooled features pass."""
+def test_parameters_without_gradients_are_found() -> None:
+    """Several processes would wait for their gradients: here those of a norm that only pooled features use."""
     from pretrain.models.mae import MAEConfig
 
     from pretrain.adapters.mae import MAE
@@ -123,12 +123,14 @@ class Own(Ours):
 
 
 @pytest.mark.parametrize(
-    ("result", "said"),
+    ("result", "message"),
     [("Losses(loss.mean())", "got a loss of shape ()"), ("loss", "got Tensor"), ("None", "got NoneType")],
 )
-def test_an_adapter_that_breaks_the_contract_is_told(result: str, said: str, pictures: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_breaks_the_contract_raises(result: str, message: str, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN.format(result))
-    assert said in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--adapter", tmp_path / "own.py")
+    assert message in refused(
+        "train_diffusion.py", *common(pictures, tmp_path / "run"), "--adapter", tmp_path / "own.py"
+    )
 
 
 def test_a_bad_image_stops_the_run_or_is_skipped_and_counted(pictures: Path, tmp_path: Path) -> None:

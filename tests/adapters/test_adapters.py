@@ -1,4 +1,4 @@
-"""Every adapter keeps the contract of the seam, and each computes its paper's formula."""
+"""Every adapter keeps the contract of the interface and computes its paper's formula."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def network(adapter: str) -> nn.Module:
     if adapter == "mae":
         return MAEConfig("vit_tiny_patch16_224", 2, 16, 1, 2, 16, 1, 2).build(SHAPE, 0)
     model = DiTConfig(patch=2, width=16, depth=1, heads=2).build(SHAPE, 3)
-    nn.init.normal_(model.out.weight, std=0.3)  # a fresh DiT answers 0
+    nn.init.normal_(model.out.weight, std=0.3)  # a new DiT returns 0
     return model
 
 
@@ -43,7 +43,7 @@ class TestContract:
         loss.sum().backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
-    def test_a_sample_moves_its_own_loss_alone(self, name: str) -> None:
+    def test_a_sample_changes_its_own_loss_only(self, name: str) -> None:
         model, b, adapter = network(name).eval(), batch(), self.adapter(name)
         other = b._replace(image=b.image.clone())
         other.image[2] = -other.image[2]
@@ -60,7 +60,7 @@ class TestContract:
             few = Batch(*(field[part] for field in b))
             torch.testing.assert_close(adapter(model, few, SampleRNG(4, 1, index=few.index)).loss, whole[part])
 
-    def test_nothing_but_the_draws_is_random(self, name: str) -> None:
+    def test_only_the_sample_rng_is_random(self, name: str) -> None:
         model, b, adapter = network(name).eval(), batch(), self.adapter(name)
         first = adapter(model, b, SampleRNG(0, index=b.index)).loss
         torch.manual_seed(99)
@@ -68,7 +68,7 @@ class TestContract:
         assert not torch.equal(first, adapter(model, b, SampleRNG(1, index=b.index)).loss)
 
     def test_autocast_is_around_the_network_alone(self, name: str) -> None:
-        """What it is asked stays float32, to the bit, and so does the loss of what it answers in bfloat16."""
+        """The network's inputs stay float32, bit for bit, and so does the loss of its bfloat16 output."""
         model, b, adapter = network(name).eval(), batch(), self.adapter(name)
         asked, computed = [], set()
         model.register_forward_pre_hook(lambda _, given: asked.append([x for x in given if x is not None]))
@@ -133,8 +133,8 @@ def test_mae_loss_and_gradient_are_the_reference_formulas(norm_pix: bool, most_m
 
 
 @pytest.mark.parametrize("decoder", ["self", "cross"])
-def test_a_mask_is_the_same_beside_larger_and_smaller_ones(decoder) -> None:
-    """Where the share varies: between its ends, rising with the level, and nobody notices who else is in the batch."""
+def test_a_mask_does_not_depend_on_the_rest_of_the_batch(decoder) -> None:
+    """With a varying mask ratio, which rises with the level from the lowest to the highest."""
     torch.manual_seed(0)
     model = MAEConfig("vit_tiny_patch16_224", 2, 32, 2, 2, 32, 2, 2, decoder).build(SHAPE, 0)
     b, adapter = batch()._replace(level=torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.999])), MAE(0.5, most_masked=0.9)
@@ -148,8 +148,8 @@ def test_a_mask_is_the_same_beside_larger_and_smaller_ones(decoder) -> None:
         torch.testing.assert_close(made[i, asked[i]], alone[0])
 
 
-def test_a_share_of_the_hidden_patches_tells_the_same_loss_on_average() -> None:
-    """With a decoder in which hidden patches don't know of each other, and in training alone."""
+def test_predicting_some_hidden_patches_has_the_same_expected_loss() -> None:
+    """With a decoder in which hidden patches do not attend to each other, and in training only."""
     torch.manual_seed(0)
     config = MAEConfig("vit_tiny_patch16_224", 2, 32, 1, 2, 32, 1, 2, "cross")
     model, b = config.build(SHAPE, 0), batch()
@@ -205,12 +205,12 @@ def test_labels_are_dropped_at_the_stated_rate() -> None:
         (EDM, {"sigma_data": -0.5}),
     ],
 )
-def test_values_out_of_range_are_refused(made, wrong) -> None:
+def test_values_out_of_range_raise(made, wrong) -> None:
     """In one sentence that names the first of them."""
     with pytest.raises(ValueError, match="must ") as refusal:
         made(**wrong)
-    said = str(refusal.value)
-    assert next(iter(wrong)) in said and "\n" not in said
+    message = str(refusal.value)
+    assert next(iter(wrong)) in message and "\n" not in message
 
 
 def test_a_unet_with_labels_has_a_null_class() -> None:

@@ -1,4 +1,4 @@
-"""What adapters for diffusion make of a denoiser that is known: their losses, and the images they generate."""
+"""Losses and generated images of diffusion adapters with a known optimal denoiser."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ ADAPTERS = [
     EDM(),
     EDM(sigma_data=0.25, mean=0.0),
 ]
-MEAN, STD = 0.1, 0.2  # of pixels; so far within [-1, 1] that nothing is clipped
+MEAN, STD = 0.1, 0.2  # of pixels; far enough within [-1, 1] that nothing is clipped
 
 
 def differing(adapter) -> str:
@@ -41,7 +41,7 @@ named = pytest.mark.parametrize("adapter", ADAPTERS, ids=differing)
 
 
 @named
-def test_the_loss_of_the_best_denoiser_is_its_error_in_closed_form(adapter) -> None:
+def test_the_loss_of_the_optimal_denoiser_is_its_error_in_closed_form(adapter) -> None:
     level = ((torch.arange(16) + 0.5) / 16).repeat_interleave(256)
     index = torch.arange(len(level))
     image = MEAN + STD * SampleRNG(1, index=index).normal(*SHAPE)
@@ -55,20 +55,20 @@ def test_the_loss_of_the_best_denoiser_is_its_error_in_closed_form(adapter) -> N
 
 
 @named
-def test_images_of_the_best_denoiser_have_the_mean_and_spread_of_the_data(adapter) -> None:
+def test_images_of_the_optimal_denoiser_have_the_mean_and_spread_of_the_data(adapter) -> None:
     assert isinstance(adapter, Generative)
     noise = SampleRNG(0, index=torch.arange(1000)).normal(*SHAPE)
     label = torch.full((1000,), -1)
     few, many = (generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps) for steps in (50, 100))
     assert many.mean().item() == pytest.approx(MEAN, abs=0.002)
     assert many.std().item() == pytest.approx(STD, rel=0.07)
-    # The error of a solver of first order is as 1 / steps: so much for that.
+    # The error of a first-order solver is proportional to 1 / steps, so extrapolate.
     assert 2 * many.std().item() - few.std().item() == pytest.approx(STD, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpm++"])
 @named
-def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
+def test_other_samplers_remove_the_same_noise(adapter, name: str) -> None:
     known = SAMPLERS[type(adapter.scheduler()).__name__]
     if name not in known or (getattr(adapter, "zero_terminal_snr", False) and name != "ddim"):
         with pytest.raises(ValueError, match=f"got {name.replace('+', '[+]')}"):
@@ -80,15 +80,15 @@ def test_other_samplers_undo_the_same_noise(adapter, name: str) -> None:
         generate(Best(adapter, MEAN, STD), adapter, noise, label, steps=steps, sampler=name) for steps in (50, 100)
     )
     assert many.mean().item() == pytest.approx(MEAN, abs=0.003)
-    order = 1 if name in ("ddim", "euler") else 2  # of the solver: its error is as 1 / steps^order
-    # diffusers' dpm++ takes straight paths' times for whole thousandths, and starts and ends with steps of first order.
+    order = 1 if name in ("ddim", "euler") else 2  # of the solver: its error is proportional to 1 / steps^order
+    # diffusers' dpm++ rounds straight paths' times to thousandths; its first and last steps are of first order.
     off = 0.025 if isinstance(adapter, Flow) and name == "dpm++" else 0.015
     assert many.std().item() + (many.std() - few.std()).item() / (2**order - 1) == pytest.approx(STD, rel=off)
 
 
 @named
-def test_generation_undoes_the_noise(adapter) -> None:
-    """With the exact answer for data that is one image, generating gives that image, also in a few steps."""
+def test_generation_removes_the_noise(adapter) -> None:
+    """With the exact denoiser of a data set of one image, generation gives that image, even in a few steps."""
     image = torch.linspace(-0.9, 0.9, 64).view(1, *SHAPE)
     noise = SampleRNG(0, index=torch.arange(3)).normal(*SHAPE)
     made = generate(Best(adapter, image, 0.0), adapter, noise, torch.full((3,), -1), steps=10)
@@ -96,7 +96,7 @@ def test_generation_undoes_the_noise(adapter) -> None:
 
 
 @named
-def test_the_ends_of_the_levels_have_finite_losses_and_gradients(adapter) -> None:
+def test_losses_and_gradients_are_finite_at_the_first_and_last_level(adapter) -> None:
     b = batch(2)._replace(level=torch.tensor([0.0, 1 - 2**-24]))
     scale = torch.nn.Parameter(torch.ones(()))
 
@@ -119,9 +119,9 @@ def test_ddpm_generates_on_the_schedule_it_trains_on_and_that_is_the_papers(sche
     assert scheduler.config.num_train_timesteps == timesteps
     assert torch.equal(scheduler.alphas_cumprod, adapter.ddpm_scheduler.alphas_cumprod)
     expected = signal(schedule, timesteps, zero)
-    # Theirs is some ten float32 operations on numbers up to 1, whose last bits differ from CPU to CPU.
+    # diffusers' is about ten float32 operations on numbers up to 1, whose last bits differ from CPU to CPU.
     bound = 32 * torch.finfo(torch.float32).eps
     torch.testing.assert_close(adapter.ddpm_scheduler.alphas_cumprod.double(), expected, atol=bound, rtol=0)
     assert (adapter.ddpm_scheduler.alphas_cumprod[-1] == 0) == zero
     scheduler.set_timesteps(5)
-    assert scheduler.timesteps[0] == timesteps - 1  # sampling starts where nothing, or next to nothing, is left
+    assert scheduler.timesteps[0] == timesteps - 1  # sampling starts where next to nothing of the image is left

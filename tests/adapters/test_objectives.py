@@ -20,7 +20,7 @@ from pretrain.core.rng import SampleRNG, generator
 
 
 def asked(adapter, b: Batch, answer: Tensor | None = None) -> tuple[Losses, Tensor, Tensor]:
-    """What an oracle makes of it, and what it was asked: losses, noisy image and time."""
+    """The losses, and the noisy image and time that the network was called with."""
     oracle = Oracle(torch.zeros_like(b.image) if answer is None else answer)
     losses = adapter(oracle, b, SampleRNG(0, index=b.index))
     return losses, oracle.asked[0], oracle.asked[1]
@@ -42,7 +42,7 @@ def test_flow_is_the_straight_path() -> None:
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
 def test_shifted_times_are_those_of_the_scheduler_and_so_are_the_noisy_images(shift: float) -> None:
-    """Level k/1000 is the k-th of its 1000 timesteps, from the least noise on."""
+    """Level k/1000 is the k-th of its 1000 timesteps, in order of increasing noise."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     b = batch(999)._replace(level=torch.arange(1, 1000) / 1000)
     _, x, time = asked(Flow(shift=shift), b)
@@ -72,20 +72,20 @@ def test_ddpm_predictions_by_their_formulas(schedule: str, prediction: str, zero
 
 
 @pytest.mark.parametrize("weights", [{"min_snr": 5.0}, {"min_snr": 0.5}, {"p2": 1.0}, {"p2": 0.5}], ids=str)
-def test_a_weighted_loss_is_the_same_whatever_is_predicted(weights: dict[str, float]) -> None:
-    """One guess of the image, said in three ways: its error times min(SNR, gamma), or times SNR (1 + SNR)^-gamma."""
+def test_a_weighted_loss_does_not_depend_on_the_prediction_type(weights: dict[str, float]) -> None:
+    """One estimate of the image as each prediction type: its error times min(SNR, gamma), or SNR (1 + SNR)^-gamma."""
     b = batch(32)
     noise, share = noise_of(b), signal("squaredcos_cap_v2")[(b.level * 1000).long()]
     a, s, snr = column(share.sqrt().float()), column((1 - share).sqrt().float()), share / (1 - share)
     guess = b.image + 0.1 * torch.randn(b.image.shape, generator=generator(1))
     guessed_noise = noise - a / s * (guess - b.image)  # a guess + s guessed_noise is the noisy image too
-    said = {"epsilon": guessed_noise, "sample": guess, "v_prediction": a * guessed_noise - s * guess}
+    message = {"epsilon": guessed_noise, "sample": guess, "v_prediction": a * guessed_noise - s * guess}
     error = (guess - b.image).double().square().mean(dim=(1, 2, 3))
     if "min_snr" in weights:
         expected = snr.clamp(max=weights["min_snr"]) * error
     else:
         expected = snr * (1 + snr) ** -weights["p2"] * error
-    for prediction, answer in said.items():
+    for prediction, answer in message.items():
         losses = asked(DDPM(prediction, **weights), b, answer)[0]
         torch.testing.assert_close(losses.loss.double(), expected, rtol=2e-3, atol=0)
         plain = asked(DDPM(prediction), b, answer)[0]
@@ -109,7 +109,7 @@ def test_edm_is_the_weighted_error_of_the_denoiser_that_diffusers_makes_of_the_n
 
 
 @pytest.mark.parametrize("adapter", [EDM(mean=-0.4, std=1.0), Flow(times="logit_normal", mean=0.3, std=0.7)], ids=str)
-def test_levels_spread_like_the_normal_distribution_that_is_asked_for(adapter) -> None:
+def test_levels_are_quantiles_of_the_normal_distribution(adapter) -> None:
     """Level u is the u-quantile of ln(sigma), or of the time's logit."""
     b = batch(999)._replace(level=torch.arange(1, 1000) / 1000)
     _, _, time = asked(adapter, b)
@@ -119,8 +119,8 @@ def test_levels_spread_like_the_normal_distribution_that_is_asked_for(adapter) -
 
 
 @given(below=st.floats(0.01, 0.99), times=st.floats(0.05, 20))
-def test_favoured_levels_are_as_many_times_as_dense(below: float, times: float) -> None:
-    """In order, below 1, the two parts' shares as their densities ask, and each part even; 1 changes nothing."""
+def test_oversampled_levels_have_the_stated_density(below: float, times: float) -> None:
+    """Ascending, below 1, with the two parts' shares given by their densities, each part uniform; 1 changes nothing."""
     level = torch.arange(20_000) / 20_000
     spread = oversample_below(level, below, times)
     assert (spread.diff() >= 0).all() and spread[0] == 0 and spread[-1] < 1
@@ -135,7 +135,7 @@ def test_favoured_levels_are_as_many_times_as_dense(below: float, times: float) 
     assert torch.equal(oversample_below(level, below, 1.0), level)
 
 
-def test_early_timesteps_are_drawn_as_speed_draws_them() -> None:
+def test_early_timesteps_are_sampled_as_in_speed() -> None:
     """Probability k / (T + tau (k - 1)) for each of the first tau = 0.7 T, a k-th of that for the others."""
     b = batch(100_000)._replace(level=torch.arange(100_000) / 100_000)
     count = torch.bincount(
@@ -152,7 +152,7 @@ def heads(adapter: EDM, network: nn.Module) -> UncertaintyHead:
     return prepared
 
 
-def test_fresh_uncertainty_changes_no_loss() -> None:
+def test_new_uncertainty_changes_no_loss() -> None:
     b = batch()
     network = DiTConfig(patch=2, width=16, depth=1, heads=2).build(SHAPE, 3)
     plain = EDM()(EDM().prepare(network), b, SampleRNG(0, index=b.index))
@@ -162,8 +162,8 @@ def test_fresh_uncertainty_changes_no_loss() -> None:
     assert EDM().prepare(network) is network
 
 
-def test_uncertainty_learns_the_error_at_every_level_and_makes_them_count_alike() -> None:
-    """With the best denoiser the error is known in closed form, and e^u becomes it (Karras et al. 2024)."""
+def test_uncertainty_learns_the_error_at_every_level() -> None:
+    """The error of the optimal denoiser is known in closed form, and e^u converges to it (Karras et al. 2024)."""
     adapter = EDM(uncertainty=True)
     best = Best(adapter, 0.1, 0.2)
     model = heads(adapter, best)
@@ -180,7 +180,7 @@ def test_uncertainty_learns_the_error_at_every_level_and_makes_them_count_alike(
     time = (NormalDist(-1.2, 1.2).inv_cdf(0.5) + 1.2 * torch.linspace(-2, 2, 41)) / 4
     _, u = model(torch.zeros(41, *SHAPE), time, time, uncertainty=True)
     torch.testing.assert_close(u, best.error(time).log(), atol=0.05, rtol=0)
-    assert best.error(time).log().std() > 0.3  # it is not one number that was to be learned
+    assert best.error(time).log().std() > 0.3  # it is not the same at all levels
     assert (loss < 0).any() and score is not None and (score > 0).all() and not score.requires_grad
 
 
@@ -193,7 +193,7 @@ def test_uncertainty_keeps_its_precision_under_autocast() -> None:
         assert torch.equal(model(time, time, time, uncertainty=True)[1], plain)
 
 
-def test_uncertainty_without_its_head_is_refused() -> None:
+def test_uncertainty_without_its_head_raises() -> None:
     b = batch()
     with pytest.raises(ValueError, match=r"prepare\(model\)"):
         asked(EDM(uncertainty=True), b)

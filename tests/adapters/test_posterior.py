@@ -1,4 +1,4 @@
-"""Posterior-mean targets have the expected gradient of ordinary ones, and the noise of the choice taken out."""
+"""Posterior-mean targets have the expected gradient of ordinary ones, and less noise."""
 
 import pytest
 import torch

@@ -23,11 +23,11 @@ def command(folder: Path, *more: str) -> list[str]:
     return [*program, "--output-dir", str(folder), "--images", "64", "--steps", "2", *SMALL, *more]
 
 
-def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_out_as_random(tmp_path: Path) -> None:
+def test_a_killed_comparison_is_resumed_and_a_policy_equal_to_random_has_its_results(tmp_path: Path, capsys) -> None:
     planted = tmp_path / "planted.py"
     planted.write_text(
         "import torch\nfrom pretrain.infobatch.policies import SamplingRule\n\n\n"
-        "def clever(score, known, *, share):\n"
+        "def clever(score, stats, *, share):\n"
         "    return SamplingRule(torch.empty(0), torch.full((1,), share, dtype=torch.float64), share)\n"
     )
     arms = ["--arms", "random", f"clever=--pruning.policy {planted} --pruning.budget 0.65", "full"]
@@ -43,8 +43,7 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
     first.communicate()
     (done,) = records.glob("*.json")
     before = done.stat().st_mtime_ns
-    second = subprocess.run(killed, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
+    compare.main(killed[2:])
     assert done.stat().st_mtime_ns == before
     found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
     assert len(found) == 6
@@ -54,11 +53,11 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
         assert clever["cost"]["samples_used"] == random["cost"]["samples_used"]
         assert random["cost"]["samples_used"] == round(0.65 * 96 * 4) and "frechet_distance" in random["quality"]
     assert found["random@0.65-seed0"]["quality"] != found["random@0.65-seed1"]["quality"]
-    assert "| clever |" in second.stdout and (tmp_path / "out" / "figure.png").is_file()
+    assert "| clever |" in capsys.readouterr().out and (tmp_path / "out" / "figure.png").is_file()
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--arms", "ful"], "there are full, shortened"),
         (["--arms", "mine=--pruning.policy nothing"], "did you mean"),
@@ -66,22 +65,22 @@ def test_a_killed_comparison_goes_on_and_an_arm_that_is_secretly_random_comes_ou
         (["--features", "missing.safetensors", "--arms", "full"], "missing.safetensors"),
     ],
 )
-def test_what_can_not_be_compared_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+def test_a_wrong_comparison_raises_before_any_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", command(tmp_path / "out", *more)[1:])
     with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         compare.main()
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("runs/*"))
 
 
-def test_processes_together_compare_as_one_does(tmp_path: Path) -> None:
+def test_a_comparison_by_several_processes_is_that_of_one(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    for folder, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        program = command(tmp_path / folder, "--arms", "full", "random", "--seeds", "0", "--compensations", "0")[1:]
-        run = subprocess.run([*launcher, *program], capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
+    arms = ["--arms", "full", "random", "--seeds", "0", "--compensations", "0"]
+    compare.main(command(tmp_path / "one", *arms)[2:])
+    run = subprocess.run([*torchrun, *command(tmp_path / "two", *arms)[1:]], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
     for name in ("full-seed0", "random@0.65-seed0"):
         one, two = (json.loads((tmp_path / f / "records" / f"{name}.json").read_text()) for f in ("one", "two"))
         assert two["processes"] == 2 and one["cost"]["samples_used"] == two["cost"]["samples_used"]

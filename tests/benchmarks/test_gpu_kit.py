@@ -1,4 +1,4 @@
-"""benchmarks/gpu: a task stops in time whatever it does, what is archived is read again, nothing is installed twice."""
+"""benchmarks/gpu: tasks stop in time, archives are read back, nothing is installed twice."""
 
 import importlib.machinery
 import importlib.util
@@ -34,7 +34,7 @@ time.sleep(600)
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended (one that nobody waits for is a zombie)."""
+    """Whether a process has ended (it is a zombie until its parent waits for it)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def test_a_task_that_ends_gives_its_own_status(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "log.txt").read_text() == "here\n"
 
 
-def test_records_come_back_and_weights_do_not(tmp_path: Path) -> None:
+def test_records_are_archived_and_weights_are_not(tmp_path: Path) -> None:
     work = tmp_path / "runs" / "gpu" / "diffusion"
     for seed in (0, 1):
         record = {"arm": "full", "family": "full", "seed": seed, "quality": {"validation_loss": 0.5 + seed}}

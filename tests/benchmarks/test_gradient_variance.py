@@ -6,7 +6,7 @@ import torch
 
 
 def test_the_predicted_variance_is_that_of_the_estimate() -> None:
-    """Against the thing itself: epochs of a made-up problem, each sample kept or not, at a level drawn or not."""
+    """Against simulated epochs of a generated problem, with samples and levels drawn at random."""
     rng = torch.Generator().manual_seed(0)
     s, d, width = 60, 32, 5
     level = (torch.arange(d) / d + 0.5 / d).expand(s, -1).double()
@@ -26,13 +26,13 @@ def test_the_predicted_variance_is_that_of_the_estimate() -> None:
     kept = torch.rand(s, 20_000, generator=rng).double() < keep[:, None]
     weight = kept / keep[:, None] / density[(level[0] * 4).long()][at]
     estimates = (weight[..., None] * g.gather(1, at[..., None].expand(-1, -1, width))).mean(0)
-    # A sum over samples of independent terms; the formula is per visit, as if samples were drawn anew.
+    # A sum over samples of independent terms; the formula is per draw, as if samples were drawn independently.
     between = g.mean(1).square().sum(-1).mean() - mean[0]
     measured = estimates.var(dim=0).sum().item() * s * share + share * (between + mean[0]).item() - mean[0].item()
     assert measured == pytest.approx(predicted, rel=0.05)
 
 
-def test_what_is_kept_in_proportion_spends_the_share() -> None:
+def test_proportional_shares_sum_to_the_budget() -> None:
     size = torch.rand(500).double() ** 4 + 1e-6
     p = gradient_variance.proportional(size, 0.4)
     assert p.mean().item() == pytest.approx(0.4, abs=1e-6) and p.max() <= 1

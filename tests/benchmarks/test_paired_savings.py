@@ -19,7 +19,7 @@ def record(arm: str, seed: int, cost: float, loss: float, **more) -> dict:
 
 
 def made_up(rng: np.random.Generator, ratio: float, noise: float, seeds: int = 3) -> list[proof.Arm]:
-    """Ordinary training whose loss is 1 / cost, and an arm that needs `ratio` of it; runs differ by `noise`."""
+    """Full training whose loss is 1 / cost, and an arm that needs `ratio` of its cost; runs differ by `noise`."""
 
     def runs(arm: str, cost: float, loss: float) -> list[dict]:
         return [record(arm, seed, cost, loss + noise * rng.standard_normal()) for seed in range(seeds)]
@@ -28,24 +28,24 @@ def made_up(rng: np.random.Generator, ratio: float, noise: float, seeds: int = 3
     return proof.arms_of([*records, *runs("arm", 0.65 * ratio, 1 / 0.65)])
 
 
-def told(arms: list[proof.Arm]) -> proof.Ratio:
+def cost_ratio(arms: list[proof.Arm]) -> proof.Ratio:
     curve = proof.curve_of(arms, "validation_loss", "flops")
     (arm,) = (arm for arm in arms if arm.name == "arm")
     return proof.ratio(proof.redrawn(arms, "validation_loss"), arm, curve, "validation_loss", "flops")
 
 
 @pytest.mark.parametrize("ratio", [0.6, 1.0, 1.3])
-def test_the_cost_ratio_is_what_it_is(ratio: float) -> None:
-    found = told(made_up(np.random.default_rng(0), ratio, 0.0, seeds=1))
+def test_the_cost_ratio_is_the_true_one(ratio: float) -> None:
+    found = cost_ratio(made_up(np.random.default_rng(0), ratio, 0.0, seeds=1))
     assert found.value == pytest.approx(ratio, abs=1e-6) and found.bound == ""
-    assert np.isnan(found.low)  # one run tells nothing of its spread
+    assert np.isnan(found.low)  # one run has no spread
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_coverage() -> None:
     """95 %: of 300 comparisons of three seeds each, fewer than 9 % miss."""
     missed = 0
     for trial in range(300):
-        found = told(made_up(np.random.default_rng(trial), 1.0, 0.02))
+        found = cost_ratio(made_up(np.random.default_rng(trial), 1.0, 0.02))
         missed += not found.low <= 1.0 <= found.high
     assert 0.01 < missed / 300 < 0.09
 
@@ -53,11 +53,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 @pytest.mark.parametrize(("loss", "bound", "value"), [(0.9, "<", 0.65), (3.0, ">", 0.65 / 0.45)])
 def test_beyond_the_curve_the_ratio_is_a_bound(loss: float, bound: str, value: float) -> None:
     records = [record(f"shortened@{c}" if c < 1 else "full", 0, c, 1 / c) for c in COSTS]
-    found = told(proof.arms_of([*records, record("arm", 0, 0.65, loss)]))
+    found = cost_ratio(proof.arms_of([*records, record("arm", 0, 0.65, loss)]))
     assert (found.bound, found.value) == (bound, pytest.approx(value))
 
 
-def test_ordinary_training_is_taken_at_its_best_learning_rate() -> None:
+def test_full_training_counts_at_its_best_learning_rate() -> None:
     records = [record(f"shortened@{c}", 0, c, 1 / c) for c in COSTS]
     records += [record(f"shortened@{c} fast", 0, c, 0.9 / c) for c in COSTS]
     records += [record(f"shortened@{c} slow", 0, c, 1.1 / c) for c in COSTS]
@@ -73,7 +73,7 @@ def test_isotonic_regression_never_falls_and_moves_nothing_without_need(values: 
     assert (np.diff(fitted, axis=1) >= -1e-9).all()
     assert fitted.mean(axis=1) == pytest.approx(points.mean(axis=1))
     assert fitted[1] == pytest.approx(points[1])
-    # The best there is: no constant added to a stretch of it, that keeps it rising, brings it nearer.
+    # At least as close as the running maximum, which is one of the rising sequences.
     assert ((fitted[0] - points[0]) ** 2).sum() <= ((np.maximum.accumulate(points[0]) - points[0]) ** 2).sum() + 1e-9
 
 

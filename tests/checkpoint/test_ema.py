@@ -1,4 +1,4 @@
-"""Averages are functions of progress, survive anything a run does, and those of other lengths are made from a few."""
+"""EMAs are functions of progress, are resumed exactly, and those of other lengths are reconstructed from snapshots."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ KEPT = {
 
 
 class Network(nn.Module):
-    """A parameter that is moved by hand, and a buffer."""
+    """A parameter that tests set, and a buffer."""
 
     def __init__(self, size: int = 50) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Network(nn.Module):
 
 
 @pytest.mark.parametrize("length", [0.001, 0.02, 0.05, 0.1, 0.2, 0.28])
-def test_a_length_is_the_standard_deviation_of_what_is_weighed(length: float) -> None:
+def test_sigma_rel_is_the_standard_deviation_of_the_weights(length: float) -> None:
     gamma = exponent(length)
     t = (np.arange(200_000) + 0.5) / 200_000
     weight = (gamma + 1) * t**gamma / len(t)
@@ -65,14 +65,14 @@ def test_the_papers_exponents() -> None:
 @pytest.mark.parametrize("name", KEPT)
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=6, unique=True))
-def test_what_is_kept_is_kept_from_point_to_point(name: str, points: list[float]) -> None:
+def test_ema_decays_compose(name: str, points: list[float]) -> None:
     kept, points = KEPT[name], [point + 1e-3 for point in sorted(points)]
     each = [kept(before, now) for before, now in pairwise(points)]
     assert np.prod(each) == pytest.approx(kept(points[0], points[-1]), rel=1e-9, abs=1e-300)
-    assert all(0 <= share <= 1 for share in each) and kept(0.0, points[0]) == 0  # the start is forgotten at once
+    assert all(0 <= share <= 1 for share in each) and kept(0.0, points[0]) == 0  # the initial parameters have no weight
 
 
-def test_what_is_kept_is_what_it_is_called() -> None:
+def test_ema_decays_are_the_papers() -> None:
     kept = exponential_decay(0.1)
     assert [kept(p, p + 0.1) for p in (0.2, 0.5, 0.9)] == pytest.approx([0.5] * 3)
     for p in (0.01, 0.05, 0.15):  # the half-life is half of the progress made
@@ -93,7 +93,7 @@ def walk(steps: int, size: int = 50, seed: int = 0) -> tuple[list[float], torch.
 
 
 def followed(lengths, points: list[float], values: torch.Tensor, cut: int = 1) -> EMACollection:
-    """Averages of a walk, each of whose steps is made in `cut` parts."""
+    """EMAs of a walk, each of whose steps is split into `cut` parts."""
     network = Network(values.shape[1])
     averages = EMACollection(network, 0.05, lengths)
     for before, now, value in zip([0.0, *points], points, values, strict=False):
@@ -103,30 +103,30 @@ def followed(lengths, points: list[float], values: torch.Tensor, cut: int = 1) -
     return averages
 
 
-def test_averages_weigh_what_they_say() -> None:
-    """By the integral over what the network was between the steps."""
+def test_emas_are_the_integrals_of_their_weights() -> None:
+    """By the integral over the parameters between the steps."""
     points, values = walk(300)
     averages = followed(LENGTHS, points, values)
     edges = np.array([0.0, *points])
     for length, average in averages.powers.items():
         weight = torch.from_numpy(np.diff(edges ** (exponent(length) + 1))).float()
         torch.testing.assert_close(average.model.weight, weight @ values, rtol=1e-5, atol=1e-5)
-    weight = torch.from_numpy(np.diff(0.5 ** ((1 - edges) / 0.05))).float()  # but for the first tenth
+    weight = torch.from_numpy(np.diff(0.5 ** ((1 - edges) / 0.05))).float()  # except for the first tenth
     torch.testing.assert_close(averages.model.weight, weight @ values, rtol=1e-4, atol=1e-3)
     assert averages.model.count == 300 and not averages.model.training
     assert all(not parameter.requires_grad for parameter in averages.model.parameters())
 
 
-def test_it_does_not_matter_how_an_epoch_is_cut() -> None:
-    """One that skips nine tenths of its samples moves an average as far as a whole one."""
+def test_emas_do_not_depend_on_the_number_of_steps() -> None:
+    """An epoch that skips nine tenths of its samples moves an EMA as far as a full one."""
     points, values = walk(40)
     few, many = (followed(LENGTHS, points, values, cut) for cut in (1, 10))
     for name, average in few.all().items():
         torch.testing.assert_close(average.model.weight, many.all()[name].model.weight, rtol=1e-5, atol=1e-5)
 
 
-def test_a_clock_that_is_set_back_changes_no_power_average() -> None:
-    """A run of 2 epochs that is given 5 is, to a power average, one that had 5 from the start."""
+def test_progress_that_is_rescaled_changes_no_power_ema() -> None:
+    """A power-function EMA of a run that is extended from 2 epochs to 5 is that of a run of 5 epochs."""
     points, values = walk(60)
     network = Network()
     averages = EMACollection(network, 0.05, LENGTHS)
@@ -172,13 +172,13 @@ def every(count: int, lengths=LENGTHS) -> list[Snapshot]:
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.02, 0.25), st.integers(1, 40))
-def test_what_never_changed_stays_what_it_is(length: float, count: int) -> None:
+def test_constant_parameters_are_reconstructed(length: float, count: int) -> None:
     weights, _ = combination(every(count), Snapshot(length, 1.0))
     assert weights.sum() == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("count", [1, 7, 32])
-def test_a_snapshot_is_made_of_itself(count: int) -> None:
+def test_a_stored_snapshot_is_reconstructed_exactly(count: int) -> None:
     snapshots = every(count)
     for number, snapshot in enumerate(snapshots):
         weights, error = combination(snapshots, snapshot)
@@ -186,13 +186,13 @@ def test_a_snapshot_is_made_of_itself(count: int) -> None:
 
 
 @pytest.mark.parametrize(("length", "most"), [(0.03, 0.04), (0.04, 0.011), (0.07, 0.004), (0.15, 0.0095)])
-def test_the_default_is_as_exact_as_design_says(length: float, most: float) -> None:
+def test_the_default_snapshots_have_the_documented_error(length: float, most: float) -> None:
     _, error = combination(every(EMASettings().snapshots), Snapshot(length, 1.0))
     assert most / 2 < error < most
 
 
 def written(folder: Path, count: int, tracked) -> tuple[EMACollection, Path]:
-    """Snapshots of a long walk, and averages of more lengths that went along."""
+    """Snapshots of a long walk, and EMAs of further lengths over the same walk."""
     points, values = walk(1000)
     network, other = Network(), Network()
     averages, beside = EMACollection(network, 0.05, LENGTHS), EMACollection(other, 0.05, tracked)
@@ -208,8 +208,8 @@ def written(folder: Path, count: int, tracked) -> tuple[EMACollection, Path]:
     return beside, folder
 
 
-def test_averages_of_other_lengths_are_made_afterwards(tmp_path: Path) -> None:
-    """Like those that went along: what is stored exactly, others nearly, and the better the more snapshots there are
+def test_emas_of_other_lengths_are_reconstructed(tmp_path: Path) -> None:
+    """Compared with tracked EMAs: stored lengths exactly, others nearly, and the better the more snapshots there are
     (Karras et al. 2024, section 3.2).
     """
     tracked = (*LENGTHS, 0.04, 0.07, 0.12, 0.15)
@@ -223,7 +223,7 @@ def test_averages_of_other_lengths_are_made_afterwards(tmp_path: Path) -> None:
             if length in LENGTHS:
                 torch.testing.assert_close(tensors["weight"], average.model.weight, rtol=1e-6, atol=1e-6)
                 assert error < 1e-6
-        # For scale: how far the averages of the two lengths that are stored are from each other.
+        # For scale: the distance between the EMAs of the two stored lengths.
         one, other = (beside.powers[length].model.weight for length in LENGTHS)
         apart = (one - other).square().mean().sqrt().item()
         for length in tracked[2:]:
@@ -237,14 +237,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory, pictures: Path) -> Path:
-    """An uninterrupted run with a checkpoint at every step, five snapshots of two averages, and epochs that shrink."""
+    """An uninterrupted pruned run with a checkpoint at every step and five snapshots of two EMAs."""
     folder = tmp_path_factory.mktemp("averaged") / "run"
     words = ["--checkpoint.every", 1, "--checkpoint.keep", 1000, *PRUNED, "--ema.sigma-rel", *LENGTHS]
     train("train_diffusion.py", *common(pictures, folder), *words, "--ema.snapshots", 5)
     return folder
 
 
-def test_snapshots_come_evenly_over_progress(averaged: Path) -> None:
+def test_snapshots_are_evenly_spaced_in_progress(averaged: Path) -> None:
     found = {}
     for path in sorted((averaged / "ema").iterdir()):
         with safe_open(path, framework="pt") as file:
@@ -259,13 +259,13 @@ def test_snapshots_come_evenly_over_progress(averaged: Path) -> None:
         assert all(torch.equal(value, final(averaged, f"ema-{length}")[name]) for name, value in last.items())
 
 
-def test_power_averages_change_nothing_else(averaged: Path, pictures: Path, tmp_path: Path) -> None:
+def test_power_emas_change_nothing_else(averaged: Path, pictures: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", *common(pictures, tmp_path / "run"), *PRUNED)
     assert same(averaged, tmp_path / "run") and not (tmp_path / "run" / "ema").exists()
 
 
-def test_killed_anywhere_and_resumed_the_snapshots_are_the_same(averaged: Path, tmp_path: Path) -> None:
-    """Bit for bit, though some had been written after the checkpoint, or half."""
+def test_snapshots_of_a_resumed_run_are_the_same(averaged: Path, tmp_path: Path) -> None:
+    """Bit for bit, although some were written after the checkpoint, or only partly."""
     steps = sorted((averaged / "checkpoints").iterdir())
     for step in steps[:-1:4]:
         folder = tmp_path / step.name
@@ -283,7 +283,7 @@ def test_killed_anywhere_and_resumed_the_snapshots_are_the_same(averaged: Path, 
             assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path, capsys) -> None:
+def test_the_ema_command_writes_loadable_parameters(averaged: Path, tmp_path: Path, capsys) -> None:
     config = parse(
         ["--config", str(averaged / "config.yaml")], adapter="", model="", recipe=averaged, output_dir="", help=""
     )
@@ -298,22 +298,22 @@ def test_the_command_makes_what_the_network_loads(averaged: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("length", "said"), [(0.5, "above 0 and at most 0.28, got 0.5"), (0.1, "there are no snapshots")]
+    ("length", "message"), [(0.5, "above 0 and at most 0.28, got 0.5"), (0.1, "there are no snapshots")]
 )
-def test_the_command_says_what_it_can_not_do(length: float, said: str, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
+def test_the_ema_command_raises(length: float, message: str, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         ema_snapshots.main(finished, length, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_broken_snapshot_is_refused(averaged: Path, tmp_path: Path) -> None:
+def test_a_broken_snapshot_raises(averaged: Path, tmp_path: Path) -> None:
     shutil.copytree(averaged / "ema", tmp_path / "ema")
     next((tmp_path / "ema").iterdir()).write_text("no tensors")
     with pytest.raises(UserError, match="can't be read"):
         reconstruct(tmp_path, 0.1)
 
 
-def test_a_run_is_given_more_epochs_but_no_other_lengths(averaged: Path, tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_more_epochs_but_no_other_sigma_rel(averaged: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     last = newest(averaged / "checkpoints")
@@ -327,7 +327,7 @@ def test_a_run_is_given_more_epochs_but_no_other_lengths(averaged: Path, tmp_pat
         "train_diffusion.py", *words, "--epochs", 6, "--ema.sigma-rel", 0.05
     )
     train("train_diffusion.py", *words, "--epochs", 6)
-    assert {*files(averaged)} < {*files(folder)}  # the old ones, and those of the new epochs
+    assert {*files(averaged)} < {*files(folder)}  # the old ones and those of the new epochs
     tensors, error = reconstruct(folder, 0.05)
     stored = final(folder, "ema-0.05")
     assert all(torch.allclose(value, stored[name], atol=1e-6) for name, value in tensors.items()) and error < 1e-6

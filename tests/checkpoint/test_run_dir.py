@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import journal
+from conftest import read_metrics
 from programs import common, refused, same, train
 
 import train_diffusion
@@ -19,7 +19,7 @@ def test_a_folder_that_holds_another_run(pictures: Path, finished: Path, tmp_pat
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert "the folder holds a run; go on with it (--resume)" in refused(
+    assert "the folder has a run; continue it (--resume)" in refused(
         "train_diffusion.py", *common(pictures, folder)
     )
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -29,10 +29,8 @@ def test_a_folder_that_holds_another_run(pictures: Path, finished: Path, tmp_pat
 
 
 @pytest.mark.parametrize("cut", range(len(run_dir.FILES)))
-def test_a_replacement_that_is_interrupted_can_be_begun_again(
-    cut: int, finished: Path, tmp_path: Path, monkeypatch
-) -> None:
-    """Whatever was removed until then, what is left is known for a run's."""
+def test_an_interrupted_overwrite_can_be_repeated(cut: int, finished: Path, tmp_path: Path, monkeypatch) -> None:
+    """At any point of the removal, the folder is still recognized as a run's."""
     removed: list[Path] = []
 
     def until(real: Any) -> Any:
@@ -51,7 +49,7 @@ def test_a_replacement_that_is_interrupted_can_be_begun_again(
         patch.setattr(shutil, "rmtree", until(shutil.rmtree))
         patch.setattr(Path, "unlink", until(Path.unlink))
         run_dir.prepare(config, None)
-        raise KeyboardInterrupt  # where there was less to remove
+        raise KeyboardInterrupt  # if there was less to remove
     run_dir.prepare(config, None)
 
 
@@ -60,14 +58,14 @@ def test_a_folder_with_something_else_is_never_overwritten(pictures: Path, tmp_p
     for more in ([], ["--overwrite"]):
         assert "'thesis.tex', which no run wrote" in refused("train_diffusion.py", *common(pictures, tmp_path), *more)
     (tmp_path / "thesis.tex").rename(tmp_path / "file")
-    assert "a file of that name" in refused("train_diffusion.py", *common(pictures, tmp_path / "file"))
+    assert "it is a file" in refused("train_diffusion.py", *common(pictures, tmp_path / "file"))
 
 
-def test_what_is_no_run_is_never_taken_for_one(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_never_overwritten(pictures: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "run" / "pictures")
     for more in ([], ["--overwrite"]):
         inside = common(tmp_path / "run" / "pictures", tmp_path / "run")
-        assert "lies in it" in refused("train_diffusion.py", *inside, *more)
+        assert "is inside it" in refused("train_diffusion.py", *inside, *more)
         assert "which no run wrote" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), *more)
     assert len(list((tmp_path / "run").rglob("*.png"))) == 47
 
@@ -77,10 +75,10 @@ def test_a_checkpoint_is_resumed_in_its_own_run(finished: Path, tmp_path: Path) 
     words = ["--resume", step, "--output-dir", tmp_path / "other"]
     assert "is not of the run in --output-dir" in refused("train_diffusion.py", *words)
     for nowhere in ("/x", "x", tmp_path):
-        assert "there is no checkpoint there" in refused("train_diffusion.py", "--resume", nowhere)
+        assert "there is no such checkpoint" in refused("train_diffusion.py", "--resume", nowhere)
     shutil.copytree(finished, tmp_path / "run")
     train("train_diffusion.py", "--resume", tmp_path / "run" / "checkpoints" / step.name)
-    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
+    assert same(finished, tmp_path / "run") and read_metrics(finished) == read_metrics(tmp_path / "run")
 
 
 def test_a_config_does_not_hide_whose_checkpoint_it_is(finished: Path, tmp_path: Path) -> None:
@@ -102,7 +100,7 @@ def test_a_checkpoint_below_the_home_folder(finished: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("config", ["name: somebody's\n", "- a\n", "[", "adapter: x\nmodel: y\n"])
-def test_another_programs_folder_is_not_taken_for_a_run(config: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_program_is_not_a_run(config: str, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "weights.bin").write_bytes(b"years of work")
     (tmp_path / "run" / "config.yaml").write_text(config)
@@ -112,7 +110,7 @@ def test_another_programs_folder_is_not_taken_for_a_run(config: str, pictures: P
 
 
 def test_nothing_to_resume(pictures: Path, tmp_path: Path) -> None:
-    assert "holds no checkpoint" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--resume")
+    assert "has no checkpoint" in refused("train_diffusion.py", *common(pictures, tmp_path / "run"), "--resume")
 
 
 def test_a_checkpoint_of_another_model_adapter_or_data_set(pictures: Path, finished: Path, tmp_path: Path) -> None:

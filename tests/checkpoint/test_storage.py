@@ -40,7 +40,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def damaged(file: Path, content: bytes | None) -> Iterator[None]:
-    """Other bytes in a file for a while; None: no file."""
+    """Within the context, the file has other content; None: there is no file."""
     before = file.read_bytes()
     try:
         file.unlink() if content is None else file.write_bytes(content)
@@ -49,7 +49,7 @@ def damaged(file: Path, content: bytes | None) -> Iterator[None]:
         file.write_bytes(before)
 
 
-def test_what_is_saved_is_what_is_loaded(three: Path) -> None:
+def test_a_checkpoint_is_saved_and_loaded(three: Path) -> None:
     found = storage.newest_whole(three)
     assert found is not None and found.path.name == "step-00000003" and not found.skipped
     assert found.state.values == {"step": 3, "seconds": 0.0}
@@ -59,8 +59,8 @@ def test_what_is_saved_is_what_is_loaded(three: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_flipped_bit_any_cut_any_missing_file_is_noticed(three: Path, data: st.DataObject) -> None:
-    """In any file, the manifest too; what is used instead is the one before, and the reason is told."""
+def test_any_flipped_bit_truncated_or_missing_file_is_noticed(three: Path, data: st.DataObject) -> None:
+    """In any file, including the manifest; the previous checkpoint is used instead, and the reason is reported."""
     newest = three / "step-00000003"
     file = data.draw(st.sampled_from(sorted(newest.iterdir())))
     good = file.read_bytes()
@@ -71,7 +71,7 @@ def test_any_flipped_bit_any_cut_any_missing_file_is_noticed(three: Path, data: 
     with damaged(file, content):
         found = storage.newest_whole(three)
         assert found is not None
-        if file.name == "manifest.json" and found.path == newest:  # spaces, or a number that says nothing of the files
+        if file.name == "manifest.json" and found.path == newest:  # spaces, or a number that does not concern the files
             assert json.loads(good)["files"] == json.loads(file.read_text())["files"]
             return
         assert found.path.name == "step-00000002" and [*found.skipped] == [newest]
@@ -79,7 +79,7 @@ def test_any_flipped_bit_any_cut_any_missing_file_is_noticed(three: Path, data: 
             assert file.name in found.skipped[newest]
 
 
-def test_something_smuggled_in_is_not_loaded(three: Path) -> None:
+def test_a_file_that_is_not_in_the_manifest_is_not_loaded(three: Path) -> None:
     extra = three / "step-00000003" / "more.safetensors"
     shutil.copy(three / "step-00000002" / "model.safetensors", extra)
     try:
@@ -90,7 +90,7 @@ def test_something_smuggled_in_is_not_loaded(three: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../step-00000002/model.safetensors", "/etc/passwd", "a\x00b", ""])
-def test_a_manifest_names_nothing_elsewhere(name: str, three: Path, tmp_path: Path) -> None:
+def test_a_manifest_must_not_name_files_elsewhere(name: str, three: Path, tmp_path: Path) -> None:
     shutil.copytree(three, tmp_path / "checkpoints")
     newest = tmp_path / "checkpoints" / "step-00000003"
     manifest = json.loads((newest / "manifest.json").read_text())
@@ -100,7 +100,7 @@ def test_a_manifest_names_nothing_elsewhere(name: str, three: Path, tmp_path: Pa
     assert found is not None and found.path.name == "step-00000002" and "is missing" in found.skipped[newest]
 
 
-def test_never_silently_from_the_start(three: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_never_ignored_silently(three: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     assert storage.newest_whole(folder) is None
     shutil.copytree(three, folder)
@@ -118,8 +118,8 @@ def test_kept_by_number_and_by_age(tmp_path: Path) -> None:
     assert steps(tmp_path) == [7]  # of another past
 
 
-def test_at_no_moment_of_a_save_is_there_none(tmp_path: Path, monkeypatch) -> None:
-    """Killed at any of its calls, the one of before or the new one is whole; also where both are of one step."""
+def test_a_kill_at_any_call_of_save_leaves_a_complete_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    """The previous checkpoint or the new one is complete, even if both are of the same step."""
     storage.save(tmp_path, 5, state(5), keep=1)
     for step in (5, 6):
         for calls in range(1, 40):
@@ -129,7 +129,7 @@ def test_at_no_moment_of_a_save_is_there_none(tmp_path: Path, monkeypatch) -> No
                 def call(*arguments, **more):
                     left[0] -= 1
                     if left[0] < 0:
-                        raise KeyboardInterrupt  # what `save` doesn't catch: as good as killed
+                        raise KeyboardInterrupt  # `save` does not catch it, so it stands for a kill
                     return function(*arguments, **more)
 
                 return call
@@ -155,7 +155,7 @@ def test_at_no_moment_of_a_save_is_there_none(tmp_path: Path, monkeypatch) -> No
 
 @contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """No file may grow beyond `limit` bytes (EFBIG): a disk that is full, for one process and without a mount."""
+    """No file may grow beyond `limit` bytes (EFBIG): a full disk, for one process and without a mount."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -164,7 +164,7 @@ def full_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_nothing_behind_and_the_old_ones_alone(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_no_partial_checkpoint_and_keeps_the_old_ones(tmp_path: Path, monkeypatch) -> None:
     storage.save(tmp_path, 1, state(1), keep=1)
     with full_disk(100), pytest.raises(OSError, match=r"step-00000002 can't be written: .*File too large"):
         storage.save(tmp_path, 2, state(2), keep=1)
@@ -178,9 +178,9 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_ones_alone(tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path, monkeypatch) -> None:
-    told: list[str] = []
-    work = async_writer.CheckpointWriter(tmp_path, Checkpoint(), None, told.append)
+def test_a_failed_save_is_reported_and_training_continues(number: int, tmp_path: Path, monkeypatch) -> None:
+    messages: list[str] = []
+    work = async_writer.CheckpointWriter(tmp_path, Checkpoint(), None, messages.append)
 
     def broken(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -195,7 +195,7 @@ def test_the_training_hears_of_a_failure_and_goes_on(number: int, tmp_path: Path
     monkeypatch.setattr(storage, "fsync", broken)
     work.save(2, state(2))
     work.wait()
-    assert len(told) == 1 and "the training continues, the last checkpoint is step-00000001" in told[0]
+    assert len(messages) == 1 and "the training continues, the last checkpoint is step-00000001" in messages[0]
     work.save(2, state(2))
     with pytest.raises(UserError, match=r"--resume continues from step-00000001"):
         work.wait(required=True)
@@ -205,7 +205,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     read, write = os.pipe()
     child = os.fork()
-    if child == 0:  # locks of POSIX are between processes
+    if child == 0:  # POSIX locks are held by processes
         held = Lock(folder)
         os.write(write, b"x")
         signal.pause()

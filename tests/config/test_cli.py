@@ -22,14 +22,14 @@ def config(*arguments: str, recipe: Path = RECIPE) -> Config:
     return parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="runs/x", help="Help.")
 
 
-def test_what_is_refused_is_one_line_whatever_was_given() -> None:
+def test_errors_are_one_line_for_any_input() -> None:
     with pytest.raises(UserError) as refusal:
         config("--adapter", "a\nb\x1b[31m\udc80")
     assert str(refusal.value).startswith(r"--adapter a\nb\x1b[31m\udc80: There are")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--optim.lrr 3", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
         ("--lr 3", "there is no setting 'lr'; did you mean 'optim.lr'?"),
@@ -52,14 +52,14 @@ def test_what_is_refused_is_one_line_whatever_was_given() -> None:
         ("--model.head-dim 0", "head_dim must be at least 1"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, said: str) -> None:
+def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, message: str) -> None:
     with pytest.raises(UserError) as refusal:
         config(*arguments.split())
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("optim:\n  lrr: 1\n", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
         ("optim:\n  lr: fast\n", "--optim.lr must be a number, got 'fast'"),
@@ -75,12 +75,12 @@ def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, said: str
         ("resume: x\noverwrite: true\n", "exclude each other"),
     ],
 )
-def test_a_mistake_in_a_file_names_the_file(text: str, said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_file_names_the_file(text: str, message: str, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(text)
     with pytest.raises(UserError) as refusal:
         config("--config", str(recipe))
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
     assert str(recipe) in str(refusal.value) or "nope" in text
 
 
@@ -91,7 +91,7 @@ def test_a_nearby_file_is_suggested(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
-def test_help_comes_without_torch(script: str) -> None:
+def test_help_does_not_import_torch(script: str) -> None:
     code = (
         f"import runpy, sys; sys.argv = ['{script}', '--help']\ntry: runpy.run_path('{script}', run_name='__main__')\n"
     )
@@ -116,23 +116,23 @@ def test_help_comes_without_torch(script: str) -> None:
 
 @pytest.mark.parametrize("name", ["export", "generate", "encode-latents", "ema"])
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["run", "--nn", "3"], "Unrecognized options: --nn"),
         (["run", "extra", "--nn"], "Unrecognized options: "),
         ([], " is needed: "),
     ],
 )
-def test_a_mistake_in_a_commands_line_is_one_sentence(name: str, words: list[str], said: str, monkeypatch, capsys):
+def test_a_mistake_in_a_commands_line_is_one_sentence(name: str, words: list[str], message: str, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pretrain", name, *words])
     with pytest.raises(SystemExit) as exit:
         pretrain_command()
     out, err = capsys.readouterr()
     assert exit.value.code == 2 and not out
-    assert err.startswith("error: ") and err.count("\n") == 1 and (said in err or "is needed" in err)
+    assert err.startswith("error: ") and err.count("\n") == 1 and (message in err or "is needed" in err)
 
 
-def test_a_command_gets_what_is_said(monkeypatch) -> None:
+def test_a_command_gets_its_options(monkeypatch) -> None:
     found = []
 
     def main(run: tyro.conf.Positional[Path], *, n: int = 3, data: Data = Data()) -> None:  # noqa: B008

@@ -21,7 +21,7 @@ def config(*arguments: str, recipe: Path = RECIPE) -> Config:
     return parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="runs/x", help="Help.")
 
 
-def test_the_later_the_stronger(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "optim:\n  lr: 1e-4\nepochs: 3\nadapter: ddpm\nmodel:\n  name: dit\n  depth: 2\ndata: somewhere\n"
@@ -32,7 +32,7 @@ def test_the_later_the_stronger(tmp_path: Path) -> None:
     assert config("--data", "elsewhere", recipe=recipe).data.source == "elsewhere"
 
 
-def test_another_part_on_the_command_line_drops_the_files_fields_of_the_first(tmp_path: Path) -> None:
+def test_another_component_on_the_command_line_drops_the_recipes_settings_of_the_first(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("adapter: {name: ddpm, prediction: sample}\n")
     assert config("--config", str(recipe), "--adapter", "flow").adapter.label_dropout == 0.1
@@ -67,10 +67,15 @@ def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
     assert pruning("--infobatch") == ("importance", "levels", 0.6, 0.5)
     assert pruning("--pruning.budget", "0.5") == ("importance", "levels", 0.5, 0.5)
     assert pruning("--pruning.policy", "importance") == ("importance", "levels", 0.6, 0.5)
-    assert pruning("--pruning.policy", "infobatch") == ("infobatch", None, None, 0)  # nothing of the other one's
+    assert pruning("--pruning.policy", "infobatch") == (
+        "infobatch",
+        None,
+        None,
+        0,
+    )  # none of the recipe's policy settings
 
 
-def test_the_policies_that_can_be_named_are_those_there_are() -> None:
+def test_the_documented_policies_are_the_registered_ones() -> None:
     from pretrain.infobatch.policies import POLICIES
 
     assert Pruning.__doc__ is not None and f"policy: {', '.join(POLICIES)}, or the path" in Pruning.__doc__
@@ -93,7 +98,7 @@ def test_every_setting_is_explained() -> None:
             assert nested or field.name in ("adapter", "model") or f"{field.name}: " in cls.__doc__, (cls, field.name)
 
 
-def test_parts_become_objects() -> None:
+def test_components_become_objects() -> None:
     c = config("--adapter.label-dropout", "0.5")
     assert c.component("adapter").label_dropout == 0.5
     assert c.component("model").channels == (16, 32, 64)
@@ -119,7 +124,7 @@ class Mine:
 '''
 
 
-def test_an_adapter_of_ones_own_has_its_section(tmp_path: Path) -> None:
+def test_a_users_adapter_has_its_section(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(OWN)
     c = config("--adapter", str(path), "--adapter.power", "3")
@@ -128,7 +133,7 @@ def test_an_adapter_of_ones_own_has_its_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("x = 1\n", "found none"),
         (OWN.replace("frozen=True", "order=True"), "found none"),
@@ -137,21 +142,21 @@ def test_an_adapter_of_ones_own_has_its_section(tmp_path: Path) -> None:
         (OWN.replace(": float = 2.0", ": float"), "the field 'power' needs a default"),
     ],
 )
-def test_a_file_without_an_adapter_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_a_file_without_an_adapter_raises(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         config("--adapter", str(path))
 
 
-def test_what_a_declaration_needs_from_its_file_is_imported(tmp_path: Path) -> None:
+def test_a_declaration_that_needs_its_module_is_imported(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     check = "    def __post_init__(self):\n        assert self.power <= MOST\n\n    def __call__"
     path.write_text("MOST = 9\n" + OWN.replace("    def __call__", check).replace('"SampleRNG"', "object"))
     assert config("--adapter", str(path)).component("adapter").power == 2.0
 
 
-def test_an_adapter_that_cant_be_imported_is_refused_when_it_is_used(tmp_path: Path) -> None:
+def test_an_adapter_that_cant_be_imported_raises_when_used(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("import no_such_package\n" + OWN)
     c = config("--adapter", str(path))
@@ -161,13 +166,13 @@ def test_an_adapter_that_cant_be_imported_is_refused_when_it_is_used(tmp_path: P
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_plans_with_and_without_pruning(recipe: Path) -> None:
-    everybody, pruned = config("--config", str(recipe)), config("--config", str(recipe), "--infobatch")
-    assert everybody.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
-    assert build_infobatch(everybody, 1000, print).budget is None
+    full, pruned = config("--config", str(recipe)), config("--config", str(recipe), "--infobatch")
+    assert full.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
+    assert build_infobatch(full, 1000, print).budget is None
     assert (build_infobatch(pruned, 1000, print).budget is None) == (pruned.pruning.budget is None)
 
 
-def test_a_rate_may_be_that_of_256_images() -> None:
+def test_linear_scaling_of_the_learning_rate() -> None:
     """He et al. 2022: 1.5e-4 x 4096 / 256."""
     words = ("--optim.lr", "1.5e-4", "--batch-size", "4096")
     assert config(*words, "--optim.linear-scaling").peak_lr == pytest.approx(2.4e-3)

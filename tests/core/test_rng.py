@@ -1,4 +1,4 @@
-"""Randomness is a function of what it is for."""
+"""Random numbers are functions of a key and the sample."""
 
 import torch
 from hypothesis import given
@@ -22,7 +22,7 @@ def test_keys_differ_by_every_part_and_their_order(parts: list[int], seed: int) 
 
 
 @given(st.permutations(range(6)), st.integers(1, 5), st.integers(1, 9))
-def test_a_sample_draws_the_same_in_any_batch(order: list[int], cut: int, n: int) -> None:
+def test_a_sample_has_the_same_random_numbers_in_any_batch(order: list[int], cut: int, n: int) -> None:
     def draw(index: list[int]) -> torch.Tensor:
         rng = SampleRNG(3, 1, index=torch.tensor(index))
         return torch.cat([rng.uniform(n), rng.normal(2, n).flatten(1), rng.uniform(1)], dim=1)
@@ -32,13 +32,13 @@ def test_a_sample_draws_the_same_in_any_batch(order: list[int], cut: int, n: int
     assert torch.equal(parts, together[torch.tensor(order)])
 
 
-def test_a_slot_that_does_not_count_draws_as_its_sample_does() -> None:
+def test_padding_has_the_random_numbers_of_its_sample() -> None:
     assert torch.equal(
         SampleRNG(1, index=torch.tensor([~5])).normal(4), SampleRNG(1, index=torch.tensor([5])).normal(4)
     )
 
 
-def test_draws_are_uniform_and_normal() -> None:
+def test_random_numbers_are_uniform_and_normal() -> None:
     index = torch.arange(2000)
     for other in (SampleRNG(0, 0, index=index), SampleRNG(0, 1, index=index), SampleRNG(1, 0, index=index)):
         u = other.uniform(500).double()  # 10^6 numbers: five standard errors allowed
@@ -51,7 +51,7 @@ def test_draws_are_uniform_and_normal() -> None:
             assert abs((a * b).mean()) < 5 / a.numel() ** 0.5
 
 
-def test_fresh_numbers_each_time_and_no_global_generator() -> None:
+def test_each_call_gives_new_numbers_without_a_global_generator() -> None:
     before = torch.get_rng_state()
     rng = SampleRNG(0, index=torch.arange(3))
     assert not torch.equal(rng.normal(4), rng.normal(4))

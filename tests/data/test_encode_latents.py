@@ -3,72 +3,19 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import tyro
+from autoencoders import encode, opened
 from conftest import PRUNED
-from diffusers import AutoencoderKL, AutoencoderTiny
 from programs import common, refused, train
 
-from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.data import encode_latents, latents
-from pretrain.data.sources import Source, open_data
 
 
-def kl(**more: Any) -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    given = {"in_channels": 1, "out_channels": 1, "latent_channels": 4, "scaling_factor": 0.4} | more
-    return AutoencoderKL(**blocks, block_out_channels=(4, 8), norm_num_groups=2, **given)
-
-
-def tiny() -> AutoencoderTiny:
-    torch.manual_seed(0)
-    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
-    numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
-    return AutoencoderTiny(1, 1, **blocks, **numbers, scaling_factor=2.0, shift_factor=0.25)
-
-
-@pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Autoencoders with a distribution of latents; with a shift, too; with one for each channel; and without one."""
-    folder = tmp_path_factory.mktemp("vaes")
-    kl().save_pretrained(folder / "kl")
-    kl(shift_factor=0.3).save_pretrained(folder / "shifted")
-    kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]).save_pretrained(folder / "by channel")
-    tiny().save_pretrained(folder / "pipeline" / "vae")
-    return folder
-
-
-def encode(vae: Path, data: Path, output: Path, **settings: Any) -> Path:
-    encode_latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
-    return output
-
-
-def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
-    return open_data(Data(source=str(folder), **settings), seed)
-
-
-@pytest.fixture(scope="module")
-def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD_SIZE", 16)
-        return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
-
-
-@pytest.fixture(scope="module")
-def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One view of them, by the one without a shift."""
-    return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
-
-
-def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
-    vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_interrupted_encoding_continues(vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(encode_latents, "SHARD_SIZE", 16)
     write, written = encode_latents._write_shard, []
 
@@ -98,7 +45,7 @@ def test_a_stopped_run_is_no_cache_and_goes_on_where_it_was(
         encode(vaes / "shifted", pictures, folder, flip=True)
 
 
-def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_one_sentence(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     def full(rows, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -107,7 +54,7 @@ def test_a_disk_that_is_full_is_one_sentence(vaes: Path, pictures: Path, tmp_pat
         encode(vaes / "kl", pictures, tmp_path / "latents")
 
 
-def test_what_a_cache_says_of_itself(cached: Path, pictures: Path) -> None:
+def test_the_manifest_of_a_cache(cached: Path, pictures: Path) -> None:
     manifest = json.loads((cached / latents.MANIFEST).read_text())
     assert manifest["source"] == str(pictures) and manifest["image"] == [1, 12, 12] and manifest["dtype"] == "float16"
     assert manifest["autoencoder"]["class"] == "AutoencoderKL" and len(manifest["autoencoder"]["sha256"]) == 64
@@ -116,7 +63,7 @@ def test_what_a_cache_says_of_itself(cached: Path, pictures: Path) -> None:
     assert manifest["std"] == pytest.approx(drawn.std().item(), rel=0.1)
 
 
-def test_an_image_that_cant_be_read(vaes: Path, pictures: Path, tmp_path: Path) -> None:
+def test_encoding_skips_an_unreadable_image(vaes: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "data")
     victim = sorted((tmp_path / "data").rglob("*.png"))[20]
     victim.write_bytes(b"")
@@ -129,30 +76,30 @@ def test_an_image_that_cant_be_read(vaes: Path, pictures: Path, tmp_path: Path) 
     assert len(names) == 46 and str(victim) not in names
 
 
-def test_what_does_not_fit_is_refused(vaes: Path, pictures: Path, plain: Path, tmp_path: Path) -> None:
+def test_impossible_sizes_raise(vaes: Path, pictures: Path, plain: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for vae, data, settings, said in (
+    for vae, data, settings, message in (
         ("kl", pictures, {"channels": 3}, "encodes images of 1 channels, these have 3; set --data.channels 1"),
         ("kl", pictures, {"size": 9}, "whose sides 2 divides, got 9x9"),
         ("kl", pictures, {"crop": 0.5}, "a random crop can't be encoded once"),
         ("kl", plain, {}, "these are latents already"),
         ("nowhere", pictures, {}, "there is no autoencoder there"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             encode(vaes / vae, data, tmp_path / "latents", **settings)
         assert not (tmp_path / "latents").exists()
-    for settings, said in (
+    for settings, message in (
         ({"flip": True}, "--data.flip: .* encode the images with --data.flip"),
         ({"crop": 0.5}, "--data.crop"),
         ({"size": 8}, "--data.size"),
         ({"channels": 3}, "--data.channels"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             opened(plain, **settings)
     assert "these are latents" in refused("train_mae.py", *common(plain, tmp_path / "run"))
 
 
-def test_the_command(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, capsys) -> None:
+def test_the_encode_latents_command(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, capsys) -> None:
     words = [vaes / "kl", "--data", pictures, "-o", tmp_path / "latents", "--data.limit", 5]
     tyro.cli(encode_latents.main, args=[*map(str, words)])
     assert "5 and 4 held-out latents 4x6x6" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def images(folder: Path, **settings) -> Images:
     return source(folder, **settings).train
 
 
-# What is done to a data set, and what is said of it.
+# Changes to a data set, and what the message must contain.
 CHANGES = {
     "touched": (lambda victim: os.utime(victim, (0, 0)), ""),
     "removed": (lambda victim: victim.unlink(), "36 images then, 35 now|gone or changed"),
@@ -40,18 +40,18 @@ CHANGES = {
 
 @pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_seen_and_said(change: str, held_out: bool, tmp_path: Path) -> None:
+def test_a_change_is_noticed_and_named(change: str, held_out: bool, tmp_path: Path) -> None:
     folder = draw_images(tmp_path / "images", 40)
     before = source(folder)
     part = before.test if held_out else before.train
     victim = next(name for name in map(part.name_of, range(len(part))) if "class 1" in name)
     marks = fingerprints(before)
-    act, said = CHANGES[change]
+    act, expected = CHANGES[change]
     act(Path(victim))
     now = source(folder)
     sentence = describe_changes(marks, fingerprints(now), now)
-    assert bool(sentence) == bool(said)
-    assert re.search(said, sentence)
+    assert bool(sentence) == bool(expected)
+    assert re.search(expected, sentence)
 
 
 def test_a_moved_data_set_is_the_same_one(tmp_path: Path) -> None:

@@ -22,9 +22,7 @@ def source(path: object, **settings):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("settings", [{}, {"flip": True, "size": 9, "channels": 3}, {"crop": 0.3}], ids=str)
-def test_images_are_read_once_and_are_those_that_are_read_anew(
-    pictures: Path, settings: dict, workers: int, monkeypatch
-) -> None:
+def test_cached_images_are_those_decoded_anew(pictures: Path, settings: dict, workers: int, monkeypatch) -> None:
     kept, anew = (source(pictures, workers=workers, **settings).train for _ in range(2))
     anew.keepable, anew.cache = False, None
     for images in (kept, anew):
@@ -41,13 +39,13 @@ def test_images_are_read_once_and_are_those_that_are_read_anew(
             for infobatch in order:
                 infobatch(one.image.float().mean((1, 2, 3)), one.index)
     expected = [batch for batch in anew.batches(range(len(anew)), 7)]
-    monkeypatch.setattr("pretrain.data.images.decode", None)  # nothing is read any more
+    monkeypatch.setattr("pretrain.data.images.decode", None)  # no image is decoded any more
     for one, other in zip(kept.batches(range(len(kept)), 7), expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_an_image_that_can_not_be_read_is_not_kept(tmp_path: Path) -> None:
-    """It is tried at every visit; once all were read, no more."""
+def test_an_unreadable_image_is_not_cached(tmp_path: Path) -> None:
+    """Reading is retried whenever it is used, until reading all was tried."""
     images = source(draw_images(tmp_path, 20), on_bad_image="skip").train
     path = Path(images.name_of(3))
     good = path.read_bytes()
@@ -71,7 +69,7 @@ def test_an_image_that_can_not_be_read_is_not_kept(tmp_path: Path) -> None:
     assert (batch.image[0] == 0).all() and batch.label.tolist() == [-1, images[None, 4].label]
 
 
-def test_who_is_told_to_stop_reads_no_further(tmp_path: Path, monkeypatch) -> None:
+def test_preloading_stops_on_request(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("pretrain.data.preload.BATCH", 5)
     images, asked = source(draw_images(tmp_path, 20)).train, []
     preload(images, torch.device("cpu"), print, lambda: asked.append(1) or len(asked) == 2)
@@ -80,7 +78,7 @@ def test_who_is_told_to_stop_reads_no_further(tmp_path: Path, monkeypatch) -> No
     assert not problems and torch.equal(batch.image[1], images[None, 12].image)
 
 
-def test_a_bad_image_is_named_before_the_training(tmp_path: Path) -> None:
+def test_an_unreadable_image_raises_before_training(tmp_path: Path) -> None:
     images = source(draw_images(tmp_path, 20)).train
     path = Path(images.name_of(3))
     path.write_bytes(path.read_bytes()[:40])
@@ -88,13 +86,13 @@ def test_a_bad_image_is_named_before_the_training(tmp_path: Path) -> None:
         preload(images, torch.device("cpu"), print)
 
 
-def test_what_is_not_kept(tmp_path: Path, monkeypatch) -> None:
-    """Too many; ones of which a crop wants more than an evaluation; in workers that are spawned; on strange devices."""
+def test_when_images_are_not_cached(tmp_path: Path, monkeypatch) -> None:
+    """Too many images; crops of larger images; in spawned workers; on unsupported devices."""
     folder = draw_images(tmp_path, 20)
     images, cpu = source(folder).train, torch.device("cpu")
     assert pickle.loads(pickle.dumps(images)).cache is None
     assert source(folder, size=8, crop=0.5).train.cache is None and source(folder, crop=0.5).train.cache
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2**60))  # who start together share what is free
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2**60))  # processes of a launch share the available memory
     assert source(folder).train.cache is None
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     size = len(images) * 12 * 12
@@ -102,15 +100,15 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", most)
         assert (source(folder).train.cache is not None) == fits and source(folder).test.cache
     assert new_cache(3, (1, 4, 4), cpu) and new_cache(3, (1, 4, 4), torch.device("meta")) is None
-    for free, fits in ((10 * 48 - 1, False), (10 * 48, True)):  # of an accelerator a tenth, however much that is
+    for free, fits in ((10 * 48 - 1, False), (10 * 48, True)):  # a tenth of an accelerator's free memory
         monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", 0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
         monkeypatch.setattr("pretrain.data.image_cache.ImageCache", lambda count, shape, device: (count, shape, device))
         assert (new_cache(3, (1, 4, 4), torch.device("cuda")) is not None) == fits
 
 
-def test_taking_what_a_device_keeps_waits_for_nothing() -> None:
-    """On the meta device, where whatever needs a value raises."""
+def test_reading_a_device_cache_does_not_synchronize() -> None:
+    """On the meta device, where reading a value raises."""
     kept = ImageCache(5, (3, 4, 4), torch.device("meta"))
     number = torch.tensor([4, 0])
     kept.put(number, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([1, 2]))

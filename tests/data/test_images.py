@@ -1,4 +1,4 @@
-"""Samples as they are trained on: augmentation, padding, images that can't be read."""
+"""Samples as they are trained on: augmentation, padding, unreadable images."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_bad_image_among_good_ones(tmp_path: Path, kind: str) -> None:
+def test_an_unreadable_image_raises_or_becomes_padding(tmp_path: Path, kind: str) -> None:
     folder = draw_images(tmp_path, 24)
     stop, skip = source(folder), source(folder, on_bad_image="skip")
     victim = Path(stop.train.table[int(stop.train.rows[5])]["image"]["path"])
@@ -57,7 +57,7 @@ def test_a_bad_image_among_good_ones(tmp_path: Path, kind: str) -> None:
 
 
 def visited(images: Images, epoch: int, index: list[int]) -> torch.Tensor:
-    """What the network sees of these visits, float32 [B, C, H, W]."""
+    """The network's input for these samples, float32 [B, C, H, W]."""
     plain, problems = images.__getitems__([(epoch, number) for number in index])
     assert not problems
     return images.augmented(on_device(plain, torch.device("cpu")), epoch).image
@@ -87,9 +87,9 @@ def test_pixels_are_between_minus_one_and_one(pictures: Path) -> None:
 
 
 def test_a_random_crop_is_cut_from_the_whole_image(tmp_path: Path) -> None:
-    """Not from what is left of it at the size; held-out images are cropped to the middle as ever."""
+    """Not from its center crop; validation images are center-cropped."""
     halves = np.zeros((40, 120), dtype=np.uint8)
-    halves[:, 60:] = 240  # what lies outside of the middle 40 x 40 is nothing but black and white
+    halves[:, 60:] = 240  # outside of the middle 40 x 40 there is only black or only white
     for number in range(4):
         save(tmp_path, f"{number}.png", Image.fromarray(halves))
     images = source(tmp_path, size=16, crop=0.02).train
@@ -99,8 +99,8 @@ def test_a_random_crop_is_cut_from_the_whole_image(tmp_path: Path) -> None:
     assert 100 < images[None, 0].image.float().mean() < 140
 
 
-def test_a_slot_that_does_not_count_is_read_like_any_other(pictures: Path) -> None:
+def test_padding_is_read_like_its_sample(pictures: Path) -> None:
     images = source(pictures).train
-    for _ in range(2):  # read, then kept
+    for _ in range(2):  # decoded, then cached
         batch, problems = images.__getitems__([(0, 3), (0, ~3)])
         assert batch.index.tolist() == [3, ~3] and torch.equal(batch.image[0], batch.image[1]) and not problems

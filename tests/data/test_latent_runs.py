@@ -8,75 +8,21 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from autoencoders import images, opened
 from conftest import PRUNED, draw_images
-from diffusers import AutoencoderKL, AutoencoderTiny
 from fidelity import by_hand
 from PIL import Image
 from programs import common, refused, same, train
 
 from pretrain.adapters._sampling import generate
 from pretrain.checkpoint.load_run import load_run
-from pretrain.config.schema import Data, Evaluate
+from pretrain.config.schema import Evaluate
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.data import encode_latents, latents
+from pretrain.data import latents
 from pretrain.data.grid import to_uint8
-from pretrain.data.images import Images, on_device
-from pretrain.data.sources import Source, open_data
 from pretrain.evaluation import evaluate, evaluators
 from pretrain.evaluation.context import EvalContext
-
-
-def kl(**more: Any) -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    given = {"in_channels": 1, "out_channels": 1, "latent_channels": 4, "scaling_factor": 0.4} | more
-    return AutoencoderKL(**blocks, block_out_channels=(4, 8), norm_num_groups=2, **given)
-
-
-def tiny() -> AutoencoderTiny:
-    torch.manual_seed(0)
-    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
-    numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
-    return AutoencoderTiny(1, 1, **blocks, **numbers, scaling_factor=2.0, shift_factor=0.25)
-
-
-@pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Autoencoders with a distribution of latents; with a shift, too; with one for each channel; and without one."""
-    folder = tmp_path_factory.mktemp("vaes")
-    kl().save_pretrained(folder / "kl")
-    kl(shift_factor=0.3).save_pretrained(folder / "shifted")
-    kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]).save_pretrained(folder / "by channel")
-    tiny().save_pretrained(folder / "pipeline" / "vae")
-    return folder
-
-
-def encode(vae: Path, data: Path, output: Path, **settings: Any) -> Path:
-    encode_latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
-    return output
-
-
-def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
-    return open_data(Data(source=str(folder), **settings), seed)
-
-
-@pytest.fixture(scope="module")
-def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD_SIZE", 16)
-        return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
-
-
-@pytest.fixture(scope="module")
-def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One view of them, by the one without a shift."""
-    return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
-
-
-def images(source: Images) -> torch.Tensor:
-    return torch.cat([on_device(batch, torch.device("cpu")).image for batch in source.batches(range(len(source)), 16)])
 
 
 @pytest.mark.parametrize(
@@ -87,8 +33,8 @@ def images(source: Images) -> torch.Tensor:
         ("cached", "--adapter flow --class-conditional --data.flip --pruning.policy infobatch", None),
     ],
 )
-def test_a_run_of_latents_decodes_and_exports(which: str, words: str, stock, request, tmp_path: Path) -> None:
-    """Pictures are of images; the pipeline gives what `generate` gives; a model outlives its data set."""
+def test_a_latent_run_decodes_and_exports(which: str, words: str, stock, request, tmp_path: Path) -> None:
+    """Previews are decoded; the pipeline's images are those of `generate`; a model does not need its data set."""
     data, run = Path(shutil.copytree(request.getfixturevalue(which), tmp_path / "latents")), tmp_path / "run"
     train("train_diffusion.py", *common(data, run, 1), *words.split())
     assert json.loads((run / "model" / "model_index.json").read_text())["_class_name"] == (
@@ -122,7 +68,7 @@ def test_a_resumed_run_draws_the_same_latents(cached: Path, tmp_path: Path) -> N
     assert same(one, other)
 
 
-def test_a_run_does_not_go_on_with_another_autoencoders_latents(
+def test_a_run_is_not_resumed_with_latents_of_another_autoencoder(
     plain: Path, cached: Path, pictures: Path, tmp_path: Path
 ) -> None:
     train("train_diffusion.py", *common(plain, tmp_path / "run", 1))
@@ -153,16 +99,16 @@ def evaluated(run: Path, *words: object) -> dict[str, Any]:
     return json.loads((run / "evaluation.json").read_text())[-1]
 
 
-def test_made_images_are_compared_with_decoded_ones_or_with_others(
+def test_generated_images_are_compared_with_decoded_or_reference_images(
     run: Path, pictures: Path, plain: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """The record says with which."""
+    """The record names which."""
     monkeypatch.setattr("pretrain.evaluation.fid.cached_assets_path", lambda *names: tmp_path)
     trained = load_run(run)
     vae: Any = trained.autoencoder
     noise, label = SampleRNG(0, index=torch.arange(30)).normal(4, 6, 6), torch.full((30,), -1)
     made = generate(trained.model, trained.adapter, noise, label, steps=2, autoencoder=vae)
-    for words, real, said in (
+    for words, real, message in (
         ([], vae.decode(images(opened(plain).train)), "43 latents, decoded by their autoencoder, of latents"),
         (["--reference", pictures], images(opened(pictures).train), f"43 images of {pictures.name}"),
     ):
@@ -172,11 +118,11 @@ def test_made_images_are_compared_with_decoded_ones_or_with_others(
         expected = by_hand(*both, 30)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
         by = "30 images, generated by 2 steps of DDIMScheduler with guidance 1"
-        assert record["notes"] == [f"{by}, compared with {said} in the features of small"]
+        assert record["notes"] == [f"{by}, compared with {message} in the features of small"]
         assert found["validation_loss"] == json.loads((run / "summary.json").read_text())["quality"]["validation_loss"]
 
 
-def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
+def test_unusable_reference_images_raise(run: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
     long = draw_images(tmp_path / "long", 8)
     for path in long.rglob("*.png"):
         Image.open(path).crop((0, 0, 12, 6)).save(path)
@@ -187,25 +133,25 @@ def test_what_made_images_can_not_be_compared_with(run: Path, plain: Path, pictu
     )
     with pytest.raises(UserError, match=r"--reference .*: its images are 1x6x12, the generated ones 1x12x6; give"):
         evaluators(["fid"], subject)
-    for against, said in ((plain, "it holds latents; give images"), (tmp_path / "none", "there is no such file")):
-        with pytest.raises(UserError, match=f"^--reference {against}: {said}"):
+    for against, message in ((plain, "it holds latents; give images"), (tmp_path / "none", "there is no such file")):
+        with pytest.raises(UserError, match=f"^--reference {against}: {message}"):
             evaluated(run, "--metrics", "fid", "--reference", against)
 
 
-def test_data_that_are_no_longer_the_runs(run: Path, plain: Path, cached: Path, pictures: Path, tmp_path: Path) -> None:
+def test_data_that_have_changed_raise(run: Path, plain: Path, cached: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    for other, said in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
+    for other, message in ((cached, "latents of another autoencoder"), (pictures, "images of another shape")):
         (tmp_path / "run" / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(plain), str(other)))
-        with pytest.raises(UserError, match=f"the run's data, {other}, are {said} now; restore"):
+        with pytest.raises(UserError, match=f"the run's data, {other}, are {message} now; restore"):
             evaluated(tmp_path / "run")
 
 
-def test_the_card_names_the_autoencoder_and_the_sheet_shows_images(run: Path, plain: Path) -> None:
-    told = json.loads((plain / latents.MANIFEST).read_text())["autoencoder"]
+def test_the_card_names_the_autoencoder(run: Path, plain: Path) -> None:
+    autoencoder = json.loads((plain / latents.MANIFEST).read_text())["autoencoder"]
     card = (run / "model" / "README.md").read_text()
     assert (
         "The `AutoencoderKL` that encoded the training images is in this folder and decodes the latents. SHA-256 of its"
         in card
     )
-    assert f"`{told['sha256']}`" in card
+    assert f"`{autoencoder['sha256']}`" in card
     assert (run / "pictures" / "visits.png").is_file()

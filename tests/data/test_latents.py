@@ -7,76 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from autoencoders import encode, images, kl, opened, scaled
 
-from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
-from pretrain.data import encode_latents, latents
+from pretrain.data import latents
 from pretrain.data.autoencoder import open_autoencoder
-from pretrain.data.images import Images, collate, on_device
+from pretrain.data.images import collate
 from pretrain.data.loader import make_loader
-from pretrain.data.sources import Source, open_data
-
-
-def kl(**more: Any) -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    given = {"in_channels": 1, "out_channels": 1, "latent_channels": 4, "scaling_factor": 0.4} | more
-    return AutoencoderKL(**blocks, block_out_channels=(4, 8), norm_num_groups=2, **given)
-
-
-def tiny() -> AutoencoderTiny:
-    torch.manual_seed(0)
-    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
-    numbers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
-    return AutoencoderTiny(1, 1, **blocks, **numbers, scaling_factor=2.0, shift_factor=0.25)
-
-
-@pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Autoencoders with a distribution of latents; with a shift, too; with one for each channel; and without one."""
-    folder = tmp_path_factory.mktemp("vaes")
-    kl().save_pretrained(folder / "kl")
-    kl(shift_factor=0.3).save_pretrained(folder / "shifted")
-    kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]).save_pretrained(folder / "by channel")
-    tiny().save_pretrained(folder / "pipeline" / "vae")
-    return folder
-
-
-def encode(vae: Path, data: Path, output: Path, **settings: Any) -> Path:
-    encode_latents.main(vae, output, Data(source=str(data), **settings), batch_size=16)
-    return output
-
-
-def opened(folder: Path, seed: int = 0, **settings: Any) -> Source:
-    return open_data(Data(source=str(folder), **settings), seed)
-
-
-@pytest.fixture(scope="module")
-def cached(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both views of all pictures, by the shifted autoencoder, in shards of 16."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "SHARD_SIZE", 16)
-        return encode(vaes / "shifted", pictures, tmp_path_factory.mktemp("cached") / "latents", flip=True)
-
-
-@pytest.fixture(scope="module")
-def plain(vaes: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One view of them, by the one without a shift."""
-    return encode(vaes / "kl", pictures, tmp_path_factory.mktemp("plain") / "latents")
-
-
-def images(source: Images) -> torch.Tensor:
-    return torch.cat([on_device(batch, torch.device("cpu")).image for batch in source.batches(range(len(source)), 16)])
-
-
-def scaled(network: Any, raw: torch.Tensor) -> torch.Tensor:
-    """As diffusers' pipelines do it."""
-    config = network.config
-    if config.get("latents_mean"):
-        mean, std = (torch.tensor(config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
-        return (raw - mean) * config.scaling_factor / std
-    return (raw - (config.shift_factor or 0.0)) * config.scaling_factor
 
 
 def test_a_cache_is_the_same_data_set(cached: Path, pictures: Path) -> None:
@@ -93,8 +30,8 @@ def test_a_cache_is_the_same_data_set(cached: Path, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["kl", "shifted", "by channel", "pipeline"])
-def test_visits_draw_from_what_the_autoencoder_says(name: str, vaes: Path, pictures: Path, tmp_path: Path) -> None:
-    """Mean and deviation over many epochs are those of its posterior, scaled; decoding them undoes the scaling."""
+def test_latents_are_samples_of_the_posterior(name: str, vaes: Path, pictures: Path, tmp_path: Path) -> None:
+    """Mean and deviation over many epochs are those of its posterior, scaled; decoding inverts the scaling."""
     small = encode(vaes / name, pictures, tmp_path / "latents", limit=3)
     source, image = opened(small), images(opened(pictures, limit=3).train)
     assert source.autoencoder is not None
@@ -117,7 +54,7 @@ def test_visits_draw_from_what_the_autoencoder_says(name: str, vaes: Path, pictu
     assert torch.equal(fixed, torch.stack([opened(small, seed=5).train[None, n].image for n in range(3)]))
 
 
-def test_a_draw_is_a_function_of_seed_epoch_and_index(cached: Path) -> None:
+def test_a_latent_is_a_function_of_seed_epoch_and_index(cached: Path) -> None:
     first, again, other = (opened(cached, seed, flip=True).train for seed in (3, 3, 4))
     for epoch, index in ((0, 5), (1, 5), (0, 6), (7, ~5)):
         assert torch.equal(first[epoch, index].image, again[epoch, index].image)
@@ -130,7 +67,7 @@ def test_a_draw_is_a_function_of_seed_epoch_and_index(cached: Path) -> None:
         assert torch.equal(batch.image[number], again[0, index].image)
 
 
-def test_half_of_the_visits_see_the_mirrored_image(cached: Path, pictures: Path) -> None:
+def test_half_of_the_latents_are_of_the_mirrored_image(cached: Path, pictures: Path) -> None:
     train, image = opened(cached, flip=True).train, images(opened(pictures).train)
     network = open_autoencoder(cached).network
     with torch.no_grad():
@@ -141,7 +78,7 @@ def test_half_of_the_visits_see_the_mirrored_image(cached: Path, pictures: Path)
     assert 0.4 < share < 0.6
     assert not any(torch.equal(a, b) for a, b in zip(*two, strict=True))
     straight = opened(cached).train
-    assert torch.equal(straight[None, 3].image, train[None, 3].image), "held-out images are not mirrored"
+    assert torch.equal(straight[None, 3].image, train[None, 3].image), "validation images are not mirrored"
 
 
 @pytest.mark.parametrize(
@@ -149,8 +86,8 @@ def test_half_of_the_visits_see_the_mirrored_image(cached: Path, pictures: Path)
     [{"shape": [4, 6]}, {"shape": "abc"}, {"moments": [1]}, {"moments": None}, {"classes": "two"}, {"splits": {}}],
     ids=str,
 )
-def test_a_manifest_that_says_what_can_not_be(change: dict[str, Any], plain: Path, tmp_path: Path) -> None:
-    """The fields that a reader goes by."""
+def test_a_wrong_manifest_raises(change: dict[str, Any], plain: Path, tmp_path: Path) -> None:
+    """In each field that reading depends on."""
     shutil.copytree(plain, tmp_path / "latents")
     file = tmp_path / "latents" / latents.MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

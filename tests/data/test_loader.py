@@ -18,7 +18,7 @@ def source(path: object, **settings):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_hands_out_the_plan_epoch_after_epoch(pictures: Path, workers: int) -> None:
+def test_a_loader_yields_the_samplers_order_in_every_epoch(pictures: Path, workers: int) -> None:
     images: Images = source(pictures, flip=True, workers=workers).train
     infobatch = InfoBatch(len(images), epochs=3)
     batches: DataLoader = make_loader(images, EpochSampler(infobatch), 8)

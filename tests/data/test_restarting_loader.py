@@ -46,20 +46,20 @@ def test_a_worker_is_killed_or_stopped(number: int, tmp_path: Path, monkeypatch)
     monkeypatch.setattr(loader, "BATCH_TIMEOUT", 1.0 if number == signal.SIGSTOP else 60.0)
     data = images(draw_images(tmp_path, 90), workers=2)
     expected = visited(make_loader(images(tmp_path), EpochSampler(whole := InfoBatch(len(data), epochs=2)), 8), whole)
-    before, told = {*multiprocessing.active_children()}, []
+    before, messages = {*multiprocessing.active_children()}, []
 
     def harm() -> None:
         for worker in {*multiprocessing.active_children()} - before:
             os.kill(worker.pid or 0, number)
 
     infobatch = InfoBatch(len(data), epochs=2)
-    batches = RestartingLoader(lambda: make_loader(data, EpochSampler(infobatch), 8), told.append)
+    batches = RestartingLoader(lambda: make_loader(data, EpochSampler(infobatch), 8), messages.append)
     assert visited(batches, infobatch, harm) == expected
-    assert len(told) == 1 and "new ones continue with the same batch" in told[0]
+    assert len(messages) == 1 and "new ones continue with the same batch" in messages[0]
 
 
 class NoRoom:
-    """A loader where /dev/shm is full: it has no room for the semaphores of its queues."""
+    """A loader where /dev/shm is full: no space for the semaphores of its queues."""
 
     num_workers = 1
 
@@ -67,12 +67,12 @@ class NoRoom:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_an_interrupt_while_workers_are_started_leaves_none() -> None:
-    """They leave SIGTERM to the trainer: one that nobody ended would be waited for at the program's end, for ever."""
+def test_an_interrupt_while_workers_start_leaves_none() -> None:
+    """Workers ignore SIGTERM, so one that is not killed would block the program's exit forever."""
 
     class Starting(NoRoom):
         def __iter__(self) -> Iterator[int]:
-            os.kill(os.getpid(), signal.SIGINT)  # the main thread leaves while this one goes on
+            os.kill(os.getpid(), signal.SIGINT)  # the main thread is interrupted while this one continues
             time.sleep(0.3)
             worker = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)
             worker.start()
@@ -89,7 +89,7 @@ def test_an_interrupt_while_workers_are_started_leaves_none() -> None:
 
 
 class Dying:
-    """A data set that kills whoever reads it."""
+    """A data set that kills the process that reads it."""
 
     def __len__(self) -> int:
         return 8
@@ -100,21 +100,21 @@ class Dying:
 
 
 @pytest.mark.slow
-def test_workers_that_die_again_end_the_run() -> None:
-    told: list[str] = []
-    batches = RestartingLoader(lambda: DataLoader(Dying(), num_workers=1), told.append)  # type: ignore[arg-type]
+def test_workers_lost_twice_raise() -> None:
+    messages: list[str] = []
+    batches = RestartingLoader(lambda: DataLoader(Dying(), num_workers=1), messages.append)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"lost twice for one batch .*exited unexpectedly"):
         next(iter(batches))
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
-def test_workers_that_can_not_be_started_end_the_run() -> None:
+def test_workers_that_can_not_be_started_raise() -> None:
     batches = RestartingLoader(NoRoom, lambda sentence: None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"can't be started .*No space left on device.*more space in /dev/shm"):
         next(iter(batches))
 
 
-def test_an_error_of_the_data_sets_own_is_passed_on() -> None:
+def test_an_error_of_the_data_set_is_raised() -> None:
     class Wrong(Dying):
         def __getitem__(self, index: int) -> int:
             raise RuntimeError("mine")

@@ -65,8 +65,8 @@ def test_splits_by_folder(tmp_path: Path) -> None:
     assert sorted(s.test[None, i].label for i in range(5)) == [-1, 0, 0, 1, 1]
 
 
-def test_a_strange_folder(tmp_path: Path) -> None:
-    """Names with brackets, spaces and letters of the world, capitals, depth, links, hidden and foreign files."""
+def test_unusual_file_and_folder_names(tmp_path: Path) -> None:
+    """Names with brackets, spaces, non-ASCII and capital letters; nested, linked, hidden and other files."""
     save(tmp_path, "a/[1] x*.PNG", plain())
     save(tmp_path, "a/deep/er/ü 猫.JPeG", plain())
     save(tmp_path, "b/x.bmp", plain())
@@ -126,7 +126,7 @@ def test_colour_and_the_common_size_are_found_wherever_they_are(tmp_path: Path) 
     assert source(tmp_path).shape == (3, 6, 6)
 
 
-def test_names_with_brackets(tmp_path: Path) -> None:
+def test_parquet_paths_with_brackets(tmp_path: Path) -> None:
     rows = {"image": [plain(n) for n in range(4)]}
     path = tmp_path / "[x] *" / "train.parquet"
     path.parent.mkdir()
@@ -134,7 +134,7 @@ def test_names_with_brackets(tmp_path: Path) -> None:
     assert len(source(path).train) == len(source(path.parent).train) == 3
 
 
-def test_the_same_images_the_same_numbers(pictures: Path) -> None:
+def test_a_data_set_is_split_the_same_way_every_time(pictures: Path) -> None:
     assert np.array_equal(source(pictures).train.rows, source(pictures).train.rows)
 
 
@@ -151,7 +151,7 @@ def test_grey_and_colour_together_are_colour(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["./not/there", "/not/there", "~/not/there", "a/b/c"])
-def test_a_path_that_is_not_there(path: str) -> None:
+def test_a_missing_path_raises(path: str) -> None:
     with pytest.raises(UserError, match="there is no such file or folder"):
         source(path)
 

@@ -1,4 +1,4 @@
-"""Crops and flips of whole batches: the pixels and the distribution of torchvision's, drawn for each sample alone."""
+"""Crops and flips of whole batches: the pixels and distribution of torchvision's, with random numbers per sample."""
 
 import random
 
@@ -18,10 +18,10 @@ def drawn(count: int, height: int, width: int, least: float, epoch: int = 0) -> 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("least", [0.01, 0.3, 0.9])
-def test_the_pixels_are_torchvisions(shape: tuple[int, int, int], least: float) -> None:
+def test_crops_are_torchvisions(shape: tuple[int, int, int], least: float) -> None:
     image = torch.rand(40, *shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
     box = drawn(40, *shape[1:], least)
-    box[0] = torch.tensor([0, 0, *shape[1:]])  # the whole image is the image
+    box[0] = torch.tensor([0, 0, *shape[1:]])  # a box of the whole image
     made = resized_crops(image, box)
     for one, (top, left, tall, wide), found in zip(image, box.tolist(), made, strict=True):
         how = {"size": [*shape[1:]], "interpolation": InterpolationMode.BICUBIC, "antialias": True}
@@ -35,7 +35,7 @@ def test_the_pixels_are_torchvisions(shape: tuple[int, int, int], least: float) 
     [(32, 32, 0.2), (96, 64, 0.05), (30, 40, 0.8), (8, 40, 0.9), (40, 8, 0.9), (3, 3, 0.5)],
 )
 def test_the_boxes_are_distributed_like_torchvisions(height: int, width: int, least: float) -> None:
-    """Also where none fits. Of 20,000 boxes each, means and quartiles of every side differ by chance alone."""
+    """Also if no box fits. Of 20,000 boxes each, means and quartiles of every side agree within sampling error."""
     count = 20_000
     mine = drawn(count, height, width, least).double()
     assert (mine >= 0).all() and (mine[:, 2:] > 0).all()
@@ -56,7 +56,7 @@ def test_the_boxes_are_distributed_like_torchvisions(height: int, width: int, le
             assert (one <= edge).double().mean().item() == pytest.approx(share, abs=4.5 * error + 1e-9)
 
 
-def test_half_are_mirrored_whatever_is_cropped() -> None:
+def test_half_are_mirrored_independently_of_the_crop() -> None:
     image = torch.rand(4000, 1, 2, 3, generator=torch.Generator().manual_seed(0))
     index = torch.arange(4000)
     made = random_flips(image, SampleRNG(0, 5, FLIPS, index=index))
@@ -70,8 +70,8 @@ def test_half_are_mirrored_whatever_is_cropped() -> None:
     assert 0.4 < (made == again).all(dim=(1, 2, 3)).double().mean() < 0.6
 
 
-def test_every_sample_has_its_own() -> None:
-    """Alone or in any batch, on any rank, in a slot that does not count."""
+def test_augmentation_is_per_sample() -> None:
+    """Alone or in any batch, on any rank, as padding."""
     image = torch.rand(30, 3, 12, 10, generator=torch.Generator().manual_seed(2))
     index = torch.tensor(random.Random(0).sample(range(10**9), 30))
 
@@ -85,8 +85,8 @@ def test_every_sample_has_its_own() -> None:
     assert torch.equal(made(image, ~index), whole)
 
 
-def test_nothing_waits_for_the_device() -> None:
-    """On the meta device, where whatever needs a value raises."""
+def test_augmentation_does_not_synchronize_with_the_device() -> None:
+    """On the meta device, where reading a value raises."""
     image, index = torch.zeros(5, 3, 8, 8, device="meta"), torch.arange(5, device="meta")
     box = random_boxes(SampleRNG(0, 0, CROPS, index=index), 8, 8, 0.2)
     assert random_flips(resized_crops(image, box), SampleRNG(0, 0, FLIPS, index=index)).shape == image.shape

@@ -1,28 +1,29 @@
-"""n processes are one process: law 6, with real processes."""
+"""n processes are equivalent to one (law 6), with real processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import rank_worker
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
+
+from tests.faults.trainers import CONTEXT
 
 
 def run(folder: Path, world: int, micro: int, state: str = "") -> list[list[list[int]]]:
     """Steps by rank."""
     folder.mkdir()
-    words = [str(folder), str(micro), *([state] if state else [])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     workers = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "rank_worker.py", str(rank), str(world), *words], env=environment
-        )
-        for rank in range(world)
+        CONTEXT.Process(target=rank_worker.main, args=(rank, world, folder, micro, state)) for rank in range(world)
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * world
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    statuses = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    assert statuses == [0] * world
     return [
         [[int(word) for word in line.split()] for line in (folder / f"{rank}.txt").read_text().split("\n")]
         for rank in range(world)
@@ -36,9 +37,7 @@ def alone(tmp_path_factory) -> tuple[Path, list[list[int]]]:
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 6), (2, 12), (2, 3), (3, 8), (3, 2)])
-def test_processes_together_are_one(
-    world: int, micro: int, alone: tuple[Path, list[list[int]]], tmp_path: Path
-) -> None:
+def test_several_processes_are_one(world: int, micro: int, alone: tuple[Path, list[list[int]]], tmp_path: Path) -> None:
     """The same samples a step, equal scores on all ranks, the same parameters; accumulated, with a partial window."""
     folder, steps = alone
     dealt = run(tmp_path / "several", world, micro)
@@ -57,12 +56,14 @@ def test_processes_together_are_one(
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_a_state_goes_on_on_another_number_of_processes(world: int, alone, tmp_path: Path) -> None:
-    """The rest of the epoch visits the same samples, step by step."""
+def test_a_state_is_resumed_on_another_number_of_processes(world: int, alone, tmp_path: Path) -> None:
+    """The rest of the epoch uses the same samples, step by step."""
     folder, steps = alone
     dealt = run(tmp_path / "several", world, 24 // world, str(folder / "state"))
     rest = steps[int(load_file(folder / "state.safetensors")["steps"]) :]
-    ends = next(number for number, step in enumerate(rest) if len(step) < 24) + 1  # what follows depends on the losses
+    ends = (
+        next(number for number, step in enumerate(rest) if len(step) < 24) + 1
+    )  # the next epoch depends on the losses
     assert len(rest) > ends > 1
     for number in range(ends):
         assert sorted(index for part in dealt for index in part[number]) == sorted(rest[number])

@@ -1,4 +1,4 @@
-"""`pretrain evaluate`: what a run is worth, measured again."""
+"""`pretrain evaluate`: a run's metrics, computed again."""
 
 import json
 import shutil
@@ -9,9 +9,8 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from conftest import ROOT, journal
+from conftest import ROOT, read_metrics
 from fidelity import by_hand
-from programs import common, train
 
 from pretrain.checkpoint.load_run import load_run
 from pretrain.core.errors import UserError
@@ -20,23 +19,9 @@ from pretrain.evaluation import generate
 from pretrain.evaluation.evaluate import main
 
 
-@pytest.fixture(scope="module")
-def mae(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mae") / "run"
-    train("train_mae.py", *common(pictures, folder, 2))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def flow(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flow") / "run"
-    train("train_diffusion.py", *common(pictures, folder, 2), "--adapter", "flow")
-    return folder
-
-
 @pytest.fixture
 def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where reference statistics are kept."""
+    """The cache of reference statistics."""
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))  # for processes that are started
@@ -44,7 +29,7 @@ def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def evaluate(run: Path, *words: object) -> dict:
-    """What is found."""
+    """The metrics of the last record."""
     main([str(run), *map(str, words)])
     return json.loads((run / "evaluation.json").read_text())[-1]["found"]
 
@@ -56,17 +41,17 @@ def refused(run: Path, *words: object) -> str:
     return str(refusal.value)
 
 
-def test_what_was_measured_in_training_is_measured_again(mae: Path, flow: Path, capsys) -> None:
+def test_evaluation_repeats_the_training_metrics(mae: Path, flow: Path, capsys) -> None:
     for run in (mae, flow):
-        last = [record for record in journal(run) if record["kind"] == "evaluation"][-1]
+        last = [record for record in read_metrics(run) if record["kind"] == "evaluation"][-1]
         assert evaluate(run) == {name: value for name, value in last.items() if name not in ("kind", "epoch")}
     assert "knn_accuracy" in capsys.readouterr().out
     record = json.loads((flow / "evaluation.json").read_text())[-1]
     assert record["command"] == f"pretrain evaluate {flow}" and record["step"] == 8
 
 
-def test_a_level_that_no_image_is_at_has_no_loss(flow: Path, capsys) -> None:
-    """Four images at two levels each, in eight bins; the mean of what there is, weighed by number, is the loss."""
+def test_a_level_bin_without_images_has_no_loss(flow: Path, capsys) -> None:
+    """Four images at two levels each, in eight bins; the mean of the bins, weighted by their counts, is the loss."""
     found = evaluate(flow, "--metrics", "loss")
     level = torch.cat([SampleRNG(0, index=torch.arange(4)).uniform() + half for half in (0, 0.5)]) % 1
     count = torch.bincount((level * 8).long(), minlength=8).tolist()
@@ -84,7 +69,7 @@ def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert "a model of Flow has no encoder; available for this run: loss" in refused(flow, "-m", "loss,knn")
 
 
-def test_distances_are_those_of_torch_fidelity_called_by_hand(flow: Path, assets: Path, tmp_path: Path) -> None:
+def test_distances_are_those_of_torch_fidelity(flow: Path, assets: Path, tmp_path: Path) -> None:
     """On the files that `pretrain.evaluation.generate` makes, and those of the training images."""
     source = load_run(flow).source
     (tmp_path / "real").mkdir()
@@ -125,7 +110,7 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--num-images 3", "--num-images 3: fid need at least 4 images"),
         ("--num-images 0", "--num-images must be at least 1, got 0"),
@@ -137,11 +122,11 @@ def test_a_feature_network_is_read_from_a_file(flow: Path, assets: Path, tmp_pat
         ("--sampler ddim", "sampler must be one of euler, heun, dpm++ for Flow"),
     ],
 )
-def test_what_can_not_be_compared_is_one_sentence(words: str, said: str, flow: Path) -> None:
-    assert said in refused(flow, "--metrics", "fid", *words.split())
+def test_wrong_options_are_one_sentence(words: str, message: str, flow: Path) -> None:
+    assert message in refused(flow, "--metrics", "fid", *words.split())
 
 
-def test_what_was_measured_is_shown_whatever_the_file_holds(flow: Path, tmp_path: Path, capsys) -> None:
+def test_results_are_printed_if_the_file_is_broken(flow: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(flow, tmp_path / "run")
     for held in ("{", "{}"):
         (tmp_path / "run" / "evaluation.json").write_text(held)
@@ -150,7 +135,7 @@ def test_what_was_measured_is_shown_whatever_the_file_holds(flow: Path, tmp_path
         assert (tmp_path / "run" / "evaluation.json").read_text() == held
 
 
-def test_data_that_are_gone_are_one_sentence(flow: Path, pictures: Path, tmp_path: Path) -> None:
+def test_missing_data_are_one_sentence(flow: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(flow, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(pictures), str(tmp_path / "gone")))
@@ -163,8 +148,8 @@ def test_a_missing_package_is_one_sentence(flow: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_processes_together_find_what_one_finds(mae: Path, flow: Path, assets: Path) -> None:
-    """Of images in three batches, and of ones in a single batch, of which one process has none."""
+def test_evaluation_by_several_processes_is_that_of_one(mae: Path, flow: Path, assets: Path) -> None:
+    """With images in three batches, and in a single batch, of which one process has none."""
     for run, metrics in (
         (mae, "loss,knn,linear-probe,attentive-probe,finetune"),
         (flow, "fid,kid,precision-recall,loss"),

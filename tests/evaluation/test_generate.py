@@ -1,4 +1,4 @@
-"""`pretrain generate`: images of a run, one by one and on one sheet."""
+"""`pretrain generate`: single images and a grid."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ from pretrain.evaluation import generate
 
 @pytest.fixture(scope="module")
 def conditional(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with labels whose data set is gone: it is asked for nothing."""
+    """A run with labels whose data set was removed: it is not needed."""
     folder, data = tmp_path_factory.mktemp("conditional") / "run", tmp_path_factory.mktemp("data") / "pictures"
     shutil.copytree(pictures, data)
     train("train_diffusion.py", *common(data, folder, 2), "--adapter", "ddpm", "--class-conditional")
@@ -27,7 +27,7 @@ def conditional(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def made(run: Path, output: Path, *words: object) -> dict[str, np.ndarray]:
-    """The single images that the command makes with these words, by name."""
+    """The images that the command generates with these arguments, by file name."""
     tyro.cli(generate.main, args=[*map(str, (run, "-o", output, *words))])
     return images(output)
 
@@ -40,7 +40,7 @@ WORDS = ("--num-images", 7, "--steps", 3, "--guidance", 2, "--sampler", "dpm++")
 
 
 def test_an_image_is_a_function_of_its_seed_and_number(conditional: Path, tmp_path: Path, capsys) -> None:
-    """Whatever else is generated, and however many at once."""
+    """Independent of the other images and of the batch size."""
     one = made(conditional, tmp_path / "one", *WORDS, "--batch-size", 2)
     assert "7 images in" in capsys.readouterr().out
     assert [*one] == [f"{n:05d}.png" for n in range(7)]
@@ -54,8 +54,8 @@ def test_an_image_is_a_function_of_its_seed_and_number(conditional: Path, tmp_pa
     assert all((one[name] != other[name]).any() for name in one)
 
 
-def test_the_sheet_shows_the_images_in_their_order(conditional: Path, tmp_path: Path) -> None:
-    """As many to a row as there are rows, or nearly; enlarged, with a line around each."""
+def test_the_grid_shows_the_images_in_order(conditional: Path, tmp_path: Path) -> None:
+    """Nearly square; enlarged, with a line around each."""
     single = made(conditional, tmp_path, "--num-images", 6, "--steps", 2)
     sheet = np.asarray(Image.open(tmp_path / "grid.png"))
     side = sheet.shape[1] // 2
@@ -67,7 +67,7 @@ def test_the_sheet_shows_the_images_in_their_order(conditional: Path, tmp_path: 
         assert (cell[::scale, ::scale] == image).all()
 
 
-def test_labels_go_round_the_classes_or_are_one(conditional: Path, tmp_path: Path) -> None:
+def test_labels_cycle_through_the_classes_or_are_one(conditional: Path, tmp_path: Path) -> None:
     both = made(conditional, tmp_path / "both", "--num-images", 4, "--steps", 2)
     for label in (0, 1):
         same = made(conditional, tmp_path / str(label), "--num-images", 4, "--steps", 2, "--label", label)
@@ -88,7 +88,7 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--sampler hein", "sampler must be one of ddim, euler, heun, dpm[+][+] for DDPM, got hein"),
         ("--label 2", "the run has classes 0 to 1"),
@@ -97,8 +97,8 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
         ("--guidance nan", "--guidance must be a finite number, got nan"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: str, said: str, conditional: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_mistake_is_one_sentence(words: str, message: str, conditional: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         made(conditional, tmp_path / "images", *words.split())
     assert not (tmp_path / "images").exists()
     with pytest.raises(UserError, match="it exists and is not an empty folder"):
@@ -107,7 +107,7 @@ def test_a_mistake_is_one_sentence(words: str, said: str, conditional: Path, tmp
         made(conditional, conditional / "config.yaml" / "images")
 
 
-def test_a_disk_that_is_full_is_one_sentence(conditional: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_one_sentence(conditional: Path, tmp_path: Path, monkeypatch) -> None:
     def full(image, path) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""From files of any shape to numbers: what is measured is what scikit-learn finds with the exported encoder."""
+"""Probes of MAE runs on images of any shape equal scikit-learn's on the exported encoder's features."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 
 def draw(folder: Path, shape: tuple[int, int, int], count: int, seed: int) -> None:
-    """Noise in all channels, in the last two of which a class has a bar of its own."""
+    """Noise in all channels; each class has a bar of its own in the last two channels."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         pixels = rng.integers(0, 100, (*shape[1:], shape[0]))
@@ -43,14 +43,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder, shape = tmp_path_factory.mktemp("mae"), SHAPES[request.param]
     draw(folder / "images" / "train", shape, TRAIN, 0)
     draw(folder / "images" / "test", shape, TEST, 1)
-    channels = ["--data.channels", 4] if shape[0] == 4 else []  # otherwise what is transparent lies on white
+    channels = ["--data.channels", 4] if shape[0] == 4 else []  # otherwise transparent pixels become white
     words = ["--data", folder / "images", *channels, "--data.flip", "--data.crop", 0.5, "--epochs", 4]
     train("train_mae.py", *words, "--batch-size", 60, "--output-dir", folder / "run", "--evaluate.every", 4)
     return Run(folder / "run", folder / "images", shape)
 
 
 def features(run: Run, split: str) -> tuple[np.ndarray, list[int]]:
-    """Of the files by the export, with nothing of this project."""
+    """Features of the files by the export, without this project."""
     encoder: Any = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True).eval()
     seen = timm.data.resolve_model_data_config(encoder)
     assert tuple(seen["input_size"]) == run.shape
@@ -62,7 +62,7 @@ def features(run: Run, split: str) -> tuple[np.ndarray, list[int]]:
 
 
 def test_probes_are_what_scikit_learn_finds_on_the_features_of_the_export(run: Run) -> None:
-    evaluate([str(run.folder), "--metrics", "knn,linear-probe", "--probe-epochs", "600"])  # to the end
+    evaluate([str(run.folder), "--metrics", "knn,linear-probe", "--probe-epochs", "600"])  # until it has converged
     found = json.loads((run.folder / "evaluation.json").read_text())[-1]["found"]
     (known, label), (asked, right) = features(run, "train"), features(run, "test")
 
@@ -78,8 +78,8 @@ def test_probes_are_what_scikit_learn_finds_on_the_features_of_the_export(run: R
     assert 0.4 < knn < 1 and 0.4 < linear < 1
 
 
-def test_an_export_made_again_is_the_same(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a run that was stopped, say; what it cost is that of visits in training, which predict half of the patches."""
+def test_a_repeated_export_is_identical(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its FLOPs are those of training, which predicts half of the patches."""
     summary = json.loads((run.folder / "summary.json").read_text())
     before = (run.folder / "model" / "model.safetensors").read_bytes()
     export.main(run.folder)
@@ -87,7 +87,7 @@ def test_an_export_made_again_is_the_same(run: Run, capsys: pytest.CaptureFixtur
     assert f"{summary['train_flops']:.3g} training FLOPs" in capsys.readouterr().out
 
 
-def test_what_it_has_learned_can_be_looked_at(run: Run) -> None:
+def test_probes_and_visualizations_run(run: Run) -> None:
     evaluate([str(run.folder), "--metrics", "attentive-probe,finetune", "--probe-epochs", "1"])
     visualize.main(run.folder, n=6)
     for name in ("reconstructions", "attention", "neighbours", "map"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import journal
+from conftest import read_metrics
 from pretrain.models.mae import MAEConfig
 from programs import common, final, train
 from timm.optim import create_optimizer_v2
@@ -26,21 +26,14 @@ from pretrain.evaluation.context import EvalContext
 from pretrain.evaluation.evaluate import main
 
 
-@pytest.fixture(scope="module")
-def mae(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mae") / "run"
-    train("train_mae.py", *common(pictures, folder, 2))
-    return folder
-
-
 def evaluate(run: Path, *words: object) -> dict:
-    """What is found."""
+    """The metrics of the last record."""
     main([str(run), *map(str, words)])
     return json.loads((run / "evaluation.json").read_text())[-1]["found"]
 
 
 def opened(run: Path, **settings: Any) -> EvalContext:
-    """A run as evaluators see it."""
+    """The context that evaluators get."""
     trained = load_run(run)
     chosen = dataclasses.replace(trained.config.evaluate, **settings)
     return EvalContext(trained.adapter, trained.source, trained.classes, hasattr(trained.model, "encoder"), chosen)
@@ -53,8 +46,8 @@ def refused(run: Path, *words: object) -> str:
     return str(refusal.value)
 
 
-def test_a_linear_probe_is_the_logistic_regression_of_exported_features() -> None:
-    """Classes that overlap, in features of unlike size: what 3,000 of them teach, of 2,000 others."""
+def test_a_linear_probe_is_logistic_regression() -> None:
+    """Overlapping classes, features of different scales; 3,000 samples for training and 2,000 for testing."""
     from sklearn.linear_model import LogisticRegression
 
     noise = torch.randn(5000, 24, generator=generator(0))
@@ -85,14 +78,14 @@ def test_probes_and_fine_tuning_learn_and_leave_the_model_alone(mae: Path, monke
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
-    seen = subject.source._replace(test=subject.source.train)  # that anything is learned shows in what was seen
-    monkeypatch.setattr(heads, "FINE_TUNING", (heads.FineTuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small one
+    seen = subject.source._replace(test=subject.source.train)  # training accuracy shows that it learns
+    monkeypatch.setattr(heads, "FINE_TUNING", (heads.FineTuning(99, 1e-2, 0.65, 0.1),))  # 200 steps of a small network
     again = dataclasses.replace(opened(mae, probe_epochs=20), source=seen)
     assert min(finetune.make(again, ["finetune", "attentive-probe"]).measure(model, 0).values()) > 0.7
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_plus_240", "vit_base_patch16_rpn_224"])
-def test_a_classifier_to_be_tuned_is_the_encoder_under_a_mean_a_norm_and_a_head(name: str) -> None:
+def test_the_fine_tuned_classifier_is_encoder_mean_norm_and_head(name: str) -> None:
     config = MAEConfig(name, patch=4, width=32, depth=3, heads=2)
     encoder: Any = config.build((1, 12, 16), 0).encoder
     before, image = copy.deepcopy(encoder), torch.randn(5, 1, 12, 16)
@@ -111,7 +104,7 @@ def test_a_classifier_to_be_tuned_is_the_encoder_under_a_mean_a_norm_and_a_head(
     assert len(paths) >= 3 and [paths[0].rate, paths[-1].rate] == [0, pytest.approx(0.1)]
 
 
-def test_dropped_paths_belong_to_samples_and_leave_the_mean() -> None:
+def test_drop_path_is_per_sample_and_keeps_the_mean() -> None:
     path, branch, index = heads.DropPath(0.3), torch.ones(4000, 1, 2), torch.arange(4000)
     path.rng = SampleRNG(1, 2, index=index)
     dropped = path(branch)
@@ -123,7 +116,7 @@ def test_dropped_paths_belong_to_samples_and_leave_the_mean() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: int) -> None:
+def test_fine_tuning_augmentation_is_per_sample(channels: int) -> None:
     torch.manual_seed(3)
     image = torch.randint(256, (channels, 10, 14), dtype=torch.uint8) / 127.5 - 1
     before, change = image.clone(), finetune_augment.Augmentation(channels)
@@ -137,7 +130,7 @@ def test_what_fine_tuning_changes_of_an_image_belongs_to_the_sample(channels: in
     if change.rand_augment is not None:
         picture = to_pil_image(((image + 1) * 127.5).round().byte())
         with finetune_augment.seeded(0):
-            for operation in change.rand_augment.ops:  # each at its utmost
+            for operation in change.rand_augment.ops:  # each at its maximum magnitude
                 operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
                 assert (found := operation(picture)).mode == picture.mode and found.size == picture.size
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
@@ -153,25 +146,23 @@ def test_probes_need_labels(mae: Path) -> None:
         evaluators(["finetune"], dataclasses.replace(subject, source=bare))
 
 
-def test_an_online_probe_looks_on_and_is_what_it_would_have_been_after_a_resume(
-    pictures: Path, mae: Path, tmp_path: Path
-) -> None:
+def test_an_online_probe_changes_nothing_and_is_resumed(pictures: Path, mae: Path, tmp_path: Path) -> None:
     words = [*common(pictures, tmp_path / "run", 2), "--evaluate.metrics", "loss,knn,online-probe"]
     train("train_mae.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
     for name, value in final(mae).items():
-        assert torch.equal(value, final(tmp_path / "run")[name])  # nothing but a look
-    whole, sums = journal(tmp_path / "run"), final(tmp_path / "run", "online-probe")["sums"]
+        assert torch.equal(value, final(tmp_path / "run")[name])  # the probe changes nothing
+    whole, sums = read_metrics(tmp_path / "run"), final(tmp_path / "run", "online-probe")["sums"]
     assert sums.abs().sum() > 0 and 0 <= whole[-1]["online_probe_accuracy"] <= 1
     for step in sorted((tmp_path / "run" / "checkpoints").iterdir())[3:]:
         shutil.rmtree(step)
     train("train_mae.py", "--resume", "--output-dir", tmp_path / "run")
-    assert journal(tmp_path / "run") == whole
+    assert read_metrics(tmp_path / "run") == whole
     assert torch.equal(final(tmp_path / "run", "online-probe")["sums"], sums)
     assert [*evaluate(tmp_path / "run")] == ["validation_loss", "validation_loss_by_level", "knn_accuracy"]
     assert "observes the training" in refused(tmp_path / "run", "--metrics", "online-probe")
 
 
-def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path) -> None:
+def test_an_online_probe_is_the_regression_on_all_samples(mae: Path) -> None:
     subject, model = opened(mae), load_run(mae).model
     probe = online_probe.OnlineProbe(subject)
     probe.attach(model, torch.device("cpu"))
@@ -180,7 +171,7 @@ def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path)
     for n, rows in enumerate(torch.arange(400).split(50)):
         feature = (label[rows, None] - 0.5) * 3 * torch.eye(16)[3] + other[rows]
         probe.feature = feature
-        index = torch.where(rows % 7 == 0, ~rows, rows)  # slots that do not count
+        index = torch.where(rows % 7 == 0, ~rows, rows)  # padding
         probe.observe(Batch(feature, torch.where(rows % 5 == 0, -1, label[rows]), index, feature), 0.5 + (n + 1) * 1e-6)
     counted = (torch.arange(400) % 7 > 0) & (torch.arange(400) % 5 > 0)
     x = torch.cat([(label[:, None] - 0.5) * 3 * torch.eye(16)[3] + other, torch.ones(400, 1)], 1)[counted]
@@ -189,8 +180,8 @@ def test_an_online_probe_learns_what_a_regression_on_all_visits_knows(mae: Path)
 
 
 @pytest.mark.slow
-def test_processes_together_look_on_as_one_does(pictures: Path, tmp_path: Path, program) -> None:
-    """Each sees its share of the visits; a run of two goes on as one with the sums of both."""
+def test_online_probes_of_several_processes_are_one(pictures: Path, tmp_path: Path, program) -> None:
+    """Each process has its share of the samples; a run of two is resumed by one with the sums of both."""
     words = ["--evaluate.metrics", "online-probe", "--checkpoint.every", 1, "--checkpoint.keep", 99]
     train("train_mae.py", *common(pictures, tmp_path / "one", 2), *words)
     program("train_mae.py", *common(pictures, tmp_path / "two", 2), *words, processes=2)
@@ -200,6 +191,6 @@ def test_processes_together_look_on_as_one_does(pictures: Path, tmp_path: Path, 
         shutil.rmtree(step)
     train("train_mae.py", "--resume", "--output-dir", tmp_path / "two")
     torch.testing.assert_close(final(tmp_path / "two", "online-probe")["sums"], one, rtol=1e-3, atol=1e-3)
-    assert [record.get("online_probe_accuracy") for record in journal(tmp_path / "one")] == [
-        record.get("online_probe_accuracy") for record in journal(tmp_path / "two")
+    assert [record.get("online_probe_accuracy") for record in read_metrics(tmp_path / "one")] == [
+        record.get("online_probe_accuracy") for record in read_metrics(tmp_path / "two")
     ]

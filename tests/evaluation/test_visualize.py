@@ -1,4 +1,4 @@
-"""Pictures of a masked autoencoder show what they say."""
+"""Visualizations of a masked autoencoder."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +17,8 @@ from pretrain.evaluation import visualize
 
 
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_base_patch16_reg4_gap_256"])
-def test_attention_is_the_last_blocks(encoder: str) -> None:
-    """Of the class token, or of all patches where there is none; as timm computes it without fusing."""
+def test_attention_is_that_of_the_last_block(encoder: str) -> None:
+    """Of the class token, or of all patches if there is none; as timm computes it without fused attention."""
     torch.manual_seed(0)
     model = MAEConfig(encoder, 4, 32, 2, 4, 16, 1, 2).build((3, 8, 16), 0).eval()
     image, seen = torch.randn(2, 3, 8, 16), []
@@ -42,19 +42,19 @@ def test_the_nearest_neighbour_of_an_image_is_itself(tmp_path: Path) -> None:
     assert not torch.equal(cells[:, :, 0], cells[:, :, 3])
 
 
-def test_a_map_tells_classes_apart_that_are_apart() -> None:
+def test_a_feature_map_separates_separate_classes() -> None:
     """Along the axis of most variance, the first to the left or the right of the second."""
     torch.manual_seed(0)
     label = torch.arange(60) % 2
     feature = torch.randn(60, 7) + 30 * label[:, None] * torch.eye(7)[3]
-    picture = visualize.feature_map(feature, label, 2)[40:-40].int()  # without what is written
+    picture = visualize.feature_map(feature, label, 2)[40:-40].int()  # without the text
     colours = [torch.tensor(colour) for colour in ((191, 19, 19), (24, 242, 242))]
     columns = [(picture == colour).all(dim=2).any(dim=0).nonzero().flatten() for colour in colours]
     first, second = sorted(columns, key=lambda column: int(column[0]))
     assert len(first) and first[-1] < second[0]
 
 
-def test_a_run_is_looked_at(pictures: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_the_visualize_command(pictures: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     train("train_mae.py", *common(pictures, tmp_path / "run", 1))
     visualize.main(tmp_path / "run", n=3, output_dir=tmp_path / "sheets")
     assert "map.png in" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Exported models open in a process that knows nothing of this project, and give the same outputs."""
+"""Exported models open without this project and give the same outputs."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ save_file(out if isinstance(out, dict) else {{'out': out.contiguous()}}, '{out}'
 
 
 def elsewhere(code: str, folder: Path) -> Any:
-    """Run code in a process that knows nothing of this project; what it calls `out`, a tensor or several by name."""
+    """Run code in a process without this project; returns its variable `out`, a tensor or several by name."""
     out = folder / "out.safetensors"
     text = ELSEWHERE.format(code=code, out=out)
     done = subprocess.run([sys.executable, "-c", text], cwd="/", capture_output=True, text=True, check=False)
@@ -43,8 +43,8 @@ def elsewhere(code: str, folder: Path) -> Any:
     return found.get("out", found)
 
 
-# Whether diffusers has a class of its own for the combination: a UNet without labels, and a scheduler that neither
-# starts from noise of another size than 1 nor scales what the network sees.
+# Whether diffusers has a pipeline for the combination: a UNet without labels, and a scheduler that neither
+# starts from noise of another standard deviation than 1 nor scales the network's input.
 UNET, DIT = UNetConfig(channels=(8, 16), layers=1, attention=0), DiTConfig(**SMALL_DIT)
 COMBINATIONS = {
     "flow": (Flow(), UNET, 0, True),
@@ -70,7 +70,7 @@ COMBINATIONS = {
 }
 OPENED = """
 import json, diffusers
-{name} = {said}
+{name} = {message}
 {name}.set_progress_bar_config(disable=True)
 {name}_out = {name}({more}num_inference_steps=4, generator=torch.Generator().manual_seed(7), output_type='np').images
 {name}_out = torch.from_numpy({name}_out).permute(0, 3, 1, 2)
@@ -82,28 +82,28 @@ def shape_of(name: str) -> tuple[int, int, int]:
 
 
 def exported(name: str, folder: Path) -> tuple[str, torch.Tensor]:
-    """Code that opens an export and has it make three images, `model_out`; and what they should be."""
+    """Code that opens an export and generates three images, `model_out`; and the expected images."""
     adapter, part, classes, stock = COMBINATIONS[name]
     torch.manual_seed(0)
     model = part.build(shape_of(name), classes).eval()
-    for parameter in model.parameters():  # also those that begin at 0, so that everything matters
+    for parameter in model.parameters():  # also those initialized to 0, so that every parameter matters
         torch.nn.init.normal_(parameter, std=0.2)
     model = adapter.prepare(model) if isinstance(adapter, EDM) else model
-    said = to_diffusers(model, adapter, folder)
+    message = to_diffusers(model, adapter, folder)
     index = json.loads((folder / "model_index.json").read_text())
-    assert (index["_class_name"] == "DDPMPipeline") == stock == ("trust_remote_code" not in said)
+    assert (index["_class_name"] == "DDPMPipeline") == stock == ("trust_remote_code" not in message)
     assert stock != (folder / "pipeline.py").is_file()
     more = "label=[0, 1, 1], guidance=2.0, " if classes else "batch_size=3, "
     noise = torch.randn(3, *shape_of(name), generator=torch.Generator().manual_seed(7))
     label = torch.tensor([0, 1, 1] if classes else [-1, -1, -1])
     made = generate(model, adapter, noise, label, steps=4, guidance=2.0 if classes else 1.0)
     assert (made.abs() < 1).float().mean() > 0.2, "images in which one could see a difference"
-    return OPENED.format(name="model", said=said, more=more), (made + 1) / 2
+    return OPENED.format(name="model", message=message, more=more), (made + 1) / 2
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_a_diffusion_model_opens_as_a_pipeline(name: str, tmp_path: Path) -> None:
-    """Same noise, same labels, same steps: the same images as here; by a stock class where there is one."""
+    """Same noise, labels and steps: the same images as here; by a class of diffusers if there is one."""
     code, expected = exported(name, tmp_path / "model")
     scope: dict[str, Any] = {"torch": torch}
     exec(code, scope)
@@ -111,7 +111,7 @@ def test_a_diffusion_model_opens_as_a_pipeline(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_every_pipeline_opens_where_this_project_is_not(tmp_path: Path) -> None:
+def test_every_pipeline_opens_without_this_project(tmp_path: Path) -> None:
     """One process opens them all."""
     code, expected = "", {}
     for number, name in enumerate(COMBINATIONS):
@@ -123,7 +123,7 @@ def test_every_pipeline_opens_where_this_project_is_not(tmp_path: Path) -> None:
         torch.testing.assert_close(found[number], images, atol=1e-5, rtol=0)
 
 
-def test_what_a_run_says_opens_its_average(finished: Path) -> None:
+def test_the_printed_code_opens_the_ema(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     pipe = eval(summary["open_model_with"], {"diffusers": diffusers})
     found, average = pipe.unet.state_dict(), final(finished, "ema")
@@ -131,7 +131,7 @@ def test_what_a_run_says_opens_its_average(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_encoder_opens_where_this_project_is_not(pictures: Path, tmp_path: Path) -> None:
+def test_an_encoder_opens_without_this_project(pictures: Path, tmp_path: Path) -> None:
     """In timm, with and without a head, and in transformers."""
     train("train_mae.py", *common(pictures, tmp_path / "run", 1), "--model.decoder", "self")
     folder = tmp_path / "run" / "model"

@@ -1,4 +1,4 @@
-"""Masked autoencoders go to other people's programs and come from them; both sides see the same."""
+"""Weights of masked autoencoders are exported to timm and transformers and read from published files."""
 
 import re
 from pathlib import Path
@@ -41,10 +41,10 @@ def fresh(config: MAEConfig = CONFIG, shape: tuple[int, int, int] = (3, 16, 16),
 def test_timm_opens_an_encoder_in_every_way(config: MAEConfig, shape, tmp_path: Path) -> None:
     model, image = fresh(config, shape), torch.randn(2, *shape)
     arguments = config.timm_arguments(shape)
-    said = to_timm(model, config.encoder, arguments, tmp_path)
+    message = to_timm(model, config.encoder, arguments, tmp_path)
     with torch.no_grad():
         expected = model.encoder(image)
-        opened = eval(said, {"timm": timm}).eval()
+        opened = eval(message, {"timm": timm}).eval()
         assert torch.equal(opened(image), expected)
         one = timm.create_model(config.encoder, checkpoint_path=str(tmp_path / "model.safetensors"), **arguments).eval()
         assert torch.equal(one(image), expected)
@@ -70,7 +70,7 @@ def test_transformers_has_the_same_loss_and_features(norm_pix: bool, tmp_path: P
     assert to_transformers(model, adapter, tmp_path / "transformers")
     to_timm(model, ENCODER, CONFIG.timm_arguments((3, 16, 16)), tmp_path)
     index = torch.arange(3)
-    noise = SampleRNG(0, index=index).uniform(16)  # the masks of both are its order
+    noise = SampleRNG(0, index=index).uniform(16)  # both masks are its order
     theirs = ViTMAEForPreTraining.from_pretrained(tmp_path / "transformers").eval()
     with torch.no_grad():
         loss = adapter(model, Batch(image, index, index, index / 3), SampleRNG(0, index=index)).loss
@@ -83,7 +83,7 @@ def test_transformers_has_the_same_loss_and_features(norm_pix: bool, tmp_path: P
         torch.testing.assert_close(wrapped(image).last_hidden_state, model.encoder.forward_features(image))
 
 
-def test_transformers_is_not_offered_what_it_can_not_be(tmp_path: Path) -> None:
+def test_transformers_export_is_skipped_where_impossible(tmp_path: Path) -> None:
     for config, shape in (
         (MAEConfig(ENCODER, 4, 32, 1, 2, 16, 1, 2, "cross"), (3, 16, 16)),
         (CONFIG, (3, 8, 16)),
@@ -114,8 +114,8 @@ def as_imagenet(image: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["published", "published encoder", "timm", "transformers", "own"])
-def test_a_run_starts_where_another_model_ended(kind: str, tmp_path: Path) -> None:
-    """With what they made of an image as they were shown it."""
+def test_a_run_starts_from_pretrained_weights(kind: str, tmp_path: Path) -> None:
+    """With the same outputs for an image, normalized as in their training."""
     theirs, ours, image = fresh(seed=1), fresh(), torch.randn(2, 3, 16, 16)
     shown, encoder, path = image, ENCODER, tmp_path / "model.safetensors"
     normalised = ""
@@ -134,9 +134,9 @@ def test_a_run_starts_where_another_model_ended(kind: str, tmp_path: Path) -> No
     else:
         (tmp_path / "state.json").touch()
         save_file(theirs.state_dict(), path)
-    said = start_from(ours, path, encoder)
+    message = start_from(ours, path, encoder)
     whole = kind in ("published", "transformers", "own")
-    assert ("the encoder and the decoder" in said) == whole and normalised in said
+    assert ("the encoder and the decoder" in message) == whole and normalised in message
     order = torch.randperm(16).expand(2, -1)
     with torch.no_grad():
         expected = theirs.encode(shown, order[:, :5])
@@ -145,8 +145,8 @@ def test_a_run_starts_where_another_model_ended(kind: str, tmp_path: Path) -> No
         assert torch.allclose(ours(image, order[:, :5], order[:, 5:]), predicted, atol=1e-4) == whole
 
 
-def test_a_start_of_another_size_is_resampled(tmp_path: Path) -> None:
-    """Other patches, another image and fewer channels; the blocks are taken as they are."""
+def test_pretrained_weights_of_another_size_are_resampled(tmp_path: Path) -> None:
+    """Another patch size, image size and fewer channels; the blocks are copied."""
     theirs = fresh()
     torch.save(published(theirs), tmp_path / "mae.pth")
     ours = fresh(MAEConfig(ENCODER, 8, 32, 2, 2, 16, 1, 2), (1, 32, 64), seed=3)
@@ -160,7 +160,7 @@ class Evil:
         return (Path.touch, (Path("evil"),))
 
 
-def test_what_can_not_be_started_from_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_unusable_pretrained_weights_raise(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(fresh(MAEConfig(ENCODER, 4, 64, 2, 2, 16, 1, 2)).encoder.state_dict(), "wide.safetensors")
     save_file(fresh(MAEConfig(ENCODER, 4, 32, 3, 2, 16, 1, 2)).encoder.state_dict(), "deep.safetensors")

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import PRUNED, draw_images, journal
+from conftest import PRUNED, draw_images, read_metrics
 from PIL import Image
 from programs import common, refused, same, train
 from torch.optim import AdamW
@@ -48,8 +48,8 @@ BAD = {
 }
 
 
-def test_bad_images_of_all_kinds_in_one_run(tmp_path: Path) -> None:
-    """They vanish and break after the data set was looked at; good ones of rare kinds are read."""
+def test_unreadable_images_of_all_kinds_in_one_run(tmp_path: Path) -> None:
+    """They vanish and break after the data set was opened; valid images of rare kinds are read."""
     folder = draw_images(tmp_path / "images", 47)
     every = sorted(folder.rglob("*.png"))
     grey = Image.new("L", (12, 12), 90)
@@ -71,7 +71,9 @@ def test_bad_images_of_all_kinds_in_one_run(tmp_path: Path) -> None:
     train("train_diffusion.py", *words)
     bad = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
     named = [victim for victim in every if any(str(victim) in line for line in bad)]
-    assert len(bad) == len(named) == 4 and {*named} <= {*every[11::3]}  # the fifth was never there
+    assert len(bad) == len(named) == 4 and {*named} <= {
+        *every[11::3]
+    }  # the fifth was removed before the data set was opened
 
 
 @pytest.mark.usefixtures("default_sigchld")
@@ -79,7 +81,7 @@ def test_bad_images_of_all_kinds_in_one_run(tmp_path: Path) -> None:
 def test_a_run_with_a_lost_worker_is_the_same_run(
     number: int, pictures: Path, finished: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """In the first epoch, and at its last step: the next epoch finds it dead."""
+    """In the first epoch, and at its last step, so that the next epoch finds it dead."""
     step, calls, before = AdamW.step, [0], {*multiprocessing.active_children()}
 
     def stepped(self, *arguments, **more):
@@ -90,7 +92,7 @@ def test_a_run_with_a_lost_worker_is_the_same_run(
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(AdamW, "step", stepped)
-    monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", 0)  # read at every visit
+    monkeypatch.setattr("pretrain.data.image_cache.MAX_HOST_BYTES", 0)  # read at every use
     words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--data.workers", 1]
     train("train_diffusion.py", *words)
-    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
+    assert same(finished, tmp_path / "run") and read_metrics(finished) == read_metrics(tmp_path / "run")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from conftest import PRUNED, journal
+from conftest import PRUNED, read_metrics
 from programs import common, refused, same, train
 
 from pretrain.checkpoint import storage
@@ -38,10 +38,12 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     out = capsys.readouterr().out
     assert re.search(r"warning: .*File too large; the training continues, the last checkpoint is step-0000000\d", out)
-    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
+    assert same(finished, tmp_path / "run") and read_metrics(finished) == read_metrics(tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: Path, tmp_path: Path, capsys) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_resumed(
+    finished: Path, tmp_path: Path, capsys
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for path in sorted((folder / "checkpoints").iterdir())[-3:]:
@@ -51,15 +53,15 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(finished: 
     (folder / "checkpoints" / "step-00000099.part").mkdir()
     (path.with_suffix(".damaged") / "of an earlier time").mkdir(parents=True)
     steps = [path.name for path in sorted(folder.glob("checkpoints/step-????????"))]
-    load_run(folder)  # as what generates, evaluates and exports does
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 4 and all(line.endswith(f"using {steps[-4]}") for line in said)
-    assert said[0].startswith(f"warning: {steps[-1]} is not used: the bytes of optimizer.safetensors are not those")
+    load_run(folder)  # as the commands do
+    message = capsys.readouterr().err.splitlines()
+    assert len(message) == 4 and all(line.endswith(f"using {steps[-4]}") for line in message)
+    assert message[0].startswith(f"warning: {steps[-1]} is not used: the bytes of optimizer.safetensors are not those")
     train("train_diffusion.py", "--resume", "--output-dir", folder)
     out = capsys.readouterr().out
     assert out.count("the bytes of optimizer.safetensors are not those that were written (SHA-256)") == 3
     assert "not used: step-00000099.part: it was not written completely" in out
-    assert same(finished, folder) and journal(finished) == journal(folder)
+    assert same(finished, folder) and read_metrics(finished) == read_metrics(folder)
     left = {path.suffix for path in (folder / "checkpoints").iterdir()}
     assert left == {"", ".damaged"}
     newest = str(storage.newest(folder / "checkpoints"))

@@ -1,4 +1,4 @@
-"""A number that is not finite reaches no parameter; who is to blame is named and left out, or the run stops."""
+"""Non-finite numbers reach no parameter; their samples are named and left out, or the run stops."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import journal
+from conftest import read_metrics
 from programs import common, final, refused, same, train
 
 from pretrain.adapters import Batch
@@ -41,29 +41,29 @@ def broken(tmp_path: Path) -> Path:
     return tmp_path / "broken.py"
 
 
-def test_a_sample_is_named_and_set_aside_and_the_run_goes_on(
-    pictures: Path, tmp_path: Path, broken: Path, capsys
-) -> None:
+def test_a_sample_with_a_nan_loss_is_named_and_left_out(pictures: Path, tmp_path: Path, broken: Path, capsys) -> None:
     words = [*common(pictures, tmp_path / "run"), "--infobatch", "--adapter", broken]
     train("train_diffusion.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert len(said) == 1 and "the loss of sample 7 (" in said[0] and ".png) is not finite; excluded" in said[0]
+    message = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert (
+        len(message) == 1 and "the loss of sample 7 (" in message[0] and ".png) is not finite; excluded" in message[0]
+    )
     for name in ("model", "ema", "optimizer"):
         assert all(value.isfinite().all() for value in final(tmp_path / "run", name).values())
     score = final(tmp_path / "run", "infobatch")["score"]
     assert score.isnan().nonzero().tolist() == [[7]] and score.nan_to_num().isfinite().all()
     (bad,) = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
     assert bad.startswith("sample 7 (")
-    folder = tmp_path / "resumed"  # from right after it: who was set aside stays so
+    folder = tmp_path / "resumed"  # right after it: the sample stays left out
     shutil.copytree(tmp_path / "run", folder)
     for step in sorted((folder / "checkpoints").iterdir())[6:]:
         shutil.rmtree(step)
     train("train_diffusion.py", "--resume", "--output-dir", folder)
-    assert same(tmp_path / "run", folder) and journal(tmp_path / "run") == journal(folder)
+    assert same(tmp_path / "run", folder) and read_metrics(tmp_path / "run") == read_metrics(folder)
     assert "warning" not in capsys.readouterr().out
 
 
-def test_too_many_of_them_stop_the_run_and_the_step_can_be_made_again(
+def test_too_many_nan_losses_stop_the_run_and_the_step_is_replayed(
     pictures: Path, tmp_path: Path, broken: Path
 ) -> None:
     words = [*common(pictures, tmp_path / "run"), "--adapter", broken, "--adapter.below", 30]
@@ -72,14 +72,14 @@ def test_too_many_of_them_stop_the_run_and_the_step_can_be_made_again(
     found = replay_step.replay(tmp_path / "run")
     bad = [index for index, loss in zip(found.index, found.loss, strict=True) if loss != loss]
     assert 1 < len(bad) < 12 == len(found.index) and all(7 <= index < 30 for index in bad)
-    assert found.module == "" and found.gradients  # the network was well: it is the adapter
+    assert found.module == "" and found.gradients  # the network's outputs are finite: it is the adapter
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
     with pytest.raises(UserError, match="only a run that stopped because of numbers that are not finite"):
         replay_step.replay(tmp_path)
 
 
-def test_gradients_that_stay_bad_stop_the_run(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Losses are finite, one parameter's gradient is not: three steps in a row, of which none moves it."""
+def test_non_finite_gradients_in_three_steps_stop_the_run(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Losses are finite, one parameter's gradient is not, in three steps, none of which changes the parameters."""
     norms: list[torch.Tensor] = []
     gradient = nan_guard.NanGuard.zero_bad_gradient
 
@@ -97,7 +97,7 @@ def test_gradients_that_stay_bad_stop_the_run(pictures: Path, tmp_path: Path, mo
     assert "12 samples, the losses of 0 are not finite" in out and "gradients that are not finite: 0" in out
 
 
-def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
+def test_a_diverging_run_stops_and_its_step_is_replayed(pictures: Path, tmp_path: Path) -> None:
     words = [*common(pictures, tmp_path / "run"), "--optim.lr", 1e30, "--optim.clip", 0, "--optim.warmup", 0]
     sentence = refused("train_diffusion.py", *words)
     assert "not finite" in sentence
@@ -106,7 +106,7 @@ def test_a_rate_that_explodes(pictures: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in final(tmp_path / "run", "ema").values())
 
 
-def test_who_is_set_aside_is_blank_where_images_are_kept_on_a_device() -> None:
+def test_left_out_samples_are_padding_on_a_device() -> None:
     """On the meta device; their indices are on the CPU."""
     images: Any = SimpleNamespace(handle=lambda problems: None)
     ours = nan_guard.NanGuard(InfoBatch(5, epochs=1), images, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Code that a stranger's folder or recipe brings along is not run."""
+"""Code that a downloaded run or recipe names is not run."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "theirs" / "adapter.py"
 
 
-def test_a_run_from_elsewhere(harmful: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+def test_code_named_by_a_run_is_not_run(harmful: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     run = tmp_path / "theirs" / "run"
     train("train_diffusion.py", *common(pictures, run, 1))
     settings = (run / "config.yaml").read_text()
@@ -45,8 +45,8 @@ def test_a_run_from_elsewhere(harmful: Path, pictures: Path, tmp_path: Path, mon
     assert (tmp_path / "proof").exists()
 
 
-def test_a_run_from_elsewhere_writes_to_its_own_folder(pictures: Path, tmp_path: Path) -> None:
-    """Whatever folder its settings name: they may be of where it was made."""
+def test_a_copied_run_writes_to_its_own_folder(pictures: Path, tmp_path: Path) -> None:
+    """Whatever folder its settings name."""
     run = tmp_path / "run"
     train("train_diffusion.py", *common(pictures, run, 1))
     settings = (run / "config.yaml").read_text()
@@ -58,15 +58,15 @@ def test_a_run_from_elsewhere_writes_to_its_own_folder(pictures: Path, tmp_path:
 
 
 @pytest.mark.parametrize("setting", ["adapter: {name: NAME}", "model: {name: NAME}", "pruning: {policy: NAME}"])
-def test_a_recipe_from_elsewhere(setting: str, harmful: Path, pictures: Path, tmp_path: Path) -> None:
+def test_code_named_by_a_recipe_is_not_run(setting: str, harmful: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "theirs" / "recipe.yaml"
     recipe.write_text(setting.replace("NAME", str(harmful)))
-    said = refused("train_diffusion.py", "--config", recipe, *common(pictures, tmp_path / "run"))
-    assert said.startswith(f"{recipe} names {harmful}, whose code")
+    message = refused("train_diffusion.py", "--config", recipe, *common(pictures, tmp_path / "run"))
+    assert message.startswith(f"{recipe} names {harmful}, whose code")
     assert not (tmp_path / "proof").exists() and not (tmp_path / "run").exists()
 
 
-def test_what_was_named_once_runs_by_settings_too(harmful: Path, pictures: Path, tmp_path: Path) -> None:
+def test_code_named_on_the_command_line_is_trusted_later(harmful: Path, pictures: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), "--adapter", harmful)
     train("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--epochs", 2)
     load_run(tmp_path / "run")

@@ -29,7 +29,7 @@ def scores(size: int, seed: int) -> Tensor:
 
 @given(st.integers(1, 400), st.integers(0, 999), chunks)
 @settings(deadline=None)
-def test_histogram_counts_everybody_seen(size: int, seed: int, chunk: int) -> None:
+def test_histogram_counts_every_score(size: int, seed: int, chunk: int) -> None:
     score = scores(size, seed)
     known = score[~score.isnan()].numpy()
     with patch.object(module, "CHUNK", chunk):

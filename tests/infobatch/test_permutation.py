@@ -18,7 +18,7 @@ def test_the_order_is_a_permutation(size: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_every_order_is_as_likely(size: int) -> None:
+def test_all_orders_are_equally_likely(size: int) -> None:
     draws = 200 * math.factorial(size)
     count: dict[tuple[int, ...], int] = {}
     for draw in range(draws):
@@ -29,7 +29,7 @@ def test_every_order_is_as_likely(size: int) -> None:
     assert sum((c - 200) ** 2 / 200 for c in count.values()) < freedom + 4.5 * (2 * freedom) ** 0.5
 
 
-def test_places_neighbours_and_epochs_are_not_correlated() -> None:
+def test_positions_neighbours_and_epochs_are_not_correlated() -> None:
     size = 20_011
     first, second = (permute(np.arange(size), size, seed) for seed in (1, 2))
     for a, b in ((first, np.arange(size)), (first, second), (first[1:], first[:-1]), (first[7:], first[:-7])):

@@ -13,7 +13,7 @@ from pretrain.core.rng import generator
 from pretrain.infobatch.plan import Plan
 from pretrain.infobatch.policies import MAX_EDGES, POLICIES, Policy, SamplingRule, ScoreStats, checked
 
-SHARE = {"random", "importance"}  # policies that keep to a share
+SHARE = {"random", "importance"}  # policies with a budget
 ALL = {name: partial(policy, share=0.6) if name in SHARE else policy for name, policy in POLICIES.items()}
 ALL["importance, levels"] = partial(POLICIES["importance"], share=0.6, over="levels")
 ALL["importance, samples"] = partial(POLICIES["importance"], share=0.6, over="samples")
@@ -23,7 +23,7 @@ KNOWN = ScoreStats(torch.linspace(3, 0.1, 32, dtype=torch.float64), 0.8)
 
 
 def scores(size: int, seed: int, unseen: float = 0.2) -> Tensor:
-    """Of all sizes, some equal, some nought, some never visited."""
+    """Over a range of sizes, some equal, some 0, some unknown (NaN)."""
     rng = generator(seed)
     score = torch.rand(size, generator=rng) ** 3 * 4
     score = torch.where(torch.rand(size, generator=rng) < 0.2, score.round(decimals=1), score)
@@ -36,7 +36,7 @@ def plan(policy: Policy, score: Tensor, seed: int = 0, known: ScoreStats = KNOWN
 
 @given(policies, st.integers(1, 300), st.integers(0, 999), st.booleans())
 @settings(deadline=None)
-def test_the_order_is_who_has_a_weight_and_weights_of_samples_sum_to_the_size(
+def test_ordered_samples_have_a_weight_and_weights_sum_to_the_size(
     policy: str, size: int, seed: int, ignore_scores: bool
 ) -> None:
     score = scores(size, seed)
@@ -51,7 +51,7 @@ def test_the_order_is_who_has_a_weight_and_weights_of_samples_sum_to_the_size(
 
 @given(st.lists(st.floats(0, 10, width=32), max_size=MAX_EDGES, unique=True), st.integers(1, 500), st.integers(0, 99))
 @settings(deadline=None)
-def test_bands_are_what_comparing_says(edges: list[float], size: int, seed: int) -> None:
+def test_a_plan_uses_k_of_the_n_samples_of_each_band(edges: list[float], size: int, seed: int) -> None:
     """K of the n in every band, whatever the edges: many in one cell, or equal to scores, or -0."""
     rng = generator(seed)
     score = scores(size, seed)
@@ -68,13 +68,13 @@ def test_bands_are_what_comparing_says(edges: list[float], size: int, seed: int)
     for number in band.unique():
         n, k = (band == number).sum(), (found.weight[band == number] > 0).sum()
         assert k >= 1
-        assert abs(k - n * share[number]) < 1 or not room  # one that is due less than one visit has one all the same
+        assert abs(k - n * share[number]) < 1 or not room  # a band due less than one sample has one
         torch.testing.assert_close(found.weight[band == number].max(), n / k.float())
 
 
 @given(st.integers(20, 3000), st.floats(0.5, 1), st.integers(0, 999), st.floats(0, 1))
 @settings(deadline=None)
-def test_a_share_is_met_to_the_visit(size: int, share: float, seed: int, reliability: float) -> None:
+def test_a_share_is_met_exactly(size: int, share: float, seed: int, reliability: float) -> None:
     share = round(share * size) / size
     score = scores(size, seed, unseen=0.1)
     for policy in (SAMPLES, POLICIES["importance"]):
@@ -83,13 +83,13 @@ def test_a_share_is_met_to_the_visit(size: int, share: float, seed: int, reliabi
     assert plan(partial(POLICIES["random"], share=share), score, seed).length == round(share * size)
 
 
-def test_bands_that_are_due_less_than_a_visit_take_none_from_the_unseen() -> None:
+def test_bands_due_less_than_one_sample_take_none_from_the_unseen() -> None:
     score = torch.cat([torch.arange(1.0, 41), torch.full((5,), math.nan)])
     found = Plan(SamplingRule(torch.arange(1.5, 40), torch.full((40,), 0.3).double()), score, (0, 0))
-    assert (found.weight == 1).all() and found.length == 45  # nobody of a band of one can be left out for ever
+    assert (found.weight == 1).all() and found.length == 45  # the sample of a band of one can't be left out forever
 
 
-def test_every_set_of_k_is_as_likely() -> None:
+def test_all_subsets_of_k_are_equally_likely() -> None:
     """2 of 5 drawn without replacement: ten pairs, 300 times each, by chi squared."""
     count: dict[tuple[int, ...], int] = {}
     score = torch.ones(5)
@@ -102,7 +102,7 @@ def test_every_set_of_k_is_as_likely() -> None:
     assert sum((c - 300) ** 2 / 300 for c in count.values()) < 27.9  # one in a thousand, 9 degrees
 
 
-def test_skipping_nobody_is_everybody_to_the_bit() -> None:
+def test_pruning_none_is_the_full_plan() -> None:
     score = scores(999, 0, unseen=0)
     none, full = plan(partial(POLICIES["infobatch"], prune_ratio=0.0), score), plan(POLICIES["full"], score)
     assert torch.equal(none.order, full.order) and torch.equal(none.weight, full.weight)
@@ -115,7 +115,7 @@ def discrepancy(level: Tensor) -> float:
     return (ordered - (torch.arange(len(level)) + 0.5) / len(level)).abs().max().item()
 
 
-def test_levels_are_stratified_and_a_samples_visits_are_spread() -> None:
+def test_levels_are_stratified_over_samples_and_over_epochs() -> None:
     size, epochs = 4000, 16
     full = POLICIES["full"](torch.ones(size), KNOWN)
     levels = torch.stack([Plan(full, torch.ones(size), (5, epoch)).level for epoch in range(epochs)])
@@ -123,14 +123,14 @@ def test_levels_are_stratified_and_a_samples_visits_are_spread() -> None:
     random = discrepancy(torch.rand(size, generator=generator(0)))
     for epoch in levels:
         assert discrepancy(epoch) < min(3e-3, random / 3)
-        for start in range(0, size, 400):  # also among neighbours in the data set, of one class say
+        for start in range(0, size, 400):  # also among neighbours in the data set, for example of one class
             assert discrepancy(epoch[start : start + 400]) < 0.02
     for sample in levels[:, ::97].T:
         assert discrepancy(sample) < 0.12  # 16 uniform draws: 0.2 on average
     assert levels.sort(dim=0).values.diff(dim=0).min() > 1 / 60
 
 
-def test_levels_of_other_seeds_are_others() -> None:
+def test_levels_depend_on_the_seed() -> None:
     score = torch.ones(1000)
     first, second = (Plan(POLICIES["full"](score, KNOWN), score, (seed, 0)).level for seed in (0, 1))
     assert (first - second).abs().min() > 1e-4
@@ -153,5 +153,5 @@ def test_levels_follow_the_density_and_weigh_one_over_it() -> None:
     share = torch.bincount((level * 32).long(), minlength=32) / 50_000
     torch.testing.assert_close(share.double(), density / 32, rtol=2e-2, atol=0)
     torch.testing.assert_close(weight.double(), 1 / density[(level * 32 - 1e-6).clamp(min=0).long()], rtol=0.3, atol=0)
-    for power in (0, 1, 2, 3):  # the mean over uniform levels, in spite of the density
+    for power in (0, 1, 2, 3):  # the mean over uniform levels, regardless of the density
         assert (weight * level**power).mean().item() == pytest.approx(1 / (power + 1), rel=2e-3)

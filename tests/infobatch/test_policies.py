@@ -14,7 +14,7 @@ from pretrain.core.rng import generator
 from pretrain.infobatch.plan import Plan
 from pretrain.infobatch.policies import POLICIES, Policy, SamplingRule, ScoreStats, checked
 
-SHARE = {"random", "importance"}  # policies that keep to a share
+SHARE = {"random", "importance"}  # policies with a budget
 ALL = {name: partial(policy, share=0.6) if name in SHARE else policy for name, policy in POLICIES.items()}
 ALL["importance, levels"] = partial(POLICIES["importance"], share=0.6, over="levels")
 ALL["importance, samples"] = partial(POLICIES["importance"], share=0.6, over="samples")
@@ -24,7 +24,7 @@ KNOWN = ScoreStats(torch.linspace(3, 0.1, 32, dtype=torch.float64), 0.8)
 
 
 def scores(size: int, seed: int, unseen: float = 0.2) -> Tensor:
-    """Of all sizes, some equal, some nought, some never visited."""
+    """Over a range of sizes, some equal, some 0, some unknown (NaN)."""
     rng = generator(seed)
     score = torch.rand(size, generator=rng) ** 3 * 4
     score = torch.where(torch.rand(size, generator=rng) < 0.2, score.round(decimals=1), score)
@@ -37,11 +37,11 @@ def plan(policy: Policy, score: Tensor, seed: int = 0, known: ScoreStats = KNOWN
 
 @given(policies, st.integers(1, 300), st.integers(0, 999))
 @settings(deadline=None)
-def test_nobody_starves(policy: str, size: int, seed: int) -> None:
+def test_every_sample_has_a_chance(policy: str, size: int, seed: int) -> None:
     """No weight exceeds what the floors allow, rounding aside: bands whose n / k is rounded have at least one of n."""
     score = scores(size, seed)
     rule = checked(ALL[policy](score, KNOWN))
-    blind = policy in ("random", "importance, levels")  # to scores: those never visited are like any other
+    blind = policy in ("random", "importance, levels")  # they ignore scores, so unknown ones are like any other
     assert rule.keep.min() >= 0.2 and rule.unseen == (0.6 if blind else 1)
     if rule.density is not None:
         assert (rule.density / rule.density.mean()).min() >= 0.1
@@ -57,7 +57,7 @@ def test_equal_scores_are_not_below_their_mean(value: float) -> None:
 
 
 def test_infobatch_is_the_published_rule() -> None:
-    """Below the mean k of n are kept and weigh n / k, all others weigh 1, also where many share the mean's cell."""
+    """Below the mean k of n are kept with weight n / k, all others with weight 1, also if many share a cell."""
     score = (1 + torch.randn(10_000, generator=generator(2)) * 1e-3).float()
     low = score < score.double().mean()
     weight = plan(partial(POLICIES["infobatch"], prune_ratio=0.3), score).weight
@@ -75,8 +75,8 @@ def test_quantiles_are_exact() -> None:
         assert (weight[inside] > 0).float().mean() == pytest.approx(share, abs=1e-3)
 
 
-def test_water_filling_is_the_best_of_its_cost() -> None:
-    """Of all shares with this mean, p ~ sqrt(score) has the least sum of score / p: moving any bit makes it more."""
+def test_water_filling_has_the_least_variance_at_its_cost() -> None:
+    """Of all shares with this mean, p ~ sqrt(score) has the least sum of score / p: any change makes it larger."""
     score = scores(20_000, 3, unseen=0)
     rule = SAMPLES(score, KNOWN._replace(reliability=1.0), share=0.4, floor=0.05)
     band = torch.bucketize(score, rule.edges, right=True)
@@ -98,7 +98,7 @@ def test_water_filling_is_the_best_of_its_cost() -> None:
             assert cost(moved) > cost(rule.keep) * (1 - 1e-6)
 
 
-def test_scores_that_are_not_reliable_are_drawn_together() -> None:
+def test_unreliable_scores_give_more_equal_shares() -> None:
     score = scores(5000, 4)
     rules = [SAMPLES(score, KNOWN._replace(reliability=r), share=0.5) for r in (1.0, 0.5, 0.0)]
     spread = [rule.keep.std().item() for rule in rules]
@@ -112,7 +112,7 @@ def gradient_error(policy: Policy, wrong: float = 1.0, ignore_scores: bool = Fal
     """How many standard errors the mean weighted gradient is from the full one, at worst over parameters.
 
     Sixty kinds of samples, forty of each, with gradients of all sizes that depend on the level: three parameters that
-    all of them move, and one that each kind has for itself, so that no kind hides behind another. The scores are
+    all of them affect, and one for each kind, so that no error of one kind is hidden by others. The scores are
     correlated with the gradients. `wrong` multiplies the weights that are not 1.
     """
     kinds, rng, draws = 60, generator(5), 100
@@ -129,7 +129,7 @@ def gradient_error(policy: Policy, wrong: float = 1.0, ignore_scores: bool = Fal
         weight = torch.where((weight - 1).abs() > 1e-6, wrong * weight, weight)
         sums.append((weight * 3 * found.level.double() ** 2) @ x)  # 3 level^2 is 1 on average
     found, full = torch.stack(sums), x.sum(0)
-    # A parameter of one kind may hardly vary: what is left then are the levels' and the floats' own errors.
+    # A parameter of one kind may hardly vary; then only errors of levels and rounding remain.
     error = (found.mean(0) - full).abs() / (found.std(0) / draws**0.5).clamp(min=2e-3 * full)
     return error.max().item()
 
@@ -139,22 +139,22 @@ def test_the_expected_weighted_gradient_is_the_full_one(policy: str) -> None:
     assert gradient_error(ALL[policy]) < 4.5
 
 
-def test_also_where_the_scores_are_left_out() -> None:
+def test_the_expected_weighted_gradient_without_scores_is_the_full_one() -> None:
     assert gradient_error(ALL["importance, samples"], ignore_scores=True) < 4.5
 
 
 @pytest.mark.parametrize("policy", sorted({*ALL} - {"full"}))
 @pytest.mark.parametrize("wrong", [0.9, 1.1])
 def test_a_wrong_weight_is_caught(policy: str, wrong: float) -> None:
-    """The same measurement must see through weights a tenth too small or too large."""
+    """The same measurement must detect weights a tenth too small or too large."""
     assert gradient_error(ALL[policy], wrong=wrong) > 4.5
 
 
-# -- what a policy may not say ---------------------------------------------------------------------
+# -- invalid sampling rules ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         (torch.ones(3), "must be a SamplingRule"),
         (SamplingRule(torch.tensor([1.0, 0.5]), torch.ones(3)), "ascending"),
@@ -167,6 +167,6 @@ def test_a_wrong_weight_is_caught(policy: str, wrong: float) -> None:
         (SamplingRule(torch.arange(500.0), torch.ones(501)), "at most 200"),
     ],
 )
-def test_a_rule_that_is_none_is_refused(rule: object, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_sampling_rule_raises(rule: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         checked(rule)

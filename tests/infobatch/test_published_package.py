@@ -1,4 +1,4 @@
-"""What is known to be wrong with the package that this method was first published in, tried on this one."""
+"""Known bugs of the package published with the paper (ICLR 2024), tested on this one."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ def losses() -> Tensor:
 def test_an_epoch_ends_and_is_pruned_however_often_a_batch_sampler_iterates(
     drop_last: bool, batch_sampler: bool
 ) -> None:
-    """There, the first epoch never ends, or nobody is ever pruned."""
+    """There, the first epoch never ends, or no sample is ever pruned."""
     infobatch = InfoBatch(SIZE, epochs=8)
     by_sample = {"batch_size": 64, "sampler": infobatch, "drop_last": drop_last}
     by_batch = {"batch_sampler": torch.utils.data.BatchSampler(infobatch, 64, drop_last)}
@@ -39,7 +39,7 @@ def test_an_epoch_ends_and_is_pruned_however_often_a_batch_sampler_iterates(
 
 
 def test_indices_are_right_under_a_loader_that_fetches_ahead() -> None:
-    """There, every index is wrong under accelerate, which takes the next batch before it hands out this one."""
+    """There, every index is wrong under accelerate, which fetches the next batch before it yields this one."""
     infobatch = InfoBatch(SIZE, epochs=2, policy="full", smoothing=0.0)
     loader = Accelerator(cpu=True).prepare(DataLoader(Indexed(losses()), 64, sampler=infobatch))
     for _ in infobatch.epochs():
@@ -60,7 +60,7 @@ def test_a_loss_in_half_precision_goes_to_its_sample(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("epochs", [8, 9, 10, 30, 90, 100])
-def test_annealing_keeps_no_weight_whatever_the_number_of_epochs(epochs: int) -> None:
+def test_annealing_leaves_no_weight_for_any_number_of_epochs(epochs: int) -> None:
     """There, unless 7/8 of the epochs is a whole number, the last ones train with weights of two."""
     infobatch = InfoBatch(40, epochs=epochs)
     pruned = []
@@ -68,7 +68,7 @@ def test_annealing_keeps_no_weight_whatever_the_number_of_epochs(epochs: int) ->
         weights = []
         for index, loss in DataLoader(Indexed(losses()[:40]), 16, sampler=infobatch):
             weights.append(infobatch(torch.ones_like(loss), index).item() * len(index))
-            infobatch.losses.loss[index] = loss  # ones were to show the weights
+            infobatch.losses.loss[index] = loss  # losses of one show the weights
         pruned.append(infobatch.seen < 40)
         assert sum(weights) == pytest.approx(40)
         if epoch >= epochs * 7 / 8:
@@ -88,8 +88,8 @@ def test_a_loss_is_not_changed_in_place() -> None:
             assert torch.equal(loss.detach(), before)
 
 
-def test_it_is_copied_and_pickled() -> None:
-    """There, both recurse for ever: no spawned workers."""
+def test_infobatch_is_copied_and_pickled() -> None:
+    """There, both recurse forever: no spawned workers."""
     infobatch = InfoBatch(40, epochs=3, policy="importance", budget=0.8)
     next(infobatch.epochs())
     for other in (copy.deepcopy(infobatch), pickle.loads(pickle.dumps(infobatch))):

@@ -26,7 +26,7 @@ def run(infobatch: InfoBatch, losses: Tensor, batch_size: int = 7) -> Iterator[t
 # -- law 1: unbiased; the rest of it is in tests/infobatch/test_policies.py ----------------------------------
 
 
-def test_the_loss_is_divided_by_the_number_of_samples_never_by_the_weights() -> None:
+def test_the_loss_is_divided_by_the_number_of_samples_not_by_the_weights() -> None:
     infobatch = InfoBatch(10, epochs=8)
     losses = torch.linspace(0.1, 1, 10)
     for _ in infobatch.epochs():
@@ -35,12 +35,12 @@ def test_the_loss_is_divided_by_the_number_of_samples_never_by_the_weights() -> 
             assert infobatch(losses[index], index).item() == pytest.approx(weighted.item())
 
 
-# -- law 2: nobody starves -------------------------------------------------------------------------
+# -- law 2: every sample has a chance -------------------------------------------------------------------------
 
 
 @given(st.integers(1, 40), st.floats(0, 1))
 @settings(deadline=None)
-def test_once_annealing_begins_everybody_counts_once(epochs: int, anneal: float) -> None:
+def test_annealing_uses_every_sample_with_weight_one(epochs: int, anneal: float) -> None:
     infobatch = InfoBatch(20, epochs=epochs, anneal=anneal)
     losses = torch.rand(20, generator=generator(epochs)) + 0.1
     pruned = []
@@ -57,16 +57,16 @@ def test_once_annealing_begins_everybody_counts_once(epochs: int, anneal: float)
     assert infobatch.progress == 1
 
 
-def test_annealing_skips_nobody_and_goes_on_choosing_levels() -> None:
+def test_annealing_uses_every_sample_and_still_chooses_levels() -> None:
     infobatch = InfoBatch(400, epochs=6, policy="importance", budget=0.8, anneal=0.34, warn=lambda sentence: None)
     for epoch in infobatch.epochs():
-        everybody = torch.arange(400)
+        every_sample = torch.arange(400)
         annealing = epoch >= infobatch.first_full
         assert (infobatch.length == 400) == (annealing or epoch == 0)
-        mean = infobatch.level(everybody).mean().item()
+        mean = infobatch.level(every_sample).mean().item()
         assert mean == pytest.approx(0.5, abs=0.01) if epoch == 0 else mean < 0.45
         if annealing:  # a weight is one over the density of the level, so the mean over levels stays what it is
-            assert (infobatch.plan.weight * infobatch.level(everybody)).mean().item() == pytest.approx(0.5, abs=0.01)
+            assert (infobatch.plan.weight * infobatch.level(every_sample)).mean().item() == pytest.approx(0.5, abs=0.01)
         for index in DataLoader(range(400), 16, sampler=infobatch):
             infobatch(0.05 + (1 - infobatch.level(index)) ** 2, index)
 
@@ -79,7 +79,7 @@ def test_annealing_skips_nobody_and_goes_on_choosing_levels() -> None:
     st.floats(0, 0.3),
 )
 @settings(deadline=None, max_examples=40)
-def test_a_budget_is_spent_to_the_visit(policy: str, size: int, epochs: int, budget: float, anneal: float) -> None:
+def test_a_budget_is_met_exactly(policy: str, size: int, epochs: int, budget: float, anneal: float) -> None:
     """Over the whole run, the first epoch and those that anneal included."""
     losses = torch.rand(size, generator=generator(size)) + 0.1
     try:
@@ -93,11 +93,13 @@ def test_a_budget_is_spent_to_the_visit(policy: str, size: int, epochs: int, bud
         for index in DataLoader(range(size), 16, sampler=infobatch):
             infobatch(losses[index], index)
     least = min(rooms)
-    assert infobatch.samples_used == round(budget * size * epochs) or least <= 0.25 * size  # the floor asks for more
+    assert (
+        infobatch.samples_used == round(budget * size * epochs) or least <= 0.25 * size
+    )  # the minimum share requires more
     assert infobatch.dropped == 0
 
 
-def test_what_is_dropped_is_counted_and_made_up_for() -> None:
+def test_dropped_samples_are_counted_and_compensated() -> None:
     infobatch = InfoBatch(100, epochs=10, policy="random", budget=0.7, anneal=0.0)
     losses = torch.rand(100, generator=generator(0)) + 0.1
     planned = 0
@@ -133,7 +135,7 @@ class Numbers(torch.utils.data.Dataset):
 )
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than some machines have cores
-def test_scores_go_to_their_samples_under_workers_and_prefetch(workers: dict, drop_last: bool) -> None:
+def test_scores_belong_to_their_samples_with_workers_and_prefetching(workers: dict, drop_last: bool) -> None:
     infobatch = InfoBatch(37, epochs=4, smoothing=0.0, seed=1)
     loader = DataLoader(Indexed(Numbers()), 5, sampler=infobatch, drop_last=drop_last, **workers)
     for _ in infobatch.epochs():
@@ -146,14 +148,14 @@ def test_scores_go_to_their_samples_under_workers_and_prefetch(workers: dict, dr
     assert infobatch.samples_used < 4 * 37 - infobatch.dropped
 
 
-def test_a_slot_that_does_not_count_brings_its_sample() -> None:
+def test_indexed_returns_the_sample_of_padding() -> None:
     assert Indexed([(3, 4), (5, 6)])[~1] == (~1, 5, 6) and Indexed("ab")[0] == (0, "a")
 
 
 # -- law 4: iterating is pure ----------------------------------------------------------------------
 
 
-def test_iterating_twice_gives_the_same_and_touches_nothing() -> None:
+def test_iterating_twice_gives_the_same_and_changes_nothing() -> None:
     infobatch = InfoBatch(30, epochs=6)
     before = torch.get_rng_state()
     losses = torch.rand(30, generator=generator(1)) + 0.1
@@ -170,7 +172,7 @@ def test_iterating_twice_gives_the_same_and_touches_nothing() -> None:
 
 @given(st.integers(0, 60), st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
-def test_stopped_anywhere_the_rest_is_the_same(stop: int, seed: int) -> None:
+def test_resumed_anywhere_the_rest_is_the_same(stop: int, seed: int) -> None:
     losses = torch.rand(31, generator=generator(seed)) + 0.1
 
     def fresh() -> InfoBatch:
@@ -201,7 +203,7 @@ def test_stopped_anywhere_the_rest_is_the_same(stop: int, seed: int) -> None:
     ],
     ids=str,
 )
-def test_inside_an_epoch_another_plan_is_refused(other: dict) -> None:
+def test_inside_an_epoch_another_plan_raises(other: dict) -> None:
     settings = {"epochs": 9, "policy": "infobatch", "seed": 0}
     infobatch = InfoBatch(60, **settings)
     losses = torch.rand(60, generator=generator(1)) + 0.1
@@ -218,8 +220,8 @@ def test_inside_an_epoch_another_plan_is_refused(other: dict) -> None:
 
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(1, 4))
 @settings(deadline=None, max_examples=40)
-def test_ranks_together_visit_what_one_would(world: int, size: int, share: int) -> None:
-    """Step by step the same samples, the same scores, the same sum of losses; whatever the remainder is."""
+def test_ranks_together_use_the_samples_of_one_process(world: int, size: int, share: int) -> None:
+    """Step by step the same samples, the same scores, the same sum of losses; for any remainder."""
     losses = torch.rand(size, generator=generator(size)) + 0.1
     tables: list[Tensor] = []
 
@@ -253,8 +255,8 @@ def test_ranks_together_visit_what_one_would(world: int, size: int, share: int) 
 
 
 @pytest.mark.parametrize("policy", [{"policy": "infobatch"}, {"policy": "importance", "budget": 0.8}])
-def test_a_step_never_asks_the_device(policy: dict) -> None:
-    """On the meta device there is nothing to ask for: whatever waits for a value raises."""
+def test_a_step_does_not_synchronize_with_the_device(policy: dict) -> None:
+    """On the meta device, where reading a value raises."""
     infobatch = InfoBatch(64, epochs=9, **policy)
     losses = torch.rand(64, generator=generator(0)) + 0.1
     for epoch in infobatch.epochs():
@@ -271,7 +273,7 @@ def test_a_step_never_asks_the_device(policy: dict) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_step_does_not_wait_for_a_gpu() -> None:
+def test_a_step_does_not_synchronize_with_a_gpu() -> None:
     infobatch = InfoBatch(64, epochs=4)
     for epoch in infobatch.epochs():
         for number, index in enumerate(DataLoader(range(64), 8, sampler=infobatch, generator=torch.Generator())):
@@ -286,7 +288,7 @@ def test_a_step_does_not_wait_for_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("policy", [{"policy": "full"}, {}, {"policy": "importance", "budget": 0.6}])
-def test_at_most_twelve_bytes_a_sample_last(policy: dict) -> None:
+def test_at_most_twelve_bytes_per_sample(policy: dict) -> None:
     size = 200_000
     infobatch = InfoBatch(size, epochs=9, **policy)
     losses = torch.rand(size, generator=generator(0)) + 0.1
@@ -295,7 +297,7 @@ def test_at_most_twelve_bytes_a_sample_last(policy: dict) -> None:
             infobatch(losses[index], index)
         found, known = 0, set()
         todo: list[object] = [infobatch]
-        while todo:  # whatever the object reaches
+        while todo:  # everything the object refers to
             item = todo.pop()
             if id(item) in known or isinstance(item, type | str):
                 continue

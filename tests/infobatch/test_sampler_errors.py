@@ -32,14 +32,14 @@ def run(infobatch: InfoBatch, losses: Tensor, batch_size: int = 7) -> Iterator[t
         -math.inf,
     ],
 )
-def test_a_bad_loss_is_named_and_never_a_score(bad: float) -> None:
+def test_a_non_finite_loss_raises_and_is_never_a_score(bad: float) -> None:
     infobatch = InfoBatch(20, epochs=3)
     losses = torch.ones(20)
     losses[13] = bad
     with pytest.raises(FloatingPointError, match="sample 13 is not finite"):
         for _ in run(infobatch, losses):
             infobatch.check()
-    with pytest.raises(FloatingPointError, match="sample 13"):  # also for those who never ask
+    with pytest.raises(FloatingPointError, match="sample 13"):  # also without a call of check
         list(run(InfoBatch(20, epochs=3), losses))
 
 
@@ -49,7 +49,7 @@ def step_once(infobatch: InfoBatch) -> list[int]:
     return list(infobatch)
 
 
-def test_a_loss_that_is_none_is_refused_in_words() -> None:
+def test_a_loss_of_the_wrong_shape_raises() -> None:
     infobatch = InfoBatch(4, epochs=2)
     order = torch.tensor(step_once(infobatch))
     weight = torch.ones(4, requires_grad=True)
@@ -62,7 +62,7 @@ def test_a_loss_that_is_none_is_refused_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "said"),
+    ("index", "message"),
     [
         ([0, 1, 9], "no sample 9, there are 9"),
         ([0, -11, 2], "no sample -11"),
@@ -70,14 +70,14 @@ def test_a_loss_that_is_none_is_refused_in_words() -> None:
         ([-1, 1, 1], "sample 1 was scored twice"),
     ],
 )
-def test_an_index_that_is_not_of_this_data_set_or_came_before_is_refused(index: list[int], said: str) -> None:
+def test_an_index_out_of_range_or_passed_twice_raises(index: list[int], message: str) -> None:
     infobatch = InfoBatch(9, epochs=2)
     step_once(infobatch)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         infobatch(torch.ones(3), torch.tensor(index))
 
 
-def test_a_sample_that_came_in_an_earlier_step_is_refused() -> None:
+def test_a_sample_of_an_earlier_step_raises() -> None:
     infobatch = InfoBatch(9, epochs=2)
     step_once(infobatch)
     infobatch(torch.ones(2), torch.tensor([4, 5]))
@@ -85,7 +85,7 @@ def test_a_sample_that_came_in_an_earlier_step_is_refused() -> None:
         infobatch(torch.ones(2), torch.tensor([6, 5]))
 
 
-def test_indices_that_another_sampler_drew_are_refused() -> None:
+def test_indices_of_another_sampler_raise() -> None:
     losses = torch.linspace(0.1, 1, 100)
     infobatch = InfoBatch(100, epochs=4, anneal=0.0)
     with pytest.raises(ValueError, match="was scored in epoch 1, which does not use it"):
@@ -99,7 +99,7 @@ class Stream(torch.utils.data.IterableDataset):
         return iter(range(3))
 
 
-def test_misuse_is_refused_in_words() -> None:
+def test_misuse_raises() -> None:
     with pytest.raises(ValueError, match="loop with `for epoch in infobatch"):
         iter(InfoBatch(3, epochs=1))
     with pytest.raises(ValueError, match="no loss was passed"):
@@ -107,7 +107,7 @@ def test_misuse_is_refused_in_words() -> None:
     for stream in (Stream(), iter([1])):
         with pytest.raises(TypeError, match="whose samples have an index"):
             InfoBatch(stream, epochs=1)  # pyright: ignore[reportArgumentType]
-    for wrong, said in (
+    for wrong, message in (
         ({"prune_ratio": 1.0}, r"ratio must be in \[0, 1\), got 1.0"),
         ({"prune_ratio": -0.1}, "ratio"),
         ({"anneal": 2}, r"anneal must be in \[0, 1\]"),
@@ -128,7 +128,7 @@ def test_misuse_is_refused_in_words() -> None:
         ),
         ({"policy": "importance", "budget": 0.5, "over": "pixels"}, "samples, levels or both"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             InfoBatch(3, **{"epochs": 8} | wrong)
     with pytest.raises(ValueError, match="state is of 3 samples"):
         InfoBatch(4, epochs=2).load_state_dict(InfoBatch(3, epochs=2).state_dict())
@@ -136,7 +136,7 @@ def test_misuse_is_refused_in_words() -> None:
         list(run(InfoBatch(3, epochs=2), -torch.ones(3)))
 
 
-def test_a_data_set_that_changes_its_length_is_refused() -> None:
+def test_a_data_set_that_changes_its_length_raises() -> None:
     data = [0.5] * 20
     infobatch = InfoBatch(data, epochs=3)
     with pytest.raises(ValueError, match="had 20 samples and has 19 now"):
@@ -146,7 +146,7 @@ def test_a_data_set_that_changes_its_length_is_refused() -> None:
             data.pop()
 
 
-def test_one_of_several_processes_that_dont_know_of_each_other(monkeypatch) -> None:
+def test_a_launch_without_a_process_group_raises(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"after torch\.distributed\.init_process_group"):
         InfoBatch(3, epochs=1)

@@ -1,4 +1,4 @@
-"""What is remembered of the samples: scores, and how reliable they are (law 10 of docs/architecture.md)."""
+"""Scores and their reliability (law 10 of docs/architecture.md)."""
 
 import math
 from typing import Any
@@ -16,59 +16,59 @@ SAMPLES: dict[str, Any] = {"policy": "importance", "over": "samples", "budget": 
 
 
 def below_the_mean(score: Tensor, known: ScoreStats) -> SamplingRule:
-    """The published rule, but on scores that are compared with what is usual: not marked by `raw_losses`."""
+    """The published rule on relative scores: not marked by `raw_losses`."""
     return POLICIES["infobatch"](score, known)
 
 
 def simulated(noise: float, epochs: int = 12, size: int = 3000, **more) -> tuple[InfoBatch, Tensor, list[str]]:
-    """Losses of samples with lasting differences, spread 0.3, and noise of every visit beside them.
+    """Losses of samples with lasting differences, of standard deviation 0.3, and noise in every epoch.
 
-    Returns the InfoBatch, the samples' true difficulty, and what the user was told.
+    Returns the InfoBatch, the samples' true difficulty, and the warnings.
     """
     truth = 1 + 0.3 * torch.randn(size, generator=generator(1)).clamp(-3, 3)
-    told: list[str] = []
-    infobatch = InfoBatch(size, epochs=epochs, warn=told.append, **more)
+    warnings: list[str] = []
+    infobatch = InfoBatch(size, epochs=epochs, warn=warnings.append, **more)
     for epoch in infobatch.epochs():
         for index in DataLoader(range(size), 500, sampler=infobatch):
             draw = torch.randn(len(index), generator=generator(epoch, int(index[0])))
             infobatch((truth[index] + noise * draw).clamp(min=0.01), index)
-    return infobatch, truth / truth.mean(), told
+    return infobatch, truth / truth.mean(), warnings
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("policy", [{"policy": "full"}, {"policy": "infobatch"}, SAMPLES])
-def test_reliability_is_what_it_is(noise: float, policy: dict) -> None:
-    """The slope of the truth on the scores, which only a simulation knows, also where few of the easy are visited."""
+def test_reliability_is_the_slope_of_the_truth(noise: float, policy: dict) -> None:
+    """The slope of the truth on the scores, which only a simulation knows, also if few easy samples are used."""
     infobatch, truth, _ = simulated(noise, epochs=20, **policy)
     score = infobatch.score
     slope = (torch.cov(torch.stack([truth, score]))[0, 1] / score.var()).item()
     assert infobatch.reliability == pytest.approx(min(slope, 1), abs=0.12)
 
 
-def test_where_scores_carry_nothing_the_choice_is_uniform_and_the_user_is_told() -> None:
+def test_without_signal_samples_are_drawn_uniformly_with_a_warning() -> None:
     size = 3000
-    told: list[str] = []
-    infobatch = InfoBatch(size, epochs=8, anneal=0.0, policy=below_the_mean, warn=told.append)
+    warnings: list[str] = []
+    infobatch = InfoBatch(size, epochs=8, anneal=0.0, policy=below_the_mean, warn=warnings.append)
     for epoch in infobatch.epochs():
         if epoch >= 3:
             assert infobatch.ignores_scores and infobatch.reliability == pytest.approx(0, abs=0.1)
-            assert len(infobatch.plan.weight.unique()) == 2  # pruned, or n / k, whatever the score
-            assert 0.6 < infobatch.length / size < 0.9  # and as many as the policy would
+            assert len(infobatch.plan.weight.unique()) == 2  # pruned, or n / k, for every score
+            assert 0.6 < infobatch.length / size < 0.9  # and as many as the policy chooses
         for index in DataLoader(range(size), 500, sampler=infobatch):
             infobatch(torch.rand(len(index), generator=generator(epoch, int(index[0]))) + 0.1, index)
-    assert len(told) == 1 and "samples are drawn uniformly" in told[0] and "reliability 0.0" in told[0]
+    assert len(warnings) == 1 and "samples are drawn uniformly" in warnings[0] and "reliability 0.0" in warnings[0]
 
 
-def test_where_they_carry_something_nobody_is_told_anything() -> None:
-    infobatch, _, told = simulated(0.2, **SAMPLES)
-    assert not told and not infobatch.ignores_scores and infobatch.reliability is not None
+def test_with_signal_there_is_no_warning() -> None:
+    infobatch, _, warnings = simulated(0.2, **SAMPLES)
+    assert not warnings and not infobatch.ignores_scores and infobatch.reliability is not None
     assert InfoBatch(3, epochs=1).reliability is None
 
 
-def test_the_published_method_goes_by_the_last_losses_whatever_they_tell() -> None:
-    """As published: also where the choice is no better than chance, and nobody is told."""
-    size, told = 3000, []
-    infobatch = InfoBatch(size, epochs=8, anneal=0.0, warn=told.append)
+def test_the_published_method_uses_the_last_losses() -> None:
+    """As published: also if the losses carry no signal, and without a warning."""
+    size, warnings = 3000, []
+    infobatch = InfoBatch(size, epochs=8, anneal=0.0, warn=warnings.append)
     last = torch.full((size,), math.nan)
     for epoch in infobatch.epochs():
         if epoch:
@@ -79,14 +79,14 @@ def test_the_published_method_goes_by_the_last_losses_whatever_they_tell() -> No
         for index in DataLoader(range(size), 500, sampler=infobatch):
             last[index] = 5 * torch.rand(len(index), generator=generator(epoch, int(index[0]))) + infobatch.level(index)
             infobatch(last[index], index)
-    assert not told and not infobatch.ignores_scores and infobatch.reliability == pytest.approx(0, abs=0.1)
+    assert not warnings and not infobatch.ignores_scores and infobatch.reliability == pytest.approx(0, abs=0.1)
 
 
 # -- the score -------------------------------------------------------------------------------------
 
 
-def test_losses_are_compared_with_what_is_usual_at_their_level() -> None:
-    """A raw loss that mostly tells its level gives scores that tell the samples apart all the same."""
+def test_scores_are_relative_to_the_mean_loss_at_their_level() -> None:
+    """Losses that mostly depend on the level give scores that depend on the sample."""
     difficulty = torch.rand(2000, generator=generator(0)) + 0.5
     infobatch = InfoBatch(2000, epochs=6, policy="full")
     raw = torch.empty(2000)
@@ -104,7 +104,7 @@ def test_losses_are_compared_with_what_is_usual_at_their_level() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7, 0.9])
-def test_a_score_keeps_the_stated_share_of_its_past(smoothing: float) -> None:
+def test_smoothing_is_the_weight_of_the_old_score(smoothing: float) -> None:
     infobatch = InfoBatch(5000, epochs=2, policy="full", smoothing=smoothing)
     losses = torch.rand(2, 5000, generator=generator(0)) + 0.5
     for epoch in infobatch.epochs():
@@ -115,8 +115,8 @@ def test_a_score_keeps_the_stated_share_of_its_past(smoothing: float) -> None:
     )  # their mean is 1
 
 
-def test_losses_are_compared_with_what_is_usual_at_their_time() -> None:
-    """The network learns while the epoch runs: an early visit's loss is no measure for a late one's."""
+def test_scores_are_relative_to_the_mean_loss_at_their_time() -> None:
+    """The network learns during the epoch: early losses are not comparable with late ones."""
     difficulty = torch.rand(4000, generator=generator(0)) + 0.5
     infobatch = InfoBatch(4000, epochs=1, policy="full")
     raw = torch.empty(4000)
@@ -130,8 +130,8 @@ def test_losses_are_compared_with_what_is_usual_at_their_time() -> None:
     assert with_raw < 0.45 and with_score > 0.97
 
 
-def test_scores_are_equally_far_spread_at_every_level() -> None:
-    """Where losses spread twice as far, they count half as much."""
+def test_scores_have_the_same_spread_at_every_level() -> None:
+    """Losses with twice the standard deviation count half as much."""
     noise = torch.randn(20_000, generator=generator(0)).clamp(-3, 3)
     infobatch = InfoBatch(20_000, epochs=1, policy="full")
     for _ in infobatch.epochs():
@@ -144,7 +144,7 @@ def test_scores_are_equally_far_spread_at_every_level() -> None:
     assert torch.corrcoef(torch.stack([infobatch.score, noise]))[0, 1] > 0.93
 
 
-def test_where_levels_do_not_matter_they_do_nothing() -> None:
+def test_where_levels_do_not_matter_scores_follow_the_losses() -> None:
     losses = torch.rand(512, generator=generator(0)) + 0.1
     infobatch = InfoBatch(512, epochs=1, policy="full")
     for _ in infobatch.epochs():

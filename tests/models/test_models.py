@@ -1,4 +1,4 @@
-"""Networks are deterministic functions of tensors, of any shape that fits, and say so where it does not."""
+"""Networks are deterministic functions of tensors, of any shape that fits, and raise for others."""
 
 import pytest
 import timm
@@ -24,7 +24,7 @@ SMALL_DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     ],
     ids=["unet", "dit", "dit rope"],
 )
-def test_a_denoiser_answers_in_its_own_shape(config, shape, classes: int) -> None:
+def test_a_denoiser_returns_its_input_shape(config, shape, classes: int) -> None:
     model = config.build(shape, classes).eval()
     x, time, label = torch.randn(3, *shape), torch.tensor([0.0, 10.5, 999.0]), torch.tensor([-1, -1, -1])
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_a_denoiser_answers_in_its_own_shape(config, shape, classes: int) -> Non
 
 
 @pytest.mark.parametrize("more", [{}, {"position": "rope", "qk_norm": True}], ids=["plain", "rope"])
-def test_a_fresh_dit_answers_zero_and_all_of_it_learns(more) -> None:
+def test_a_new_dit_returns_zero_and_all_parameters_get_gradients(more) -> None:
     model = DiTConfig(**SMALL_DIT, **more).build((1, 8, 8), 3)
     x, time = torch.randn(4, 1, 8, 8), torch.rand(4) * 1000
     assert model(x, time, torch.tensor([0, 1, 2, -1])).abs().max() == 0  # adaLN-zero
@@ -50,7 +50,7 @@ def test_a_fresh_dit_answers_zero_and_all_of_it_learns(more) -> None:
 
 
 def awake(model: DiT) -> DiT:
-    """With gates open, as if it had learned."""
+    """With open gates, as after training."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -72,7 +72,7 @@ def test_dit_sizes_are_the_papers(size, millions: int, patch: int) -> None:
 
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 def test_dit_tokens_are_patches_in_their_places(position) -> None:
-    """Moving patches, each as it is, moves more than the answer's patches: by a row, by a column, rows as columns."""
+    """Moving patches (by a row, a column, transposed) changes the output's patches, not only their places."""
     model = awake(DiTConfig(**SMALL_DIT, position=position).build((1, 8, 8), 0))
     x, time, label = torch.randn(1, 1, 8, 8), torch.tensor([400.0]), torch.tensor([-1])
 
@@ -100,7 +100,7 @@ def test_rope_sees_how_far_apart_patches_are_and_nothing_else() -> None:
 
 
 def test_qk_norm_bounds_attention() -> None:
-    """Queries and keys a thousand times as large give the same answer, where without they give another."""
+    """Queries and keys a thousand times as large give the same output, and another one without it."""
     x, time, label = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([0, -1])
     for qk_norm in (True, False):
         model = awake(DiTConfig(**SMALL_DIT, qk_norm=qk_norm).build((1, 8, 8), 3))
@@ -113,7 +113,7 @@ def test_qk_norm_bounds_attention() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"position": "rope", "qk_norm": True}], ids=["plain", "rope"])
-def test_dit_comes_back_from_disk(more, tmp_path) -> None:
+def test_dit_is_saved_and_loaded(more, tmp_path) -> None:
     model = awake(DiTConfig(**SMALL_DIT, **more).build((1, 4, 8), 3))
     model.save_pretrained(tmp_path)
     again = DiT.from_pretrained(tmp_path)
@@ -131,7 +131,7 @@ NETWORKS = {
 
 
 def asked(name: str) -> tuple:
-    """A network and what it is called with."""
+    """A network and its inputs."""
     torch.manual_seed(0)
     model = NETWORKS[name].build((3, 8, 4), 3).train()
     if name.startswith("mae"):
@@ -143,8 +143,8 @@ def asked(name: str) -> tuple:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_recomputing_keeps_less_and_changes_nothing(name: str) -> None:
-    """Gradients are the same to the bit, also where activations are dropped by chance; fewer numbers are kept."""
+def test_gradient_checkpointing_stores_less_and_changes_nothing(name: str) -> None:
+    """Gradients are the same to the bit, also with dropout; fewer numbers are stored."""
     found = []
     for recompute in (False, True):
         model, inputs = asked(name)
@@ -165,7 +165,7 @@ def test_recomputing_keeps_less_and_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_network_compiles_into_one_graph(name: str, recompute: bool) -> None:
-    """Without a graph break (fullgraph), and the answer is the same."""
+    """Without a graph break (fullgraph), with the same output."""
     model, inputs = asked(name)
     model.eval()
     if recompute:
@@ -191,7 +191,7 @@ def test_mae_encodes_visible_patches_as_timm_does_the_whole_image(encoder: str, 
 
 
 @pytest.mark.parametrize("decoder", ["self", "cross"])
-def test_mae_sees_nothing_of_hidden_patches(decoder) -> None:
+def test_mae_does_not_depend_on_hidden_patches(decoder) -> None:
     model = MAEConfig(patch=4, decoder=decoder, **SMALL_MAE, **SMALL_DECODER).build((1, 16, 16), 0).eval()
     image, visible = torch.randn(1, 1, 16, 16), torch.tensor([[0, 5, 3]])
     patch = model.patchify(image)
@@ -220,7 +220,7 @@ def test_every_encoder_parameter_has_timms_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (lambda: UNetConfig(channels=(8, 16, 32, 32), attention=0).build((1, 28, 28), 0), "8 divides"),
         (lambda: DiTConfig(patch=8).build((1, 28, 28), 0), "8 divides"),
@@ -232,8 +232,8 @@ def test_every_encoder_parameter_has_timms_name() -> None:
         (lambda: MAEConfig(decoder_width=10, decoder_heads=4), "multiple of 4"),
     ],
 )
-def test_what_does_not_fit_is_refused(config, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_sizes_raise(config, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config()
 
 

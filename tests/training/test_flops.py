@@ -1,4 +1,4 @@
-"""What a visit costs is counted without running it, and what is reported of it is right."""
+"""FLOPs of training are counted without running it and reported correctly; gradient checkpointing and compilation."""
 
 import json
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ PARTS = {
     ("size", "patch", "multiply_adds"),
     [("S", 2, 6.06e9), ("S", 8, 0.36e9), ("B", 4, 5.56e9), ("L", 2, 80.71e9), ("XL", 2, 118.64e9), ("XL", 8, 7.34e9)],
 )
-def test_a_dit_costs_what_the_paper_says(size, patch: int, multiply_adds: float) -> None:
+def test_dit_flops_are_the_papers(size, patch: int, multiply_adds: float) -> None:
     """Peebles and Xie 2023, table 4: "Gflops" of a forward pass there are multiply-adds."""
     with torch.device("meta"):
         model = DiTConfig(size=size, patch=patch).build((4, 32, 32), 1000)
@@ -49,16 +49,16 @@ def test_a_dit_costs_what_the_paper_says(size, patch: int, multiply_adds: float)
     assert visit.flops == pytest.approx(3 * counter.get_total_flops(), rel=0.01)
 
 
-def test_what_no_machine_holds_is_counted() -> None:
+def test_flops_of_a_network_larger_than_memory() -> None:
     """97 billion parameters, 390 GB."""
     config = DiTConfig(width=2**14, depth=20, heads=128)
     assert (
         flops.profile_config(config, Flow(), (4, 32, 32), 0).flops > 6 * 12 * 20 * 2**28 * 256
-    )  # 6 a token and weight
+    )  # 6 per token and weight
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_counted_without_values_is_counted_with(name: str) -> None:
+def test_flops_on_the_meta_device_are_the_actual_ones(name: str) -> None:
     part, adapter = PARTS[name]
     model = part.build((3, 8, 12), 4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -78,7 +78,7 @@ def test_attention_is_counted() -> None:
     assert many - 2 * few + embedding == pytest.approx(3 * depth * 4 * width * (128**2 - 2 * 64**2), rel=0.05)
 
 
-def test_an_adapter_that_looks_at_values_is_run() -> None:
+def test_flops_of_an_adapter_that_reads_values() -> None:
     @dataclass(frozen=True)
     class Looking(Flow):
         def __call__(self, model, batch, rng):
@@ -105,7 +105,7 @@ def test_an_adapter_that_looks_at_values_is_run() -> None:
         ("NVIDIA GeForce GT 1030", None, None),
     ],
 )
-def test_peaks_are_known_or_not_said(device: str, bf16: float | None, no: float | None) -> None:
+def test_peak_flops_of_known_devices(device: str, bf16: float | None, no: float | None) -> None:
     assert flops.peak_flops(device, "bf16") == flops.peak_flops(device, "fp16") == bf16
     assert flops.peak_flops(device, "no") == no
 
@@ -122,8 +122,8 @@ def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
     assert "150 images/s, 50.0% of the devices' peak (MFU)" in str(summary_rows(summary | {"open_model_with": ""}))
 
 
-def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    """To the bit, at the same cost in numbers; and a run may begin or end it on resume."""
+def test_gradient_checkpointing_changes_nothing(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    """Bit for bit, with the same FLOPs; it can be switched on or off on resume."""
     words = [*common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6, "--gradient-checkpointing"]
     train("train_diffusion.py", *words)
     assert same(finished, tmp_path / "run")
@@ -136,8 +136,8 @@ def test_recomputing_is_the_same_run(pictures: Path, finished: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("script", ["train_diffusion.py", pytest.param("train_mae.py", marks=pytest.mark.slow)])
-def test_compiling_is_the_same_run(script: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
-    """To the bit where the compiler only traces; no name shows it, so a run may begin or end it on resume."""
+def test_compilation_changes_nothing(script: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    """Bit for bit if the compiler only traces; state names do not change, so it can be switched on or off on resume."""
     torch.compiler.reset()
     monkeypatch.setattr(setup, "BACKEND", "eager")
     graphs: list[object] = []
@@ -155,15 +155,15 @@ def test_compiling_is_the_same_run(script: str, pictures: Path, tmp_path: Path, 
     assert same(tmp_path / "plain", tmp_path / "compiled")
 
 
-def test_a_machine_that_can_not_compile_says_so(monkeypatch) -> None:
-    monkeypatch.setattr(setup, "BACKEND", "nobody")
+def test_a_machine_that_can_not_compile_raises(monkeypatch) -> None:
+    monkeypatch.setattr(setup, "BACKEND", "no-such-backend")
     with pytest.raises(
         UserError, match=r"^--compile: torch can't compile on this machine \(InvalidBackend.*leave it out$"
     ):
         setup.compile_model(torch.nn.Linear(1, 1), torch.device("cpu"))
 
 
-def test_a_network_without_the_switch_is_refused() -> None:
+def test_a_network_without_gradient_checkpointing_raises() -> None:
     with pytest.raises(
         UserError, match="--gradient-checkpointing: the network, a Linear, has no method enable_gradient_checkpointing"
     ):

@@ -1,4 +1,4 @@
-"""Muon: which parameters it moves, by what, and that it can be saved."""
+"""Muon: which parameters it updates, its updates, and its state."""
 
 import copy
 
@@ -73,7 +73,7 @@ def test_an_update_is_nearly_orthogonal_and_points_where_the_momentum_does(seed:
     assert rest.abs().max() < 1e-3  # the singular vectors stay
 
 
-def test_a_saved_optimizer_goes_on_to_the_bit() -> None:
+def test_a_saved_optimizer_continues_bit_identically() -> None:
     model = network("dit")
     optimizer = build_optimizer(model, Optim(name="muon", lr=0.01))
     with_gradients(model, 0)
@@ -87,7 +87,7 @@ def test_a_saved_optimizer_goes_on_to_the_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
-def test_its_matrix_products_are_counted() -> None:
+def test_the_matrix_products_of_muon_are_counted() -> None:
     model = network("dit")
     optimizer = build_optimizer(model, Optim(name="muon"))
     with_gradients(model, 0)

@@ -1,4 +1,4 @@
-"""What a run shows, in its folder and to its tracker."""
+"""Images that a run writes to its folder and its tracker."""
 
 import io
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import journal
+from conftest import read_metrics
 from PIL import Image
 from programs import common, final, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,15 +19,15 @@ from pretrain.training import plots
 
 
 @pytest.mark.parametrize(("script", "image"), [("train_diffusion.py", 2 * 98), ("train_mae.py", 12 * 98)])
-def test_a_tracker_gets_what_the_folder_gets(script: str, image: int, pictures: Path, tmp_path: Path) -> None:
-    """To the pixel, and for each evaluation."""
+def test_a_tracker_gets_the_images_of_the_run(script: str, image: int, pictures: Path, tmp_path: Path) -> None:
+    """Every pixel, for each evaluation."""
     folder = tmp_path / "run"
     train(script, *common(pictures, folder), "--infobatch", "--tracker", "tensorboard")
     shown = EventAccumulator(str(folder / "trackers" / "run"), size_guidance={"images": 0})
     shown.Reload()
     found = {name: shown.Images(name) for name in shown.Tags()["images"]}
     assert {name: len(events) for name, events in found.items()} == {"pictures": 2, "loss-by-level": 3, "visits": 1}
-    steps = [record["step"] for record in journal(folder) if record["kind"] == "epoch"]
+    steps = [record["step"] for record in read_metrics(folder) if record["kind"] == "epoch"]
     assert [event.step for event in found["loss-by-level"]] == [0, steps[1], steps[3]]
     for name, event in (("epoch-0004", found["pictures"][-1]), ("visits", found["visits"][-1])):
         kept = np.asarray(Image.open(folder / "pictures" / f"{name}.png").convert("RGB"))
@@ -36,15 +36,15 @@ def test_a_tracker_gets_what_the_folder_gets(script: str, image: int, pictures: 
     assert found["pictures"][0].width == image
 
 
-def test_visits_are_counted(finished: Path) -> None:
-    """As many as were paid for; nobody more often than there are epochs, and never in none."""
+def test_uses_of_samples_are_counted(finished: Path) -> None:
+    """As many as were used; each sample at least once and at most once per epoch."""
     count = final(finished, "visits")["visits"]
     assert count.sum() == json.loads((finished / "summary.json").read_text())["samples_used"]
     assert count.min() >= 1 and count.max() == 4
 
 
-def test_the_sheet_shows_who_was_visited_least_and_most(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of as many visits, first the best learned below and the worst learned above; an unvisited one is in between."""
+def test_the_sheet_shows_the_samples_used_least_and_most(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among samples used equally often, by score."""
     source = open_data(Data(str(pictures), held_out=4), 0)
     rng, asked = generator(0), []
     whole = source.train.batches
@@ -59,7 +59,7 @@ def test_the_sheet_shows_who_was_visited_least_and_most(pictures: Path, monkeypa
 
 @pytest.mark.parametrize("largest", [2.0, 200.0])
 def test_the_loss_by_level_is_drawn(largest: float) -> None:
-    """Whatever its range, and where a level has none; the newest evaluation changes the picture."""
+    """For any range, and with levels without a loss; each evaluation changes the plot."""
     rows = [{"epoch": n, "validation_loss_by_level": [largest / (n + 1), 1.0, None, 0.1]} for n in range(3)]
     pictures = [plots.loss_by_level(rows[: n + 1]) for n in range(3)]
     assert all(picture.shape == (396, 660, 3) and picture.dtype == torch.uint8 for picture in pictures)

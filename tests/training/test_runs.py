@@ -1,4 +1,4 @@
-"""What a run leaves behind, and that it is the same run however it is asked for."""
+"""The files of a run, and settings that must not change it."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PRUNED, ROOT, TINY, journal
+from conftest import PRUNED, ROOT, TINY, read_metrics
 from PIL import Image
 from programs import PROGRAMS, common, final, same, train
 
 
 @pytest.mark.parametrize("script", PROGRAMS)
 @pytest.mark.parametrize("infobatch", [True, False])
-def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_writes_its_files(script: str, infobatch: bool, pictures: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
     train(script, *common(pictures, folder, 8), *(PRUNED if infobatch else ()))
     printed = capsys.readouterr()
@@ -33,18 +33,25 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
         0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_samples"] * summary["samples_used"]
     )
     assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
-    epochs = [record for record in journal(folder) if record["kind"] == "epoch"]
+    epochs = [record for record in read_metrics(folder) if record["kind"] == "epoch"]
     assert [record["epoch"] for record in epochs] == list(range(1, 9))
     assert epochs[-1]["samples_used"] == summary["samples_used"] and epochs[-1]["nominal_samples"] == 8 * 43
     assert epochs[-1]["skipped"] == 0 and epochs[0]["skipped"] == 0
-    assert [record["epoch"] for record in journal(folder) if record["kind"] == "evaluation"] == [0, 2, 4, 6, 8]
+    assert [record["epoch"] for record in read_metrics(folder) if record["kind"] == "evaluation"] == [0, 2, 4, 6, 8]
     drawn = {path.name for path in (folder / "pictures").iterdir()}
     charts = {"loss-by-level.png", "visits.png"}
     assert drawn - charts == {f"epoch-000{n}.png" for n in (2, 4, 6, 8)} and ("visits.png" in drawn) == infobatch
     for path in (folder / "pictures").iterdir():
         assert np.asarray(Image.open(path)).std() > 0
-    for said in ("epoch 8/8", "samples", "saved", "validation_loss", str(folder / "pictures"), str(folder / "model")):
-        assert said in printed.out
+    for message in (
+        "epoch 8/8",
+        "samples",
+        "saved",
+        "validation_loss",
+        str(folder / "pictures"),
+        str(folder / "model"),
+    ):
+        assert message in printed.out
     assert "\x1b" not in printed.out  # no terminal, no escapes
     written = (folder / "config.yaml").read_text()
     resolved = yaml.safe_load(written)
@@ -55,8 +62,8 @@ def test_a_run_leaves_what_it_promises(script: str, infobatch: bool, pictures: P
         assert "knn_accuracy" in printed.out and "(before training" in printed.out
 
 
-def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) -> None:
-    """Skipping a share of nobody is, bit for bit, the run without InfoBatch."""
+def test_a_budget_of_one_is_full_training(pictures: Path, tmp_path: Path) -> None:
+    """Bit for bit."""
     train("train_diffusion.py", *common(pictures, tmp_path / "full"))
     train(
         "train_diffusion.py",
@@ -69,14 +76,14 @@ def test_without_pruning_it_is_the_same_program(pictures: Path, tmp_path: Path) 
         1,
     )
     assert same(tmp_path / "full", tmp_path / "zero")
-    assert journal(tmp_path / "full") == journal(tmp_path / "zero")
+    assert read_metrics(tmp_path / "full") == read_metrics(tmp_path / "zero")
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(12, 4), (14, 3), (20, 2), (42, 1), (64, 1)])
-def test_what_is_left_of_an_epoch_makes_a_step_if_it_is_half_a_batch(
+def test_the_rest_of_an_epoch_is_a_step_if_it_is_half_a_batch(
     batch_size: int, steps: int, pictures: Path, tmp_path: Path
 ) -> None:
-    """Of 43 images; also where the batch is accumulated."""
+    """Of 43 images; also with micro-batches."""
     for more in ([], ["--micro-batch", 2 if batch_size < 64 else 16]):
         words = [*common(pictures, tmp_path / f"{len(more)}", 1), "--batch-size", batch_size, *more]
         train("train_diffusion.py", *words)
@@ -84,16 +91,16 @@ def test_what_is_left_of_an_epoch_makes_a_step_if_it_is_half_a_batch(
         assert (summary["steps"], summary["samples_used"]) == (steps, 43)
 
 
-def test_a_single_step_learns(pictures: Path, tmp_path: Path) -> None:
-    """The rate of a step is that in its middle: the first isn't 0 for the warm-up, nor the last for the end."""
+def test_the_learning_rate_of_a_single_step_is_not_zero(pictures: Path, tmp_path: Path) -> None:
+    """A step has the learning rate of its middle: the first is not 0 by the warm-up, nor the last at the end."""
     train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), "--batch-size", 43, "--optim.warmup", 0.5)
-    (epoch,) = (record for record in journal(tmp_path / "run") if record["kind"] == "epoch")
+    (epoch,) = (record for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch")
     assert epoch["lr"] == yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["optim"]["lr"]
 
 
 @pytest.mark.parametrize("over", ["samples", "levels", "both"])
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
-def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_budget_is_met_exactly(script: str, over: str, pictures: Path, tmp_path: Path) -> None:
     words = ["--pruning.policy", "importance", "--pruning.budget", 0.8, "--pruning.over", over]
     train(script, *common(pictures, tmp_path / "run", 6), *words)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -104,7 +111,7 @@ def test_a_budget_is_spent_to_the_visit(script: str, over: str, pictures: Path, 
 def test_the_resolved_config_runs_again_to_the_same_end(finished: Path, tmp_path: Path) -> None:
     train("train_diffusion.py", "--config", finished / "config.yaml", "--output-dir", tmp_path / "again")
     assert same(finished, tmp_path / "again")
-    assert journal(finished) == journal(tmp_path / "again")
+    assert read_metrics(finished) == read_metrics(tmp_path / "again")
 
 
 def test_accumulated_micro_batches_are_the_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
@@ -113,7 +120,7 @@ def test_accumulated_micro_batches_are_the_batch(pictures: Path, finished: Path,
         torch.testing.assert_close(value, final(tmp_path / "whole")[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_tracker_gets_the_numbers(pictures: Path, tmp_path: Path) -> None:
+def test_a_tracker_gets_the_metrics(pictures: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train("train_diffusion.py", *common(pictures, tmp_path / "run", 2), "--tracker", "tensorboard")
@@ -121,7 +128,7 @@ def test_a_tracker_gets_the_numbers(pictures: Path, tmp_path: Path) -> None:
     events.Reload()
     assert {"loss", "skipped", "validation_loss"} <= set(events.Tags()["scalars"])
     logged = [event.value for event in events.Scalars("loss")]
-    written = [record["loss"] for record in journal(tmp_path / "run") if record["kind"] == "epoch"]
+    written = [record["loss"] for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch"]
     assert logged == pytest.approx(written)
 
 
@@ -143,5 +150,5 @@ def test_a_terminal_shows_a_live_line(pictures: Path, tmp_path: Path) -> None:
             break
     assert process.wait() == 0
     text = shown.decode()
-    for said in ("images/s", "skipped", "loss", " left", "━", "epoch 8/8  loss"):
-        assert said in text
+    for message in ("images/s", "skipped", "loss", " left", "━", "epoch 8/8  loss"):
+        assert message in text
