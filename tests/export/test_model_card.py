@@ -106,7 +106,7 @@ def test_an_encoder_is_had_from_the_hub_by_timm(pictures: Path, stub, tmp_path: 
     assert "timm.create_model('hf-hub:me/discs', pretrained=True)" in (tmp_path / "run/model/README.md").read_text()
 
 
-def test_a_hub_that_fails_loses_nothing(run: Path, pictures: Path, stub, tmp_path: Path, capsys) -> None:
+def test_a_failing_upload_loses_nothing(run: Path, pictures: Path, stub, tmp_path: Path, capsys) -> None:
     """The run ends as ever, and says what failed and how to push again; what it says is a command."""
     stub.upload_folder.side_effect = OSError("502 Bad\n Gateway")
     train("train_diffusion.py", *common(pictures, tmp_path / "a run", 1), "--push-to-hub", "discs")
