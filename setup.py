@@ -1,5 +1,7 @@
-"""Everything else is in pyproject.toml. Models, recipes and programs lie at the top of the repository; in an installed
-package they lie inside `pretrain`, so that it claims no other name in a user's environment."""
+"""Copies models/, configs/ and train_*.py into the package when a wheel is built; all else is in pyproject.toml.
+
+In the repository they are at the top. In a user's environment `pretrain` must be the only name that this package takes.
+"""
 
 import shutil
 from pathlib import Path
@@ -7,18 +9,18 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-BESIDE = ("models", "configs", "train_diffusion.py", "train_mae.py")
+TOP_LEVEL = ("models", "configs", "train_diffusion.py", "train_mae.py")
 
 
 class BuildPy(build_py):
-    """Copies them in, but for an editable install, which finds them where they are (pretrain/__init__.py)."""
+    """Builds the package. An editable install copies nothing: pretrain/__init__.py finds the files at the top."""
 
     def run(self) -> None:
         """Build."""
         super().run()
         if self.editable_mode:
             return
-        for name in BESIDE:
+        for name in TOP_LEVEL:
             target = Path(self.build_lib, "pretrain", name)
             if Path(name).is_dir():
                 shutil.copytree(name, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)

@@ -10,13 +10,13 @@ START = {"adapter": "ddpm", "model": "unet", "recipe": Path(__file__).parent / "
 
 
 def main(config: Config) -> None:
-    """Build the parts and train."""
+    """Build data, adapter and model, train, and publish the result."""
     from pretrain.adapters import Generative
     from pretrain.config.build import build_model
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
-    from pretrain.evaluation.previews import Generated
+    from pretrain.evaluation.previews import GeneratedImages
     from pretrain.export import hub
     from pretrain.export.export import export_model
     from pretrain.export.publish import publish
@@ -28,20 +28,22 @@ def main(config: Config) -> None:
     if config.class_conditional and not source.classes:
         raise UserError(
             f"--class-conditional: the images of {config.data.source} have no labels; give each class a folder of its "
-            "own, or a column of labels, or leave it out"
+            "own, or a column of labels, or leave the setting out"
         )
     classes = source.classes if config.class_conditional else 0
-    adapter, model, shown = config.component("adapter"), build_model(config, source.shape, classes), config.evaluate
-    subject = EvalContext(adapter, source, classes, hasattr(model, "encoder"), shown, "--evaluate.")
+    adapter, model, settings = config.component("adapter"), build_model(config, source.shape, classes), config.evaluate
+    context = EvalContext(adapter, source, classes, hasattr(model, "encoder"), settings, during_training=True)
     vae = source.autoencoder
-    picture = Generated(adapter, source.shape, classes, shown.images, shown.steps, shown.guidance, config.seed, vae)
+    preview = GeneratedImages(
+        adapter, source.shape, classes, settings.images, settings.steps, settings.guidance, config.seed, vae
+    )
     run, summary = train(
         config,
         adapter,
         model,
         source,
-        evaluators=evaluators(shown.metrics, subject),
-        draw=picture if isinstance(adapter, Generative) else None,
+        evaluators=evaluators(settings.metrics, context),
+        preview=preview if isinstance(adapter, Generative) else None,
     )
     publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder, vae))
 

@@ -11,40 +11,41 @@ START = {"adapter": "mae", "model": "mae", "recipe": Path(__file__).parent / "co
 
 
 def main(config: Config) -> None:
-    """Build the parts and train."""
+    """Build data, adapter and model, train, and publish the result."""
     from pretrain.config.build import build_model
     from pretrain.core.console import Display
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
-    from pretrain.evaluation.previews import Reconstructed
+    from pretrain.evaluation.previews import Reconstructions
     from pretrain.export import hub
     from pretrain.export.export import export_model
-    from pretrain.export.from_encoder import start_from
+    from pretrain.export.mae_weights import start_from
     from pretrain.export.publish import publish
     from pretrain.training.loop import train
 
     if config.class_conditional:
-        raise UserError("--class-conditional: a masked autoencoder is told no labels; leave it out")
+        raise UserError("--class-conditional: a masked autoencoder does not use labels; leave it out")
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     source = open_data(config.data, config.seed)
     if source.autoencoder is not None:
-        raise UserError(f"--data {config.data.source}: these are latents, for train_diffusion.py; name images")
+        raise UserError(f"--data {config.data.source}: it has latents, for train_diffusion.py; name images")
     adapter, model = config.component("adapter"), build_model(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
-        raise UserError(f"--model {config.model.name}: a masked autoencoder has an `encoder`, this network has none")
+        raise UserError(f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one")
     if (init := getattr(config.model, "init", None)) and config.resume in (None, "auto"):
-        said = start_from(model, Path(init).expanduser(), config.model.encoder)
-        Display(os.environ.get("RANK", "0") == "0").say(said)
-    subject = EvalContext(adapter, source, 0, True, config.evaluate, "--evaluate.")
+        message = start_from(model, Path(init).expanduser(), config.model.encoder)
+        Display(os.environ.get("RANK", "0") == "0").print(message)
+    context = EvalContext(adapter, source, 0, True, config.evaluate, during_training=True)
+    preview = Reconstructions(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None
     run, summary = train(
         config,
         adapter,
         model,
         source,
-        evaluators=evaluators(config.evaluate.metrics, subject),
-        draw=Reconstructed(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None,
+        evaluators=evaluators(config.evaluate.metrics, context),
+        preview=preview,
     )
     publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder))
 

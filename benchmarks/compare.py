@@ -1,15 +1,16 @@
-"""Several ways to spend a training, compared: arms x seeds, one table, one figure, one record a run.
+"""Compare kinds of training: arms x seeds; one record per run, one table, one figure.
 
     python benchmarks/compare.py --config benchmarks/recipes/epsilon.yaml --output-dir runs/epsilon
     python benchmarks/compare.py --config ... --output-dir ... --seeds 0 1 2 3 4 --arms full shortened levels
     python benchmarks/compare.py --config ... --output-dir ... --arms full "mine=--pruning.policy mine.py"
 
-An arm is a run's settings: a family of this file (full, shortened, random, infobatch, samples, levels,
-importance), or NAME=FLAGS of your own. Whatever this program does not know goes to the runs, `--data` for example.
+An arm is a set of settings of a run: a family of this file (full, shortened, random, infobatch, samples, levels,
+importance), or NAME=FLAGS of your own. Settings that this program does not have, such as `--data`, are passed to the
+runs.
 
-Killed, it goes on where it was when it is started again. Started twice with the same folder, the two share the
-work. Under `accelerate launch`, or torchrun, every run is spread over all processes. proof.py says what the table
-means, and makes it anew from the records.
+A comparison that was killed continues when it is started again. Two processes with the same folder share the runs.
+Under `accelerate launch` or torchrun all processes train each run together. proof.py explains the table and makes it
+from the records.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ import tyro
 from accelerate import PartialState
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs, and what they are made of, as they are here
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs and the package of this checkout
 
 import quality
 
@@ -40,7 +41,7 @@ import train_mae
 from pretrain.adapters import Generative
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
-from pretrain.config import registry
+from pretrain.config import registry, trusted_code
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, exit_on_user_error
@@ -52,22 +53,22 @@ FAMILIES = ("full", "shortened", "random", "infobatch", "samples", "levels", "im
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compare ways to spend a training; settings that are not listed here go to the runs, `--data` for example.
+    """Compare kinds of training; settings that are not listed here are passed to the runs, such as `--data`.
 
     Attributes:
         config: recipe of the runs, a YAML file.
-        output_dir: folder that records, runs, table and figure are written to.
+        output_dir: folder for records, runs, table and figure.
         arms: families, or NAME=FLAGS of your own; NAME@POINT=FLAGS for several points of one family.
-        seeds: of the runs: parameters, order, pruning and noise.
-        shares: of the epochs that the shortened runs are given.
-        rates: powers of full / shortened length that their learning rate is multiplied with.
-        budgets: shares of the visits that policies with a budget are given.
-        compensations: powers of all / visited that the learning rate of policies is multiplied with.
-        images: generated for the Fréchet distance; 0: none.
-        steps: network calls that an image is generated with.
-        note: kept in every record, for example how many runs shared a GPU.
-        features: a feature network, named as in `pretrain evaluate --features`; where not given, a small
+        seeds: of the runs: of parameters, order, pruning and noise.
+        shares: lengths of the shortened runs, as shares of the recipe's epochs.
+        rates: exponents x of the shortened runs' learning rate: the recipe's times (1 / share) ** x.
+        budgets: `--pruning.budget` of the policies that have one.
+        compensations: `--optim.compensation` of the policies.
+        images: number of generated images for the Fréchet distance; 0: none.
+        steps: sampling steps of these images.
+        features: feature network of the Fréchet distance, as in `pretrain evaluate --features`; default: a small
             classifier that is trained on the same data.
+        note: a comment that is stored in each record, for example how many runs shared a GPU.
     """
 
     config: Path
@@ -85,7 +86,7 @@ class Comparison:
 
 
 class Arm(NamedTuple):
-    """One way to spend a training."""
+    """A set of settings; arms of the same family are points of one curve."""
 
     name: str
     family: str
@@ -93,10 +94,14 @@ class Arm(NamedTuple):
 
 
 def expanded(comparison: Comparison, base: Config) -> Iterator[Arm]:
-    """The arms that are meant.
+    """The arms of a comparison.
+
+    Args:
+        comparison: its settings.
+        base: settings of the full run.
 
     Raises:
-        UserError: there is none of a name.
+        UserError: there is no family of a name.
     """
     for named in comparison.arms:
         name, own, flags = named.partition("=")
@@ -135,21 +140,21 @@ def _pruned(comparison: Comparison, family: str) -> Iterator[Arm]:
             yield Arm(name, kind, [*flags, *(["--optim.compensation", str(power)] if power else [])])
 
 
-def together(value: bool) -> bool:
-    """What rank 0 says."""
-    said = [value]
+def from_rank_0(value: bool) -> bool:
+    """Rank 0's value, on all ranks."""
+    values = [value]
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(said)
-    return said[0]
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
 
 
 @contextmanager
 def claimed(lock: Path, made: Path) -> Iterator[bool]:
-    """Whether `made` is still to be made, and by this launch; the claim on it dies with the process.
+    """A context that yields whether this launch has to make a file; it is False if another one does or has.
 
     Args:
-        lock: a file for it.
-        made: what is there afterwards.
+        lock: file that is locked meanwhile; the lock ends with the process.
+        made: the file to make.
     """
     with lock.open("w") as file:
         mine = False
@@ -157,7 +162,7 @@ def claimed(lock: Path, made: Path) -> Iterator[bool]:
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = not made.exists()
-        yield together(mine)
+        yield from_rank_0(mine)
 
 
 def record_of(comparison: Comparison, config: Config) -> Path:
@@ -166,13 +171,20 @@ def record_of(comparison: Comparison, config: Config) -> Path:
 
 
 def machine() -> str:
-    """What a run was made on."""
+    """The machine, for the record."""
     cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return f"{platform.machine()}, {os.cpu_count()} CPUs, {', '.join(cards) or 'no GPU'}"
 
 
 def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> None:
-    """Train, or go on training, and write the record."""
+    """Train, or continue a run that was interrupted, and write its record.
+
+    Args:
+        comparison: the comparison.
+        arm: of the run.
+        config: settings of the run.
+        command: that makes the same run, for the record.
+    """
     if storage.newest(config.output_dir / "checkpoints"):
         config = dataclasses.replace(config, resume="newest")
     else:
@@ -185,14 +197,14 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     if torch.cuda.is_available():
         run.model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     summary = json.loads((config.output_dir / "summary.json").read_text())
-    found = dict(summary["quality"])
+    measured = dict(summary["quality"])
     if not generative:
         if run.source.classes:
-            found["linear_probe"] = quality.linear_probe(run)
+            measured["linear_probe"] = quality.linear_probe(run)
     elif comparison.images:
         weights = comparison.features or comparison.output_dir / "features.safetensors"
-        found["frechet_distance"] = quality.frechet_distance(run, str(weights), comparison.images, comparison.steps)
-    if int(os.environ.get("RANK", 0)):  # it was needed until here: images are made by all processes together
+        measured["frechet_distance"] = quality.frechet_distance(run, str(weights), comparison.images, comparison.steps)
+    if int(os.environ.get("RANK", 0)):  # all ranks generate images, rank 0 writes
         return
     record: dict[str, Any] = {
         "arm": arm.name,
@@ -205,7 +217,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
             "flops": summary["train_flops"],
             "seconds": summary["seconds"],
         },
-        "quality": found,
+        "quality": measured,
         "parameters": summary["parameters"],
         "images": summary["dataset_size"],
         "epochs": summary["epochs"],
@@ -222,10 +234,10 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
 
 
 def main(line: Sequence[str] | None = None) -> None:
-    """Run what is missing, then write the table and the figure.
+    """Make the runs that are missing, then write the table and the figure.
 
     Args:
-        line: the command line; this process's own where not given.
+        line: the command line; default: this process's.
     """
     comparison, rest = tyro.cli(Comparison, args=line, return_unknown_args=True, description=__doc__)
     folder, rank = comparison.output_dir, int(os.environ.get("RANK", 0))
@@ -241,11 +253,12 @@ def main(line: Sequence[str] | None = None) -> None:
     base, _ = config_of(Arm("full", "full", []), 0)
     arms = list(expanded(comparison, base))
     every = [(arm, *config_of(arm, seed)) for seed in comparison.seeds for arm in arms]
-    for _, config, _ in every:  # refuse before anything runs
-        registry.policy(config.policy)
+    for _, config, _ in every:  # report errors before the first run
+        registry.load_policy(config.policy)
     if comparison.features:
+        trusted_code.trust_features(comparison.features)
         load(comparison.features)
-    if "WORLD_SIZE" in os.environ:  # together from the first decision on
+    if "WORLD_SIZE" in os.environ:  # initializes the process group, which `from_rank_0` needs
         PartialState(cpu=not torch.cuda.is_available())
     for name in ("records", "runs", "locks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -254,8 +267,8 @@ def main(line: Sequence[str] | None = None) -> None:
     if program == "train_diffusion.py" and comparison.images and not comparison.features:
         with claimed(folder / "locks" / "features", weights) as mine:
             if mine and not rank:
-                told = quality.train_classifier(open_data(base.data, 0), weights)
-                console.print(f"trained the feature network: {told:.1%} of the held-out images told rightly")
+                accuracy = quality.train_classifier(open_data(base.data, 0), weights)
+                console.print(f"trained the feature network: accuracy {accuracy:.1%} on held-out images")
     for number, (arm, config, arguments) in enumerate(every, 1):
         with claimed(folder / "locks" / config.output_dir.name, record_of(comparison, config)) as mine:
             if not mine:

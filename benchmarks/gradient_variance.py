@@ -1,23 +1,24 @@
-"""How noisy each policy's gradient is, at equal cost, over that of uniform training: below 1 is a win.
+"""The variance of each policy's gradient at equal cost, relative to uniform sampling; below 1 is better.
 
     python benchmarks/gradient_variance.py RUN            # a run's folder; minutes for a small network
     python benchmarks/gradient_variance.py runs/compare/runs/full-seed0 --output runs/compare/gradient_variance.json
 
-The second writes the figures where proof.py sets them beside what the comparison found.
+The second command writes the numbers to where proof.py compares them with the measured cost ratios.
 
-At a run's last parameters, some samples are visited at levels all over the axis, and the gradient of every visit is
-taken by itself. A policy keeps sample i with probability p_i and visits levels with density d; such a visit counts
-for 1 / (p_i d), so of the gradients g its estimate, per visit, has the variance
+At the last parameters of a run, the gradients of single samples are computed at levels spread over the whole axis. A
+policy keeps sample i with probability p_i, draws levels with density d, and weights a sample by 1 / (p_i d). Its
+estimate of the mean gradient then has, per sample used, the variance
 
-    V = K E[|g|^2 / (p d)] - |E g|^2,    K the share that is kept, E over samples, levels and draws,
+    V = K E[|g|^2 / (p d)] - |E g|^2,    K the share that is kept, E over samples, levels and random draws.
 
-and V over the same for p = d = 1 is what is told, times what a visit costs: below 1, as much is learned for less.
-Preconditioned: |g|^2 is measured in units of Adam's running squares. The intervals (95 %) are a bootstrap over samples.
+The result is V divided by the same for p = d = 1, times the relative cost of a sample: below 1 the same variance costs
+less. "Preconditioned" is the same with gradients divided by the square root of Adam's running mean of squares.
+Intervals (95 %) are a bootstrap over samples.
 
-Beside the policies stand what might be had: the best choice of samples and of levels that could be known, levels
-stratified within the batch, backward passes of half the batch alone, chosen by the losses of a forward pass for all
-(which is a third of a visit's cost), and, of a masked autoencoder whose hidden patches don't know of each other,
-predicting a share of them.
+For comparison there are: the best possible probabilities for samples and for levels; levels stratified within the
+batch; a backward pass for half the batch only, selected by the losses of a forward pass for the whole batch (a third of
+a sample's cost); and, for a masked autoencoder whose hidden patches don't attend to each other, predicting a share of
+them.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from score_signal import some_samples
+from score_signal import random_samples
 from torch import Tensor
 
 from pretrain.adapters import Batch
@@ -43,51 +44,57 @@ from pretrain.infobatch.level_stats import LevelStats
 from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats
 from pretrain.infobatch.scores import ScoreReliability
 from pretrain.training.flops import profile_sample
-from pretrain.training.optim import adamw
+from pretrain.training.optim import build_optimizer
 
-BINS = 32  # of the ideal density of levels
-STRATA = 8  # of levels stratified within the batch
-HALF = 0.5  # of the batch that fresh losses choose
-SHARE = 0.65  # of the visits that policies with a budget are given
+BINS = 32  # of the level axis, for the best possible density
+STRATA = 8  # of the level axis, for levels stratified within the batch
+HALF = 0.5  # share of the batch that is selected by new losses
+SHARE = 0.65  # budget of the policies that have one
 
 
-class Visits(NamedTuple):
-    """Visits of S samples, D each, and their gradients."""
+class Gradients(NamedTuple):
+    """Losses and gradients of S samples at D levels each; norms are plain and preconditioned."""
 
     index: Tensor  # int64 [S]
     level: Tensor  # float64 [S, D]
     loss: Tensor  # float64 [S, D]
-    square: Tensor  # float64 [S, D, 2]; squared norm of the gradient, plain and preconditioned
-    mean: Tensor  # float64 [2]; the same of the mean gradient, an unbiased estimate
-    strata: Tensor  # float64 [2]; the same of the mean gradients of `STRATA` parts of the level axis, on average
+    square: Tensor  # float64 [S, D, 2]; squared norm of each gradient
+    mean: Tensor  # float64 [2]; squared norm of the mean gradient, an unbiased estimate
+    strata: Tensor  # float64 [2]; the same for the mean gradient in each of `STRATA` strata, averaged over the strata
 
 
 class Estimate(NamedTuple):
-    """How a policy visits: p of S samples, [S] or [S, D], the share K, d [bins], and a visit's cost over the usual."""
+    """An estimator of the mean gradient."""
 
-    keep: Tensor
-    share: float
-    density: Tensor
-    price: float = 1.0
+    keep: Tensor  # float64 [S] or [S, D]; probability p of each sample
+    share: float  # K: mean of p over the data set
+    density: Tensor  # float64 [bins]; density d of levels
+    cost: float = 1.0  # of a sample that is used, relative to a forward and backward pass
 
 
 def trained_parameters(run: LoadedRun) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that the run trains, and for each 1 / (sqrt of Adam's running squares + epsilon)."""
-    for parameter in profile_sample(run.adapter, run.model, run.source.shape, run.source.classes).unreached:
+    """The trained parameters of a run, and for each 1 / (sqrt(Adam's running mean of squares) + epsilon)."""
+    for parameter in profile_sample(run.adapter, run.model, run.source.shape, run.source.classes).unused:
         parameter.requires_grad_(False)
-    optimizer = adamw(run.model, run.config.optim)
+    optimizer = build_optimizer(run.model, run.config.optim)
     packed = run.state.tensors["optimizer"], run.state.values["optimizer"]
     optimizer.load_state_dict(storage.unpack_optimizer(*packed))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    fade = run.config.optim.betas[1] ** run.state.values["step"]
-    squares = [optimizer.state[parameter]["exp_avg_sq"] / (1 - fade) for parameter in parameters]
+    decay = run.config.optim.betas[1] ** run.state.values["step"]
+    squares = [optimizer.state[parameter]["exp_avg_sq"] / (1 - decay) for parameter in parameters]
     return parameters, [1 / (square.sqrt() + 1e-8) for square in squares]
 
 
-def visited(run: LoadedRun, samples: int, draws: int) -> Visits:
-    """Visit samples at stratified levels, one by one."""
+def gradients_of(run: LoadedRun, samples: int, draws: int) -> Gradients:
+    """Gradients of random training samples, one at a time, at stratified levels.
+
+    Args:
+        run: the run.
+        samples: number of samples, S.
+        draws: levels of each, D, evenly spaced from a random start.
+    """
     parameters, scale = trained_parameters(run)
-    batch = some_samples(run, samples)
+    batch = random_samples(run, samples)
     start = torch.rand(samples, generator=generator(8))
     level = ((start[:, None] + torch.arange(draws) / draws) % 1.0).double()
     loss, square = torch.empty(samples, draws).double(), torch.empty(samples, draws, 2).double()
@@ -96,46 +103,46 @@ def visited(run: LoadedRun, samples: int, draws: int) -> Visits:
     for i in range(samples):
         one = Batch(*(field[i : i + 1] for field in batch))
         for draw in range(draws):
-            at = one._replace(level=level[i, draw].float().view(1).to(one.image.device))
-            value = run.adapter(run.model, at, SampleRNG(0, draw, index=one.index)).loss
+            item = one._replace(level=level[i, draw].float().view(1).to(one.image.device))
+            value = run.adapter(run.model, item, SampleRNG(0, draw, index=one.index)).loss
             gradient = torch.autograd.grad(value.sum(), parameters)
             loss[i, draw] = value.item()
-            for kind, parts in enumerate((gradient, [g * s for g, s in zip(gradient, scale, strict=True)])):
-                square[i, draw, kind] = _squared(parts)
-                torch._foreach_add_(totals[kind][int(stratum[i, draw])], list(parts))
+            for kind, scaled in enumerate((gradient, [g * s for g, s in zip(gradient, scale, strict=True)])):
+                square[i, draw, kind] = _squared_norm(scaled)
+                torch._foreach_add_(totals[kind][int(stratum[i, draw])], list(scaled))
     mean, strata = torch.zeros(2).double(), torch.zeros(2).double()
     for kind, by_stratum in enumerate(totals):
-        # |sum g|^2 less the sum of |g|^2 is a sum over pairs of different visits: the mean's square, without bias.
-        whole = _squared([sum(parts) for parts in zip(*by_stratum, strict=True)])
+        # |sum g|^2 - sum |g|^2 is a sum over pairs of different gradients, so this estimates |E g|^2 without bias.
+        whole = _squared_norm([sum(parts) for parts in zip(*by_stratum, strict=True)])
         mean[kind] = (whole - square[..., kind].sum()) / (loss.numel() * (loss.numel() - 1))
         for number, total in enumerate(by_stratum):
             inside = square[..., kind][stratum == number]
-            strata[kind] += (_squared(total) - inside.sum()) / (len(inside) * (len(inside) - 1)) / STRATA
-    return Visits(batch.index, level, loss, square, mean, strata)
+            strata[kind] += (_squared_norm(total) - inside.sum()) / (len(inside) * (len(inside) - 1)) / STRATA
+    return Gradients(batch.index, level, loss, square, mean, strata)
 
 
-def _squared(parts: Iterable[Any]) -> Tensor:
-    return torch.stack([part.double().square().sum() for part in parts]).sum()
+def _squared_norm(gradient: Iterable[Any]) -> Tensor:
+    return torch.stack([tensor.double().square().sum() for tensor in gradient]).sum()
 
 
-def second_moment(visits: Visits, estimate: Estimate) -> Tensor:
-    """float64 [S, 2]; each sample's part of K E[|g|^2 / (p d)]."""
+def second_moment(gradients: Gradients, estimate: Estimate) -> Tensor:
+    """K |g|^2 / (p d) of each sample, averaged over its levels: float64 [S, 2]."""
     keep, share, density, _ = estimate
-    at = (visits.level * len(density)).long()
+    bin = (gradients.level * len(density)).long()
     p = keep if keep.ndim == 2 else keep[:, None]
-    return share * (visits.square / (p * density[at])[..., None]).mean(dim=1)
+    return share * (gradients.square / (p * density[bin])[..., None]).mean(dim=1)
 
 
-def ruled(visits: Visits, rule: SamplingRule, score: Tensor) -> Estimate:
-    """How a rule visits, `score` being those of all samples."""
+def by_rule(gradients: Gradients, rule: SamplingRule, score: Tensor) -> Estimate:
+    """The estimator of a sampling rule; `score` is that of all samples, float32 [N]."""
     band = torch.bucketize(score, rule.edges, right=True)
     keep = torch.where(score.isnan(), torch.full_like(rule.keep, rule.unseen)[0], rule.keep[band])
     density = torch.ones(1, dtype=torch.float64) if rule.density is None else rule.density / rule.density.mean()
-    return Estimate(keep[visits.index.cpu()], keep.mean().item(), density)
+    return Estimate(keep[gradients.index.cpu()], keep.mean().item(), density)
 
 
-def filled(size: Tensor, share: float) -> Tensor:
-    """P in proportion to `size`, at most 1, and `share` on average."""
+def proportional(size: Tensor, share: float) -> Tensor:
+    """Probabilities proportional to `size`, at most 1, with the mean `share`."""
     low, high = 0.0, (1 / size.min()).item()
     for _ in range(60):
         middle = (low + high) / 2
@@ -143,39 +150,38 @@ def filled(size: Tensor, share: float) -> Tensor:
     return (high * size).clamp(max=1)
 
 
-def policies(run: LoadedRun, visits: Visits) -> dict[str, Estimate]:
-    """How each policy visits, and what might be had."""
-    memory = run.state.tensors["infobatch"]
-    score, levels, repeats = memory["score"], LevelStats(), ScoreReliability()
-    levels.restore(memory["levels"])
-    repeats.sums = memory["reliability"]
-    known = ScoreStats(levels.mean / levels.mean.mean(), repeats.reliability or 0.0)
+def policies(run: LoadedRun, gradients: Gradients) -> dict[str, Estimate]:
+    """The estimators of the policies, and of the best possible choices."""
+    state = run.state.tensors["infobatch"]
+    score, levels, reliability = state["score"], LevelStats(), ScoreReliability()
+    levels.restore(state["levels"])
+    reliability.sums = state["reliability"]
+    stats = ScoreStats(levels.mean / levels.mean.mean(), reliability.reliability or 0.0)
     uniform = torch.ones(1, dtype=torch.float64)
     found = {}
-    raw = visits.loss[:, 0].float()  # one visit's loss, at a level by chance
+    raw = gradients.loss[:, 0].float()  # at a random level
     below = raw < raw.mean()
     p = torch.where(below, 0.5, 1.0).double()
     found["infobatch"] = Estimate(p, p.mean().item(), uniform)
-    found["infobatch rule, corrected scores"] = ruled(visits, POLICIES["infobatch"](score, known), score)
+    found["infobatch rule, corrected scores"] = by_rule(gradients, POLICIES["infobatch"](score, stats), score)
     for name, settings in (("samples", {"over": "samples"}), ("levels", {"over": "levels"}), ("importance", {})):
         policy = POLICIES["importance"]
-        found[name] = ruled(visits, policy(score, known, share=SHARE, **settings), score)
-    by_sample = visits.square[..., 0].mean(dim=1)
-    density = torch.zeros(BINS, dtype=torch.float64).index_add_(
-        0, (visits.level * BINS).long().flatten(), visits.square[..., 0].flatten()
-    )
-    density = (density / torch.bincount((visits.level * BINS).long().flatten(), minlength=BINS)).sqrt()
+        found[name] = by_rule(gradients, policy(score, stats, share=SHARE, **settings), score)
+    by_sample = gradients.square[..., 0].mean(dim=1)
+    bin = (gradients.level * BINS).long().flatten()
+    density = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bin, gradients.square[..., 0].flatten())
+    density = (density / torch.bincount(bin, minlength=BINS)).sqrt()
     density = density / density.mean()
-    ideal = filled(by_sample.sqrt(), SHARE)
+    ideal = proportional(by_sample.sqrt(), SHARE)
     found["best possible choice of samples"] = Estimate(ideal, SHARE, uniform)
     found["best possible choice of levels"] = Estimate(torch.full_like(ideal, SHARE), SHARE, density)
-    fresh = filled(visits.loss.sqrt(), HALF)
+    fresh = proportional(gradients.loss.sqrt(), HALF)
     found["backward of half the batch, by fresh losses"] = Estimate(fresh, HALF, uniform, (1 + 2 * HALF) / (3 * HALF))
     return found
 
 
-def partial(run: LoadedRun, samples: int, draws: int) -> dict[str, tuple[Visits, float]]:
-    """Visits that predict a share of the hidden patches, and what they cost over usual ones."""
+def partial(run: LoadedRun, samples: int, draws: int) -> dict[str, tuple[Gradients, float]]:
+    """Gradients of predicting a share of the hidden patches, and their relative cost; {} for other decoders."""
     if not getattr(run.model, "cross", False):
         return {}
     run.model.train()
@@ -183,45 +189,52 @@ def partial(run: LoadedRun, samples: int, draws: int) -> dict[str, tuple[Visits,
     whole = profile_sample(run.adapter, run.model, run.source.shape, 0).flops
     for share in (0.5, 0.25):
         less = dataclasses.replace(run, adapter=dataclasses.replace(run.adapter, predict=share))  # type: ignore[type-var]
-        price = profile_sample(less.adapter, run.model, run.source.shape, 0).flops / whole
-        found[f"predict {share:g} of the hidden patches"] = visited(less, samples, draws), price
+        cost = profile_sample(less.adapter, run.model, run.source.shape, 0).flops / whole
+        found[f"predict {share:g} of the hidden patches"] = gradients_of(less, samples, draws), cost
     run.model.eval()
     return found
 
 
 def compared(run: LoadedRun, samples: int = 160, draws: int = 16) -> dict[str, list[list[float]]]:
-    """V over uniform's by policy: [plain, preconditioned], each as the figure and its interval."""
-    visits = visited(run, samples, draws)
-    usual = visits.square.mean(dim=1)  # [S, 2]
-    rng = np.random.default_rng(0)
-    again = torch.from_numpy(rng.integers(0, samples, (2000, samples)))
+    """The relative variance by policy: [plain, preconditioned], each as [value, low, high].
 
-    def over(theirs: Tensor, price: float = 1.0, less: Tensor = visits.mean) -> list[list[float]]:
-        """[plain, preconditioned]: the figure and its interval."""
-        value = price * (theirs.mean(0) - less) / (usual.mean(0) - visits.mean)
-        others = price * (theirs[again].mean(1) - less) / (usual[again].mean(1) - visits.mean)
-        low, high = others.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
+    Args:
+        run: the run.
+        samples: number of training samples, S.
+        draws: levels of each, D.
+    """
+    gradients = gradients_of(run, samples, draws)
+    uniform = gradients.square.mean(dim=1)  # [S, 2]
+    rng = np.random.default_rng(0)
+    resampled = torch.from_numpy(rng.integers(0, samples, (2000, samples)))
+
+    def relative(moment: Tensor, cost: float = 1.0, mean: Tensor = gradients.mean) -> list[list[float]]:
+        value = cost * (moment.mean(0) - mean) / (uniform.mean(0) - gradients.mean)
+        samples = cost * (moment[resampled].mean(1) - mean) / (uniform[resampled].mean(1) - gradients.mean)
+        low, high = samples.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
         return torch.stack([value, low, high], dim=1).tolist()
 
-    found = {name: over(second_moment(visits, how), how.price) for name, how in policies(run, visits).items()}
-    found["levels stratified within the batch"] = over(usual, less=visits.strata)
-    for name, (theirs, price) in partial(run, samples, draws).items():
-        found[name] = over(theirs.square.mean(dim=1), price)
+    found = {name: relative(second_moment(gradients, e), e.cost) for name, e in policies(run, gradients).items()}
+    found["levels stratified within the batch"] = relative(uniform, mean=gradients.strata)
+    for name, (others, cost) in partial(run, samples, draws).items():
+        found[name] = relative(others.square.mean(dim=1), cost)
     return found
 
 
 def main(run: tyro.conf.Positional[Path], samples: int = 160, draws: int = 16, output: Path | None = None) -> None:
-    """Tell how noisy each policy's gradient is at a run's last checkpoint.
+    """Measure the variance of each policy's gradient at the last checkpoint of a run.
 
     Args:
-        run: folder of a run; one without pruning has the fairest scores.
-        samples: training images that are looked at.
-        draws: visits of each, evenly apart on the level axis.
-        output: JSON file for the figures.
+        run: folder of a run, preferably without pruning, whose scores are the most complete.
+        samples: number of training images.
+        draws: levels of each, evenly spaced.
+        output: JSON file to write the numbers to.
     """
     with exit_on_user_error():
         found = compared(load_run(run), samples, draws)
-    table = Table("policy", "plain", "preconditioned", title=f"{run}: variance over uniform's at equal cost")
+    table = Table(
+        "policy", "plain", "preconditioned", title=f"{run}: variance relative to uniform sampling at equal cost"
+    )
     for name, both in found.items():
         table.add_row(name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in both))
     Console().print(table)

@@ -1,12 +1,11 @@
-"""What InfoBatch itself costs: planning an epoch, a step, closing an epoch, memory; beside its predecessor.
+"""The cost of InfoBatch itself: planning an epoch, a step, the end of an epoch, memory; compared with its predecessor.
 
     python benchmarks/planning.py                     # 1.28 and 100 million samples, about 5 minutes
     python benchmarks/planning.py --sizes 1280000     # a minute
 
-The predecessor is the published package (github.com/NUS-HPC-AI-Lab/InfoBatch), run as it is where `import infobatch`
-finds a copy of it, otherwise left out. Every line is measured in a process of its own, which tells its peak memory.
-Planning is the median of several calls, a step the mean of them, the accelerator's work included; on a shared machine
-compare within one call of this program.
+The predecessor is the published package (github.com/NUS-HPC-AI-Lab/InfoBatch), unchanged, if `import infobatch` finds
+it. Each row is measured in a process of its own, for its peak memory. Planning is the median of several calls; a step
+is a mean, with the accelerator's work included. On a shared machine compare only within one call of this program.
 """
 
 import importlib.util
@@ -30,23 +29,23 @@ BATCH = 256
 OURS = {"infobatch": {}, "quantile": {}, "importance": {"budget": 0.7}}
 
 
-def median(call: Callable[[], object], times: int) -> float:
-    """Seconds; after one call that does not count."""
-    taken = []
+def median_seconds(call: Callable[[], object], times: int) -> float:
+    """Median seconds of a call; a first call is not counted."""
+    seconds = []
     for _ in range(times + 1):
         begun = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken[1:])
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:])
 
 
-def gigabytes() -> float:
-    """Peak resident memory of this process."""
+def peak_gigabytes() -> float:
+    """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def seconds(call: Callable[[], object], times: int, device: str) -> float:
-    """Mean seconds of a call, the accelerator's work included; the first call is not counted."""
+def mean_seconds(call: Callable[[], object], times: int, device: str) -> float:
+    """Mean seconds of a call with the accelerator's work; a first call is not counted."""
     call()
     if device != "cpu":
         torch.accelerator.synchronize()
@@ -59,10 +58,16 @@ def seconds(call: Callable[[], object], times: int, device: str) -> float:
 
 
 def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
-    """Everything about one policy at one size; the first epoch's losses are put where the steps would write them."""
+    """All numbers of a policy, by the keys of `main`'s JSON; the losses of the first epoch are random numbers.
+
+    Args:
+        policy: a key of `OURS`.
+        size: samples in the data set.
+        device: of the losses.
+    """
     from pretrain import InfoBatch
 
-    before = gigabytes()
+    before = peak_gigabytes()
     infobatch = InfoBatch(size, epochs=8, policy=policy, **OURS[policy])
     epochs = infobatch.epochs()
     next(epochs)
@@ -73,26 +78,26 @@ def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
     closing = time.perf_counter() - begun
 
     def plan() -> None:
-        infobatch._plan = None  # as between epochs: the old plan is gone before the new one is made
+        infobatch._plan = None  # as between epochs, where the old plan is freed before the new one is made
         infobatch._draw()
 
-    planning = median(plan, 5)
-    peak = gigabytes()
-    kept = infobatch.plan.selected
-    lasting = infobatch.score.nbytes + infobatch.losses.loss.nbytes + (kept.nbytes if kept is not None else 0)
+    planning = median_seconds(plan, 5)
+    peak = peak_gigabytes()
+    selected = infobatch.plan.selected
+    lasting = infobatch.score.nbytes + infobatch.losses.loss.nbytes + (0 if selected is None else selected.nbytes)
     state = sum(v.nbytes for v in infobatch.state_dict().values() if isinstance(v, torch.Tensor))
-    visits = iter(infobatch)
+    sampler = iter(infobatch)
     begun = time.perf_counter()
-    some = [next(visits) for _ in range(min(1 << 18, len(infobatch)))]
-    visit = (time.perf_counter() - begun) / len(some)
-    batches = iter(torch.tensor(some[: len(some) // BATCH * BATCH]).split(BATCH))
+    indices = [next(sampler) for _ in range(min(1 << 18, len(infobatch)))]
+    per_index = (time.perf_counter() - begun) / len(indices)
+    batches = iter(torch.tensor(indices[: len(indices) // BATCH * BATCH]).split(BATCH))
     loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
-    step = seconds(lambda: infobatch(loss, next(batches)), min(400, len(some) // BATCH - 1), device)
+    step = mean_seconds(lambda: infobatch(loss, next(batches)), min(400, len(indices) // BATCH - 1), device)
     return {
         "planning": planning,
-        "visit": visit,
+        "visit": per_index,
         "step": step,
-        "mean": seconds(loss.mean, 400, device),
+        "mean": mean_seconds(loss.mean, 400, device),
         "device": 0 if device == "cpu" else torch.accelerator.max_memory_allocated() / 1e9,
         "closing": closing,
         "peak": peak,
@@ -103,10 +108,10 @@ def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
 
 
 def measure_predecessor(_: str, size: int, device: str) -> dict[str, float]:
-    """The same of the published package."""
+    """The same for the published package, without what it does not have."""
     from infobatch import InfoBatch  # pyright: ignore[reportMissingImports]
 
-    before = gigabytes()
+    before = peak_gigabytes()
     data = InfoBatch(range(size), 8)  # pyright: ignore[reportArgumentType]
     data.scores.exponential_(generator=torch.Generator().manual_seed(0))
     order: list[int] = []
@@ -115,20 +120,20 @@ def measure_predecessor(_: str, size: int, device: str) -> dict[str, float]:
         order[:] = []
         order[:] = data.prune()
 
-    planning = median(plan, 1 if size > 5e6 else 5)
-    peak = gigabytes()
+    planning = median_seconds(plan, 1 if size > 5e6 else 5)
+    peak = peak_gigabytes()
     loss = torch.rand(BATCH, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
     batches = iter(torch.tensor(order[: 500 * BATCH]).split(BATCH))
 
     def step() -> None:
         data.set_active_indices(next(batches))
-        data.update(loss * 1)  # a copy: it multiplies what it is given in place
+        data.update(loss * 1)  # a copy, because it multiplies its argument in place
 
     lasting = data.scores.nbytes + data.weights.nbytes + len(order) * (8 + sys.getsizeof(1 << 20))
     return {
         "planning": planning,
-        "step": seconds(step, 400, device),
-        "mean": seconds(loss.mean, 400, device),
+        "step": mean_seconds(step, 400, device),
+        "mean": mean_seconds(loss.mean, 400, device),
         "peak": peak,
         "base": before,
         "bytes": lasting / size,
@@ -136,9 +141,13 @@ def measure_predecessor(_: str, size: int, device: str) -> dict[str, float]:
 
 
 def child(name: str, size: int, device: str) -> dict[str, float]:
-    """A measurement in a process of its own."""
-    words = [sys.executable, __file__, "--one", name, "--sizes", str(size), "--device", device]
-    done = subprocess.run(words, capture_output=True, text=True)
+    """The numbers of a policy, or of "predecessor", measured in a process of its own.
+
+    Raises:
+        SystemExit: the process failed.
+    """
+    command = [sys.executable, __file__, "--one", name, "--sizes", str(size), "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -151,14 +160,14 @@ def main(
     device: str = "cpu",
     output: Path | None = None,
 ) -> None:
-    """Measure and print.
+    """Measure and print tables.
 
     Args:
-        sizes: samples in the data set.
-        one: measure this line alone and print it as JSON.
+        sizes: numbers of samples in the data set.
+        one: measure only this policy, or "predecessor", and print its numbers as JSON.
         threads: of torch.
-        device: of the losses, and so of the tables that a step reads and writes: cpu, cuda.
-        output: JSON file that the figures are also written to.
+        device: of the losses, and so of the tensors that a step reads and writes: cpu or cuda.
+        output: JSON file to write the numbers to.
     """
     torch.set_num_threads(threads)
     if one is not None:
@@ -174,20 +183,20 @@ def main(
     )
     names = [*OURS, *(["predecessor"] if importlib.util.find_spec("infobatch") else [])]
     if "predecessor" not in names:
-        console.print("the predecessor is not installed; put a copy of it on PYTHONPATH to compare")
-    figures: dict[str, dict[str, float]] = {}
+        console.print("the predecessor is not installed; add a copy of it to PYTHONPATH to compare")
+    numbers: dict[str, dict[str, float]] = {}
     for size in sizes:
         table = Table(title=f"{size:,} samples")
-        for head in ("policy", "plan an epoch", "a visit", "a step", "loss.mean()", "close an epoch"):
+        for head in ("policy", "plan an epoch", "next index", "step", "loss.mean()", "end an epoch"):
             table.add_column(head, justify="right")
-        for head in ("peak memory", "before", "on the device", "lasting", "state"):
+        for head in ("peak memory", "before", "on the device", "permanent", "state_dict"):
             table.add_column(head, justify="right")
         for name in names:
             if name == "predecessor" and size > 2e7:
-                table.add_row(name, "not run: a list of Python integers, 40 bytes a visit")
+                table.add_row(name, "not run: it needs a list of Python integers, 40 bytes per sample")
                 continue
             found = child(name, size, device)
-            figures[f"{name} {size}"] = found
+            numbers[f"{name} {size}"] = found
             table.add_row(
                 name,
                 f"{found['planning']:.3g} s",
@@ -203,7 +212,7 @@ def main(
             )
         console.print(table)
         if output is not None:
-            output.write_text(json.dumps({"device": device, "torch": torch.__version__, **figures}, indent=1) + "\n")
+            output.write_text(json.dumps({"device": device, "torch": torch.__version__, **numbers}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""From the records of a comparison to its table and its figure: cost at matched quality.
+"""The table and the figure of a comparison: cost at matched quality.
 
-    python benchmarks/proof.py runs/compare          # recompute both from the records, one JSON a run
+    python benchmarks/proof.py runs/compare          # make both from the records, one JSON per run
 
-An arm's **cost ratio** is its cost over the cost that ordinary training, shortened, needs for the same quality,
-interpolated on its own curve; below 1 is a win. The curve has, at each length, the learning rate that did best
-there, and is made monotone by isotonic regression. Where an arm is better or worse than all of the curve, the ratio
-is a bound and is marked < or >.
+An arm's **cost ratio** is its cost divided by the cost at which ordinary training, shortened, reaches the same
+quality, interpolated on the curve of shortened runs; below 1 the arm is cheaper. The curve has, at each length, the
+learning rate with the best quality, and is made monotone by isotonic regression. If an arm is better or worse than the
+whole curve, the ratio is a bound and is marked < or >.
 
-The intervals are 95 % of a bootstrap over seeds. Three seeds tell little about the spread of one arm, so the
-residuals of all arms (a run less the mean of its arm, times sqrt(n / (n - 1))) are pooled, and each arm's mean, and
-each point of the curve, is drawn again from them. An arm's seconds are those of its median run: others may have had to
-share the machine.
+Intervals are 95 % of a bootstrap over seeds. Three seeds say little about the variance of one arm, so the residuals of
+all arms (a run minus the mean of its arm, times sqrt(n / (n - 1))) are pooled, and the mean of each arm and of each
+point of the curve is resampled from them. An arm's seconds are those of its median run, because runs may have shared
+the machine.
 """
 
 import csv
@@ -24,11 +24,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-MEASURES = {"samples_used": "images visited", "flops": "training FLOPs", "seconds": "seconds of training"}
-BASELINE = ("full", "shortened")  # families whose points are ordinary training
-LEVELS = "heldout_loss_by_level"
+MEASURES = {"samples_used": "samples", "flops": "training FLOPs", "seconds": "seconds of training"}
+BASELINE = ("full", "shortened")  # families of ordinary training
+LEVELS = "validation_loss_by_level"
 PREDICTED = "gradient_variance.json"  # what gradient_variance.py wrote, if it is there
-DRAWS = 4000
+DRAWS = 4000  # of the bootstrap
 
 
 class Arm(NamedTuple):
@@ -42,7 +42,7 @@ class Arm(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A cost ratio and its interval; `bound` is "<" or ">" where the curve does not reach as far."""
+    """A cost ratio and its interval; `bound` is "<" or ">" beyond the range of the curve, else ""."""
 
     value: float
     low: float
@@ -58,7 +58,7 @@ class Ratio(NamedTuple):
 
 
 def better_is_lower(metric: str) -> bool:
-    """Losses and distances are good where they are low, accuracies where they are high."""
+    """Whether low values of a metric are good: True for losses and distances, False for accuracies."""
     return not metric.endswith(("accuracy", "probe"))
 
 
@@ -68,9 +68,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def with_log_loss(record: dict[str, Any]) -> dict[str, Any]:
-    """A diffusion run's record with its mean log loss: every eighth of the noise levels counts alike.
+    """A diffusion run's record with its mean log loss, in which all noise levels count equally.
 
-    The plain mean is mostly that of the lowest noise levels, where the loss of predicted noise is largest.
+    The plain mean is dominated by the lowest noise levels, at which the loss of predicted noise is largest.
     """
     levels = record["quality"].get(LEVELS)
     if "train_diffusion" not in record.get("command", "") or not levels or None in levels:
@@ -79,7 +79,7 @@ def with_log_loss(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
-    """The arms, in the order of their cost."""
+    """The arms of records, most expensive first."""
     names = {record["arm"]: record["family"] for record in records}
     arms = []
     for name, family in names.items():
@@ -99,12 +99,12 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
 
 
 def _usual(measure: str, costs: Sequence[float]) -> float:
-    """Of an arm's runs: seconds of the median one, else the mean."""
+    """An arm's cost: the median of seconds, the mean of other measures."""
     return float(np.median(costs) if measure == "seconds" else np.mean(costs))
 
 
 def curve_of(arms: Sequence[Arm], metric: str, measure: str) -> list[Arm]:
-    """The points of ordinary training, cheapest first: at each length the learning rate that did best."""
+    """The curve of ordinary training: at each length the arm with the best learning rate, cheapest first."""
     best: dict[float, Arm] = {}
     sign = 1 if better_is_lower(metric) else -1
     for arm in arms:
@@ -116,30 +116,31 @@ def curve_of(arms: Sequence[Arm], metric: str, measure: str) -> list[Arm]:
 
 
 def rising(points: np.ndarray) -> np.ndarray:
-    """The nearest curves that never fall, [D, P], to [D, P]: isotonic regression, by its max-min formula."""
+    """The closest non-decreasing curves, [D, P], to `points`, [D, P]: isotonic regression, by its max-min formula."""
     total = np.concatenate([np.zeros((len(points), 1)), points.cumsum(axis=1)], axis=1)
     count = points.shape[1]
     columns = []
     for j in range(count):
-        least = [
+        lower_bounds = [
             np.min([(total[:, k + 1] - total[:, i]) / (k + 1 - i) for k in range(j, count)], axis=0)
             for i in range(j + 1)
         ]
-        columns.append(np.max(least, axis=0))
+        columns.append(np.max(lower_bounds, axis=0))
     return np.stack(columns, axis=1)
 
 
 def cost_for(quality: np.ndarray, cost: np.ndarray, curve: np.ndarray, lower: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Cost at which a curve reaches each quality, within its range; and which qualities lie outside of it.
+    """The cost at which a curve reaches a quality, by linear interpolation.
 
     Args:
-        quality: [D] to reach.
-        cost: [P] of the curve's points, ascending.
-        curve: [D, P] their qualities.
+        quality: to reach, [D].
+        cost: of the curve's points, ascending, [P].
+        curve: their qualities, [D, P].
         lower: whether low is good.
 
     Returns:
-        [D] costs; [D] -1 where the quality is better than all of the curve, 1 where it is worse, else 0.
+        The costs, [D], clamped to the curve's range; and [D]: -1 where the quality is better than the whole curve, 1
+        where it is worse, else 0.
     """
     sign = -1.0 if lower else 1.0
     wanted, points = sign * quality, rising(sign * curve)
@@ -154,7 +155,7 @@ def cost_for(quality: np.ndarray, cost: np.ndarray, curve: np.ndarray, lower: bo
 
 
 def redrawn(arms: Sequence[Arm], metric: str) -> Callable[[Arm], np.ndarray]:
-    """A function from an arm to [1 + DRAWS] means of its runs: the one measured, then as other seeds may have it."""
+    """A function from an arm to the mean of its runs, [1 + DRAWS]: the measured one, then bootstrap samples."""
     residual = [
         (arm.quality[metric] - arm.quality[metric].mean()) * (n / (n - 1)) ** 0.5
         for arm in arms
@@ -172,11 +173,11 @@ def redrawn(arms: Sequence[Arm], metric: str) -> Callable[[Arm], np.ndarray]:
 
 
 def ratio(draw: Callable[[Arm], np.ndarray], arm: Arm, curve: Sequence[Arm], metric: str, measure: str) -> Ratio:
-    """The arm's cost over the curve's at the same quality."""
+    """The arm's cost divided by the curve's at the same quality."""
     cost = np.array([point.cost[measure] for point in curve])
     qualities = np.stack([draw(point) for point in curve], axis=1)
     own = draw(arm)
-    spread = own[1:].std() > 0  # without repeated runs there is none, or it is not a number
+    spread = own[1:].std() > 0  # False without repeated runs
     count = len(own) if spread else 1
     needed, outside = cost_for(own[:count], cost, qualities[:count], better_is_lower(metric))
     ratios = arm.cost[measure] / needed
@@ -185,7 +186,10 @@ def ratio(draw: Callable[[Arm], np.ndarray], arm: Arm, curve: Sequence[Arm], met
 
 
 def cost_of_full(draw: Callable[[Arm], np.ndarray], arms: Sequence[Arm], family: str, metric: str, measure: str) -> Any:
-    """Cost at which a family reaches the quality of the longest ordinary training, at its best rate, over its cost."""
+    """The cost at which a family reaches full training's quality at its best learning rate, as a share of its cost.
+
+    None if there are no runs of one of them.
+    """
     whole = curve_of(arms, metric, measure)[-1:]
     points = sorted((a for a in arms if a.family == family and metric in a.quality), key=lambda a: a.cost[measure])
     if not whole or not points:
@@ -200,8 +204,8 @@ def cost_of_full(draw: Callable[[Arm], np.ndarray], arms: Sequence[Arm], family:
 
 
 def by_level(arms: Sequence[Arm]) -> list[list[str]]:
-    """Each arm's loss by level over that of ordinary training at the same number of visits, in percent more."""
-    curve = [arm for arm in curve_of(arms, "heldout_loss", "samples_used") if arm.levels is not None]
+    """Rows of each arm's loss by level relative to ordinary training with the same number of samples, in percent."""
+    curve = [arm for arm in curve_of(arms, "validation_loss", "samples_used") if arm.levels is not None]
     if not curve:
         return []
     cost = [point.cost["samples_used"] for point in curve]
@@ -221,32 +225,32 @@ def _predicted(
     draws: dict[str, Callable[[Arm], np.ndarray]],
     metrics: Sequence[str],
 ) -> str:
-    """What the gradient's variance foretold of each policy, and the cost ratio that training found."""
+    """A table of the variance of each policy's gradient, which predicts the cost ratio, and of the cost ratio."""
     rows = []
     for arm in arms:
         if figures := variance.get(arm.family.partition(" ")[0]):
-            told = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in figures]
-            found = [
+            predicted = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in figures]
+            measured = [
                 str(ratio(draws[metric], arm, curve, metric, "flops"))
                 for metric in metrics
                 if metric in arm.quality and (curve := curve_of(arms, metric, "flops"))
             ]
-            rows.append([arm.name, *told, *found])
+            rows.append([arm.name, *predicted, *measured])
     head = ["arm", "variance, plain", "preconditioned", *(f"{metric}: cost ratio" for metric in metrics)]
-    return "\n## Variance of the gradient over uniform's, and the cost ratio found\n\n" + markdown(head, rows)
+    return "\n## Variance of the gradient relative to uniform sampling, and the cost ratio\n\n" + markdown(head, rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def report(folder: Path) -> str:
-    """Write `table.md`, `table.csv` and `figure.png` from the records in a folder, and return the first."""
+    """Write `table.md`, `table.csv` and `figure.png` from the records in a folder; return the text of the first."""
     records = read(folder)
     arms = arms_of(records)
-    metrics = sorted({metric for arm in arms for metric in arm.quality}, key=lambda m: (m != "heldout_loss", m))
+    metrics = sorted({metric for arm in arms for metric in arm.quality}, key=lambda m: (m != "validation_loss", m))
     full = next((arm for arm in arms if arm.name == "full"), arms[0])
     rows: list[dict[str, str]] = []
     draws = {metric: redrawn(arms, metric) for metric in metrics}
@@ -272,21 +276,21 @@ def report(folder: Path) -> str:
     renamed = [name.replace("ratio in flops", "cost ratio") for name in shown]
     text = f"# {folder.name}\n\n{(__doc__ or '').split(chr(10) * 2, 2)[2]}\n"
     text += markdown(renamed, [[row.get(name, "") for name in shown] for row in rows])
-    whole = ", ".join(f"{full.cost[measure]:.4g} {words}" for measure, words in MEASURES.items())
+    whole = ", ".join(f"{full.cost[measure]:.4g} {unit}" for measure, unit in MEASURES.items())
     text += f"\nCosts are shares of those of `{full.name}` ({whole}).\n"
     families = list(dict.fromkeys(arm.family for arm in arms if arm.name != "full"))
     reached = [
         [family, *(str(cost_of_full(draws[m], arms, family, m, "flops") or "–") for m in metrics)]
         for family in families
     ]
-    text += "\n## FLOPs for the quality of full training at its best rate, as a share of its own\n\n"
+    text += "\n## FLOPs for the quality of full training at its best learning rate, as a share of its FLOPs\n\n"
     text += markdown(["policy", *metrics], reached)
     if (folder / PREDICTED).is_file():
         text += _predicted(json.loads((folder / PREDICTED).read_text()), arms, draws, metrics)
     if levels := by_level(arms):
         count = len(levels[0]) - 1
         bins = [f"{n / count:.2f}–{(n + 1) / count:.2f}" for n in range(count)]
-        text += "\n## Held-out loss by level, against ordinary training of the same number of visits\n\n"
+        text += "\n## Validation loss by level, relative to ordinary training with the same number of samples\n\n"
         text += markdown(["arm", *bins], levels)
     (folder / "table.md").write_text(text)
     figure(arms, metrics, folder / "figure.png")
@@ -294,7 +298,7 @@ def report(folder: Path) -> str:
 
 
 def figure(arms: Sequence[Arm], metrics: Sequence[str], path: Path) -> None:
-    """Quality against cost: a curve a policy, with the spread over seeds; ordinary training in black."""
+    """Plot quality against cost: a curve per family with its standard deviation over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -318,14 +322,14 @@ def figure(arms: Sequence[Arm], metrics: Sequence[str], path: Path) -> None:
             )
 
         if curve := curve_of(arms, metric, "flops"):
-            draw(curve, color="black", marker="o", label="full and shortened, best rate", linewidth=2)
+            draw(curve, color="black", marker="o", label="full and shortened, best learning rate", linewidth=2)
         for family in families:
             points = sorted(
                 (arm for arm in arms if arm.family == family and metric in arm.quality), key=lambda a: a.cost["flops"]
             )
             if points:
                 draw(points, color=colours[family], marker="s", label=family, linewidth=1)
-        axis.set_xlabel("training FLOPs over those of full")
+        axis.set_xlabel("training FLOPs relative to full")
         axis.set_ylabel(metric.replace("_", " "))
         axis.grid(alpha=0.3)
     chart.tight_layout()
@@ -335,10 +339,10 @@ def figure(arms: Sequence[Arm], metrics: Sequence[str], path: Path) -> None:
 
 
 def main(folder: tyro.conf.Positional[Path]) -> None:
-    """Recompute a comparison's table and figure from its records.
+    """Make the table and the figure of a comparison from its records.
 
     Args:
-        folder: that the comparison was written to.
+        folder: of the comparison (its --output-dir).
     """
     Console(soft_wrap=True).print(report(folder), markup=False, highlight=False)
 

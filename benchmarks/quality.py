@@ -1,12 +1,9 @@
-"""How good a trained run is, beyond its held-out loss: a Fréchet distance, a linear probe.
+"""Quality of a run beyond its validation loss: a Fréchet distance and a linear probe.
 
-The Fréchet distance needs features. Where no Inception weights are given, they come from a small classifier
-that is trained here on the run's own data set, so nothing is downloaded: it ranks runs on that data set, and
-its numbers compare with nothing else.
+    python benchmarks/quality.py      # train the small feature network that ships with the package, on its images
 
-    python benchmarks/quality.py
-
-trains the small feature network that ships with the package, on the images that ship with it.
+The features of the Fréchet distance are those of a small classifier that is trained here on the run's data set, so that
+nothing is downloaded. Such distances compare runs on that data set; they can't be compared with published ones.
 """
 
 import dataclasses
@@ -31,38 +28,43 @@ from pretrain.evaluation.context import EvalContext
 from pretrain.evaluation.feature_extractors import SMALL, Classifier
 from pretrain.evaluation.fid import make
 
-MOST = 10_000  # images that a classifier, a probe or a distance looks at
-TURNS = 4  # quarter turns: the classes of images that have no labels
+MAX_IMAGES = 10_000  # for training the classifier, the probe and the distance
+ROTATIONS = 4  # by quarter turns, the classes if images have no labels
 
 
-def _tensor(images: Images, most: int = MOST) -> tuple[Tensor, Tensor]:
-    """uint8 [N, C, H, W] and labels [N], of at most so many images, evenly apart."""
-    stride = -(-len(images) // most)
+def _tensor(images: Images) -> tuple[Tensor, Tensor]:
+    """At most `MAX_IMAGES` images, evenly spaced, uint8 [N, C, H, W], and their labels, int64 [N]."""
+    stride = -(-len(images) // MAX_IMAGES)
     batches = list(images.batches(range(0, len(images), stride), 500))
     return torch.cat([batch.image for batch in batches]), torch.cat([batch.label for batch in batches])
 
 
-def _turned(image: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The images as they are where they have labels, else each turned, with its turn as its label."""
+def _task(image: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The images with labels; if there are no classes, rotated images with the rotation as label."""
     if classes:
         return image[label >= 0], label[label >= 0]
     if image.shape[-1] != image.shape[-2]:
-        turns = [image, image.flip((-1, -2))]
+        rotated = [image, image.flip((-1, -2))]
     else:
-        turns = [image.rot90(turn, (-2, -1)) for turn in range(TURNS)]
-    return torch.cat(turns), torch.arange(len(turns)).repeat_interleave(len(image))
+        rotated = [image.rot90(turns, (-2, -1)) for turns in range(ROTATIONS)]
+    return torch.cat(rotated), torch.arange(len(rotated)).repeat_interleave(len(image))
 
 
 def train_classifier(source: Source, path: Path, epochs: int = 8, batch: int = 128) -> float:
-    """Train the classifier on the data set, to tell its classes, or quarter turns where it has none; write it.
+    """Train the classifier of a data set's classes, or of rotations if it has none, and write it to a file.
+
+    Args:
+        source: the data set.
+        path: of the safetensors file.
+        epochs, batch: of the training.
 
     Returns:
         Its accuracy on the held-out images.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    image, label = (column.to(device) for column in _turned(*_tensor(source.train), source.classes))
+    image, label = (column.to(device) for column in _task(*_tensor(source.train), source.classes))
     torch.manual_seed(0)
-    network = Classifier(source.shape[0], source.classes or TURNS).to(device)
+    network = Classifier(source.shape[0], source.classes or ROTATIONS).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     steps = epochs * -(-len(image) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
@@ -73,45 +75,51 @@ def train_classifier(source: Source, path: Path, epochs: int = 8, batch: int = 1
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    image, label = (column.to(device) for column in _turned(*_tensor(source.test), source.classes))
+    image, label = (column.to(device) for column in _task(*_tensor(source.test), source.classes))
     with torch.no_grad():
-        right = torch.cat([network.head(network(part)).argmax(1) for part in image.split(500)]) == label
+        correct = torch.cat([network.head(network(chunk)).argmax(1) for chunk in image.split(500)]) == label
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.cpu() for name, value in network.state_dict().items()}, path)
-    return right.float().mean().item()
+    return correct.float().mean().item()
 
 
 def frechet_distance(run: LoadedRun, features: str, count: int, steps: int) -> float:
-    """Distance of so many generated images from the training images, in a network's features.
+    """Fréchet distance of generated images from the training images.
 
-    Image n has the same noise, and the same label, in every run.
+    Image n is generated from the same noise and label in every run.
+
+    Args:
+        run: with a generative objective.
+        features: feature network, as in `pretrain evaluate --features`.
+        count: number of generated images.
+        steps: sampling steps.
     """
     settings = dataclasses.replace(
-        run.config.evaluate, features=features, num_images=count, steps=steps, max_reference=MOST
+        run.config.evaluate, features=features, num_images=count, steps=steps, max_reference=MAX_IMAGES
     )
-    subject = EvalContext(run.adapter, run.source, run.classes, False, settings)
-    return make(subject, ["fid"])(run.model)["fid"]
+    context = EvalContext(run.adapter, run.source, run.classes, False, settings)
+    return make(context, ["fid"])(run.model)["fid"]
 
 
 @torch.no_grad()
 def _encoded(run: LoadedRun, images: Images) -> tuple[np.ndarray, np.ndarray]:
     encoder: Callable[[Tensor], Tensor] = run.model.encoder  # type: ignore[assignment]
     device = next(run.model.parameters()).device
-    found, labels = [], []
-    for plain in images.batches(range(0, len(images), -(-len(images) // MOST)), 250):
+    features, labels = [], []
+    for plain in images.batches(range(0, len(images), -(-len(images) // MAX_IMAGES)), 250):
         batch = on_device(plain, device)
-        found.append(encoder(batch.image[batch.label >= 0]).cpu())
+        features.append(encoder(batch.image[batch.label >= 0]).cpu())
         labels.append(batch.label[batch.label >= 0].cpu())
-    return torch.cat(found).numpy(), torch.cat(labels).numpy()
+    return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 
 def linear_probe(run: LoadedRun) -> float:
-    """Accuracy on held-out images of a logistic regression on the frozen encoder's standardised features."""
+    """Accuracy on held-out images of a logistic regression on the frozen encoder's standardized features."""
     feature, label = _encoded(run, run.source.train)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))
     return float(probe.fit(feature, label).score(*_encoded(run, run.source.test)))
 
 
 if __name__ == "__main__":
-    told = train_classifier(open_data(Data(), 0), SMALL, epochs=30)
-    print(f"{SMALL}: {told:.1%} of the held-out images told rightly")  # noqa: T201
+    accuracy = train_classifier(open_data(Data(), 0), SMALL, epochs=30)
+    print(f"{SMALL}: accuracy {accuracy:.1%} on held-out images")  # noqa: T201

@@ -4,15 +4,15 @@
     python examples/classification.py --data path/to/cifar10        # parquet files or class folders
     python examples/classification.py --data path/to/cifar10 --data.limit 1000 --training.epochs 4      # on a CPU
 
-A ResNet's batch norm lets the samples of a batch touch each other's losses a little; the method is used with it all the
-same.
+With the batch norm of a ResNet the losses of a batch depend on each other, so the weighted gradient is not exactly
+unbiased; the method is commonly used with it nevertheless.
 """
 
 import timm
 import torch
 import tyro
 from classification_adapter import Classification
-from fit import Training, device, fit, visits
+from fit import Training, device, epoch_batches, fit
 from torch import nn
 
 from pretrain.config.schema import Data
@@ -23,7 +23,7 @@ from pretrain.data.sources import open_data
 
 
 def small_resnet(name: str, channels: int, classes: int) -> nn.Module:
-    """A ResNet for small images: its first convolution keeps their size."""
+    """A ResNet of timm for small images, whose first layers do not downsample."""
     model = timm.create_model(name, num_classes=classes, in_chans=channels)
     model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
@@ -32,12 +32,12 @@ def small_resnet(name: str, channels: int, classes: int) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
-    """Share of the images whose class is found."""
-    right = [
+    """Accuracy on images."""
+    correct = [
         (model(on_device(batch, device()).image).argmax(dim=1).cpu() == batch.label)
         for batch in images.batches(range(len(images)), 500)
     ]
-    return torch.cat(right).float().mean().item()
+    return torch.cat(correct).float().mean().item()
 
 
 def main(
@@ -46,13 +46,13 @@ def main(
     adapter: Classification = Classification(),
     training: Training = Training(),
 ) -> float:
-    """Train and report the accuracy on held-out images.
+    """Train a classifier and print its accuracy on held-out images.
 
     Args:
-        data: what is classified.
-        model: a ResNet that timm knows.
-        adapter: the objective.
-        training: how long and on whom.
+        data: the images, with labels.
+        model: name of a ResNet of timm.
+        adapter: settings of the objective.
+        training: settings of the training.
     """
     source = open_data(data, training.seed)
     preload(source.train, device(), print)
@@ -63,11 +63,11 @@ def main(
         network,
         adapter,
         len(source.train),
-        lambda infobatch: visits(source.train, training.batch_size, infobatch),
+        lambda infobatch: epoch_batches(source.train, training.batch_size, infobatch),
     )
-    reached = accuracy(network, source.test)
-    print(f"accuracy {reached:.3f}")
-    return reached
+    result = accuracy(network, source.test)
+    print(f"accuracy {result:.3f}")
+    return result
 
 
 if __name__ == "__main__":

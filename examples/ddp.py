@@ -1,4 +1,4 @@
-"""InfoBatch with DistributedDataParallel: several processes make the same steps as one.
+"""InfoBatch with DistributedDataParallel: several processes take the same steps as one.
 
 torchrun --standalone --nproc_per_node 2 examples/ddp.py
 """
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from toy import data, network, rate, report
+from toy import data, learning_rate, network, report
 
 from pretrain import Indexed, InfoBatch
 
@@ -19,8 +19,8 @@ def main(epochs: int = 20, batch_size: int = 60, save: str = "") -> None:
 
     Args:
         epochs: passes over the data.
-        batch_size: samples of a step, over all processes.
-        save: where rank 0 leaves the parameters.
+        batch_size: samples per step, over all processes.
+        save: file that rank 0 writes the parameters to.
     """
     gpu = torch.cuda.is_available()
     torch.distributed.init_process_group("nccl" if gpu else "gloo")
@@ -30,17 +30,17 @@ def main(epochs: int = 20, batch_size: int = 60, save: str = "") -> None:
         torch.cuda.set_device(device)
     samples = data()
     model = DistributedDataParallel(network().to(device))
-    optimizer = torch.optim.SGD(model.parameters(), rate(0.0), momentum=0.9)
-    infobatch = InfoBatch(samples, epochs=epochs)  # made after the process group: it finds rank and world there
-    # A sampler that deals the order to the ranks: no DistributedSampler beside it. Where the last round is short, a
-    # rank gets a slot that does not count, so all make equally many steps.
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate(0.0), momentum=0.9)
+    infobatch = InfoBatch(samples, epochs=epochs)  # after init_process_group, which gives it rank and world size
+    # InfoBatch divides the samples among the ranks itself, so there is no DistributedSampler. If their number is not a
+    # multiple of the world size, some ranks get padding (a negative index): all ranks take the same number of steps.
     loader = DataLoader(Indexed(samples), batch_size // world, sampler=infobatch)
     for _ in infobatch.epochs():
         for index, features, label in loader:
-            optimizer.param_groups[0]["lr"] = rate(infobatch.progress)
+            optimizer.param_groups[0]["lr"] = learning_rate(infobatch.progress)
             losses = F.cross_entropy(model(features.to(device)), label.to(device), reduction="none")
             optimizer.zero_grad()
-            infobatch(losses, index).backward()  # scaled such that the ranks' average is the mean of the global batch
+            infobatch(losses, index).backward()  # DDP's average over ranks is the mean over the global batch
             optimizer.step()
     if rank == 0:
         print(report(model.module.cpu(), infobatch.samples_used, epochs))

@@ -1,4 +1,4 @@
-"""The loop that the tasks in this folder share: adapter, InfoBatch and model, and nothing else."""
+"""The training loop of the tasks in this folder: adapter, InfoBatch and model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from pretrain.data.loader import EpochSampler, make_loader
 
 @dataclass(frozen=True)
 class Training:
-    """How long and on whom.
+    """Settings of the training.
 
     Attributes:
         epochs: passes over the data.
-        batch_size: samples of a step.
-        lr: peak learning rate of AdamW; it falls to 0 over the training.
-        policy: which samples are used: full, infobatch, quantile, or with a budget random, importance.
-        budget: share of the visits to spend.
-        seed: of parameters and plans.
+        batch_size: samples per step.
+        lr: initial learning rate of AdamW; it decreases linearly to 0.
+        policy: how samples are selected: full, infobatch, quantile, or with a budget random, importance.
+        budget: samples used in the whole training as a share of epochs * data set, in (0, 1].
+        seed: of the parameters and of InfoBatch.
     """
 
     epochs: int = 10
@@ -37,12 +37,12 @@ class Training:
 
 
 def device() -> torch.device:
-    """A GPU, or the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def visits(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterator[Batch]:
-    """An epoch's batches, on the device, cropped and flipped."""
+def epoch_batches(images: Images, batch_size: int, infobatch: InfoBatch) -> Iterator[Batch]:
+    """The batches of InfoBatch's current epoch, on the device, augmented."""
     for batch, _ in make_loader(images, EpochSampler(infobatch), batch_size):
         yield images.augmented(on_device(batch, device()), infobatch.epoch)
 
@@ -54,21 +54,25 @@ def fit(
     size: int,
     batches: Callable[[InfoBatch], Iterable[Any]],
 ) -> InfoBatch:
-    """Train, and print a line an epoch.
+    """Train a model and print a line per epoch.
 
     Args:
-        training: how long and on whom.
+        training: the settings.
         model: the network, on its device.
-        adapter: turns model, batch and rng into one loss per sample.
+        adapter: the objective; returns one loss per sample for (model, batch, rng).
         size: samples in the data set.
-        batches: an epoch's batches, on the device, in the order of the sampler it is given; each has an `index`.
+        batches: returns the batches of an epoch, on the device, in the order of the sampler that it is given; each has
+            an `index`.
+
+    Returns:
+        The InfoBatch, at the end of the training.
 
     Raises:
-        UserError: there is no such policy, or it can't be used so.
+        UserError: there is no such policy, or it does not fit the budget.
     """
-    how = {"policy": training.policy, "budget": training.budget, "seed": training.seed}
+    settings = {"policy": training.policy, "budget": training.budget, "seed": training.seed}
     try:
-        infobatch = InfoBatch(size, epochs=training.epochs, warn=print, **how)
+        infobatch = InfoBatch(size, epochs=training.epochs, warn=print, **settings)
     except ValueError as error:
         raise UserError(str(error)) from None
     optimizer = torch.optim.AdamW(model.parameters(), training.lr)
@@ -80,8 +84,11 @@ def fit(
             optimizer.zero_grad()
             infobatch(losses.loss, batch.index, losses.score).backward()
             optimizer.step()
-        sure = "" if infobatch.reliability is None else f"  reliability {infobatch.reliability:.2f}"
-        print(f"epoch {epoch + 1}/{training.epochs}  loss {infobatch.mean():.4f}  {infobatch.seen:,} visited{sure}")
+        known = infobatch.reliability
+        reliability = "" if known is None else f"  reliability of scores {known:.2f}"
+        print(
+            f"epoch {epoch + 1}/{training.epochs}  loss {infobatch.mean():.4f}  {infobatch.seen:,} samples{reliability}"
+        )
     model.eval()
-    print(f"{infobatch.samples_used:,} visits instead of {size * training.epochs:,}")
+    print(f"{infobatch.samples_used:,} samples used instead of {size * training.epochs:,}")
     return infobatch

@@ -1,9 +1,9 @@
 """Instruction tuning of a small causal language model, pruned by InfoBatch.
 
-    python examples/language.py                      # a small GPT-2 from scratch, instructions made here
-    python examples/language.py --model path/or/name # any causal model of Hugging Face whose tokens are bytes
+    python examples/language.py                      # a small GPT-2 from scratch
+    python examples/language.py --model path/or/name # a causal model of Hugging Face whose tokens are bytes
 
-Instructions are made by the script: copying, reversing, sorting letters, adding numbers; easy ones and hard ones.
+The script makes the instructions: copying, reversing and sorting letters, adding numbers.
 """
 
 import random
@@ -24,7 +24,7 @@ LENGTH, END = 32, 0
 
 
 def instructions(count: int, seed: int) -> list[tuple[str, str]]:
-    """Instructions and their answers."""
+    """Pairs of an instruction and its answer."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -36,7 +36,7 @@ def instructions(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def encoded(pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens, int64 [N, LENGTH], and which of them are the answer and its end, bool [N, LENGTH]."""
+    """Tokens, int64 [N, LENGTH], and a mask of the answers with their end tokens, bool [N, LENGTH]."""
     tokens = torch.full((len(pairs), LENGTH), END)
     answer = torch.zeros(len(pairs), LENGTH, dtype=torch.bool)
     for row, (instruction, reply) in enumerate(pairs):
@@ -47,21 +47,21 @@ def encoded(pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def right(model: nn.Module, adapter: Instruction, batch: Sequences) -> tuple[float, float]:
-    """Share of the answers' tokens that are the likeliest ones, and of the answers that consist of such alone."""
+def accuracy(model: nn.Module, adapter: Instruction, batch: Sequences) -> tuple[float, float]:
+    """Share of the answers' tokens that are predicted correctly, and of the answers of which all tokens are."""
     logits, target, answer = adapter.tokens(model, batch)
-    found = logits.argmax(dim=-1) == target
-    return found[answer].float().mean().item(), (found | ~answer).all(dim=1).float().mean().item()
+    correct = logits.argmax(dim=-1) == target
+    return correct[answer].float().mean().item(), (correct | ~answer).all(dim=1).float().mean().item()
 
 
 def main(model: str | None = None, samples: int = 4000, width: int = 96, training: Training = Training()) -> float:
-    """Train and report how held-out instructions are answered.
+    """Train a language model and print its accuracy on held-out instructions.
 
     Args:
-        model: a causal language model to start from, by name or path; a new one where not given.
-        samples: instructions to train on.
-        width: of a new model.
-        training: how long and on whom.
+        model: name or path of a causal language model to start from; default: a new one.
+        samples: number of instructions to train on.
+        width: embedding dimension of a new model.
+        training: settings of the training.
     """
     torch.manual_seed(training.seed)
     new = GPT2Config(
@@ -78,9 +78,9 @@ def main(model: str | None = None, samples: int = 4000, width: int = 96, trainin
 
     fit(training, network, adapter, samples, batches)
     held_out = Sequences(tokens[samples:].to(device()), answer[samples:].to(device()), torch.arange(500))
-    tokens_right, answers_right = right(network, adapter, held_out)
-    print(f"{tokens_right:.3f} of the answers' tokens right, {answers_right:.3f} of the answers")
-    return tokens_right
+    by_token, by_answer = accuracy(network, adapter, held_out)
+    print(f"accuracy of the answers' tokens {by_token:.3f}, of whole answers {by_answer:.3f}")
+    return by_token
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""InfoBatch in Lightning: a module that hands the Trainer a new loader every epoch.
+"""InfoBatch in Lightning: a callback that plans the epochs and has the training loader.
 
 python examples/lightning_module.py
 """
@@ -9,81 +9,47 @@ import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
-from toy import data, network, rate, report
+from toy import data, learning_rate, network, report
 
-from pretrain import Indexed, InfoBatch
+from pretrain import InfoBatch
+from pretrain.integrations.lightning import InfoBatchCallback
 
 
-class Pruned(lightning.LightningModule):
-    """A classifier whose epochs InfoBatch plans."""
+class Classifier(lightning.LightningModule):
+    """A module whose loss InfoBatch weighs."""
 
-    def __init__(self, epochs: int) -> None:
+    infobatch: InfoBatch  # set by the callback, before `configure_optimizers`
+
+    def __init__(self) -> None:
         super().__init__()
-        self.model, self.samples = network(), data()
-        self.epochs = epochs
-
-    def setup(self, stage: str) -> None:
-        """InfoBatch is made here, where the processes know of each other."""
-        self.infobatch = InfoBatch(self.samples, epochs=self.epochs)
-        self.plans = self.infobatch.epochs()
-        self.planned = False
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Called before every epoch, and after a checkpoint was loaded."""
-        if not self.planned:
-            next(self.plans)
-            self.planned = True
-        return DataLoader(Indexed(self.samples), 64, sampler=self.infobatch)
+        self.model = network()
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         """The weighted mean of a loss per sample."""
         index, features, label = batch
         return self.infobatch(F.cross_entropy(self.model(features), label, reduction="none"), index)
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """The rate is a function of progress."""
-        self.optimizers().param_groups[0]["lr"] = rate(self.infobatch.progress)
-
-    def on_train_epoch_end(self) -> None:
-        """Close the epoch and plan the next, before Lightning writes a checkpoint."""
-        if self.infobatch.epoch + 1 < self.epochs:
-            next(self.plans)
-
-    def teardown(self, stage: str) -> None:
-        """Close the last epoch; Lightning asks for the loader's length until then."""
-        if self.infobatch.seen:
-            next(self.plans, None)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD."""
-        return torch.optim.SGD(self.parameters(), rate(0.0), momentum=0.9)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Scores and position."""
-        checkpoint["infobatch"] = self.infobatch.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from them."""
-        self.infobatch.load_state_dict(checkpoint["infobatch"])
+    def configure_optimizers(self) -> Any:
+        """The learning rate is a function of progress: how many steps there will be is not known before."""
+        optimizer = torch.optim.SGD(self.parameters(), learning_rate(0.0), momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda _: learning_rate(self.infobatch.progress) / learning_rate(0.0)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def main(epochs: int = 20, ckpt_path: str | None = None, **trainer: Any) -> Pruned:
+def main(epochs: int = 20, ckpt_path: str | None = None, callbacks: Any = (), **trainer: Any) -> Classifier:
     """Train a small classifier; `trainer` is Lightning's."""
-    module = Pruned(epochs)
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
+    module, callback = Classifier(), InfoBatchCallback(data())
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     lightning.Trainer(
         accelerator="auto",
         max_epochs=epochs,
+        callbacks=[callback, *callbacks],
         use_distributed_sampler=False,  # InfoBatch deals the samples to the processes itself
-        reload_dataloaders_every_n_epochs=1,
-        **{**quiet, **trainer},
-    ).fit(module, ckpt_path=ckpt_path)
+        reload_dataloaders_every_n_epochs=1,  # epochs have different numbers of batches
+        **{**quiet, "enable_checkpointing": False, **trainer},
+    ).fit(module, callback.loader(64), ckpt_path=ckpt_path)
     print(report(module.model.cpu(), module.infobatch.samples_used, epochs))
     return module
 

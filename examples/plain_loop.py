@@ -1,7 +1,7 @@
-"""InfoBatch in a plain PyTorch loop, with a checkpoint that is resumed inside an epoch.
+"""InfoBatch in a plain PyTorch loop, with a checkpoint that is resumed within an epoch.
 
 python examples/plain_loop.py
-python examples/plain_loop.py --checkpoint state.pt --stop-after 50     # stops; the same line again goes on
+python examples/plain_loop.py --checkpoint state.pt --stop-after 50     # stops; the same command again continues
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader
-from toy import data, network, rate, report
+from toy import data, learning_rate, network, report
 
 from pretrain import Indexed, InfoBatch
 
@@ -23,12 +23,12 @@ def main(
 
     Args:
         epochs: passes over the data.
-        checkpoint: file to go on from, if it is there, and to write when stopping.
-        stop_after: optimizer steps after which to stop.
-        save: file to leave the parameters in.
+        checkpoint: file to continue from if it exists, and to write when stopping.
+        stop_after: number of optimizer steps after which to stop.
+        save: file to write the final parameters to.
     """
     samples, model = data(), network()
-    optimizer = torch.optim.SGD(model.parameters(), rate(0.0), momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate(0.0), momentum=0.9)
     infobatch = InfoBatch(samples, epochs=epochs)
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -39,16 +39,18 @@ def main(
     steps = 0
     for _ in infobatch.epochs():
         for index, features, label in loader:
-            optimizer.param_groups[0]["lr"] = rate(infobatch.progress)
+            optimizer.param_groups[0]["lr"] = learning_rate(infobatch.progress)
             losses = F.cross_entropy(model(features), label, reduction="none")
             optimizer.zero_grad()
             infobatch(losses, index).backward()
             optimizer.step()
             steps += 1
             if steps == stop_after and checkpoint is not None:
-                parts = {"model": model, "optimizer": optimizer, "infobatch": infobatch}
-                torch.save({name: part.state_dict() for name, part in parts.items()}, checkpoint)
-                print(f"stopped in epoch {infobatch.epoch + 1} after {infobatch.seen} of its {infobatch.length} visits")
+                stateful = {"model": model, "optimizer": optimizer, "infobatch": infobatch}
+                torch.save({name: each.state_dict() for name, each in stateful.items()}, checkpoint)
+                print(
+                    f"stopped in epoch {infobatch.epoch + 1} after {infobatch.seen} of its {infobatch.length} samples"
+                )
                 return model
     print(report(model, infobatch.samples_used, epochs))
     if save is not None:

@@ -1,4 +1,4 @@
-"""Semantic segmentation: which pixels of a picture show a shirt, a shoe, a bag; pruned by InfoBatch.
+"""Semantic segmentation of clothes, pruned by InfoBatch.
 
 python examples/segmentation.py       # on the Fashion-MNIST images that ship with the package
 """
@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import tyro
-from fit import Training, device, fit, visits
+from fit import Training, device, epoch_batches, fit
 from segmentation_adapter import Segmentation
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from pretrain.data.sources import open_data
 
 
 class Segmenter(nn.Module):
-    """A timm encoder and a decoder that adds up what its stages say of every pixel (an FCN, Long et al. 2015)."""
+    """A timm encoder, and a decoder that sums the upsampled logits of its stages (FCN; Long et al. 2015)."""
 
     def __init__(self, encoder: str, channels: int, classes: int) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class Segmenter(nn.Module):
 
 @torch.no_grad()
 def mean_iou(model: nn.Module, adapter: Segmentation, images: Images, classes: int) -> float:
-    """Intersection over union of found and true pixels, averaged over the classes."""
-    table = torch.zeros(classes, classes, dtype=torch.int64)
+    """Intersection over union of predicted and true pixels, averaged over the classes."""
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for batch in images.batches(range(len(images)), 250):
         batch = on_device(batch, device())
-        found, true = model(batch.image).argmax(dim=1).flatten(), adapter.masks(batch).flatten()
-        table += torch.bincount(true * classes + found, minlength=classes**2).view(classes, classes).cpu()
-    both = table.diag()
-    return (both / (table.sum(0) + table.sum(1) - both).clamp(min=1)).mean().item()
+        predicted, true = model(batch.image).argmax(dim=1).flatten(), adapter.masks(batch).flatten()
+        confusion += torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes).cpu()
+    both = confusion.diag()
+    return (both / (confusion.sum(0) + confusion.sum(1) - both).clamp(min=1)).mean().item()
 
 
 def main(
@@ -50,7 +50,13 @@ def main(
     encoder: str = "resnet10t",
     training: Training = Training(),
 ) -> float:
-    """Train and report the mean intersection over union on held-out images."""
+    """Train a network and print its mean intersection over union on held-out images.
+
+    Args:
+        data: the images, with labels.
+        encoder: name of a network of timm.
+        training: settings of the training.
+    """
     source = open_data(data, training.seed)
     preload(source.train, device(), print)
     adapter = Segmentation(background=source.classes)
@@ -61,11 +67,11 @@ def main(
         network,
         adapter,
         len(source.train),
-        lambda infobatch: visits(source.train, training.batch_size, infobatch),
+        lambda infobatch: epoch_batches(source.train, training.batch_size, infobatch),
     )
-    reached = mean_iou(network, adapter, source.test, source.classes + 1)
-    print(f"mean IoU {reached:.3f}")
-    return reached
+    result = mean_iou(network, adapter, source.test, source.classes + 1)
+    print(f"mean IoU {result:.3f}")
+    return result
 
 
 if __name__ == "__main__":

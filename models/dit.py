@@ -1,4 +1,4 @@
-"""A diffusion transformer. This file stands alone: an exported pipeline carries it beside its weights."""
+"""A diffusion transformer. This file imports nothing of the project, since exported pipelines contain a copy of it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,17 +15,18 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """A diffusion transformer with adaLN-zero (Peebles and Xie 2023).
+    """A diffusion transformer with adaLN-zero (Peebles and Xie, "Scalable diffusion models with transformers", 2023).
 
     Attributes:
-        size: width, depth and heads by name (table 1 there); the fields below replace them.
-        patch: side of a patch in pixels.
-        width: channels of a token, D.
-        depth: blocks.
-        heads: attention heads; they divide the width.
-        position: "sincos": added to the tokens (Peebles and Xie 2023); "rope": queries and keys are turned by row and
-            column, so that attention knows how far apart patches are (Su et al. 2021; axial, Heo et al. 2024).
-        qk_norm: normalise queries and keys, which keeps attention from blowing up (Dehghani et al. 2023, section 2.1).
+        size: preset of width, depth and heads (table 1 of that paper).
+        patch: side of a patch, in pixels.
+        width: channels of a token, a multiple of 4 * heads; default: that of size.
+        depth: number of blocks; default: that of size.
+        heads: attention heads; default: that of size.
+        position: fixed sine-cosine position embedding added to the tokens (sincos), or axial rotary position
+            embedding of queries and keys (rope; Su et al., 2021; Heo et al., 2024).
+        qk_norm: layer norm of queries and keys, so that attention logits don't diverge (Dehghani et al., 2023, section
+            2.1).
     """
 
     size: Literal["S", "B", "L", "XL"] = "S"
@@ -45,7 +46,7 @@ class DiTConfig:
 
     @property
     def dimensions(self) -> tuple[int, int, int]:
-        """Width, depth and heads."""
+        """Width, depth and heads, of `size` where the fields are None."""
         sizes = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
         width, depth, heads = sizes[self.size]
         return (
@@ -55,10 +56,10 @@ class DiTConfig:
         )
 
     def build(self, shape: tuple[int, int, int], classes: int) -> "DiT":
-        """The network for images of `shape` (C, H, W) with `classes` classes, 0 for none.
+        """Make the network for images of `shape`, (C, H, W), and `classes` classes (0: without labels).
 
         Raises:
-            ValueError: the image is not a whole number of patches.
+            ValueError: the patch does not divide the sides of the image.
         """
         if shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(
@@ -78,25 +79,47 @@ class DiTConfig:
         )
 
 
-def angles(grid: tuple[int, int], width: int) -> Tensor:
-    """By how much pairs of channels turn at each patch, in radians, [L, width / 2]: half by row, half by column.
+def rope_angles(grid: tuple[int, int], width: int) -> Tensor:
+    """Rotation angles of axial RoPE.
 
-    Frequencies 100^(-4 i / width), i below width / 4: axial RoPE (Heo et al. 2024, "Rotary position embedding for
-    vision transformer", section 3.2).
+    Half of the channel pairs turn with the row of a patch, half with its column, with the frequencies
+    100^(-4 i / width), i = 0 .. width / 4 - 1 (Heo et al., "Rotary position embedding for vision transformer", 2024,
+    section 3.2).
+
+    Args:
+        grid: rows and columns of patches.
+        width: channels of one attention head, a multiple of 4.
+
+    Returns:
+        float32 [L, width / 2], in radians; patches in row-major order.
     """
-    frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    frequency = 100.0 ** -(torch.arange(width // 4).float() / (width // 4))
     row, column = (torch.outer(torch.arange(n).float(), frequency) for n in grid)
     return torch.cat([row.repeat_interleave(grid[1], dim=0), column.repeat(grid[0], 1)], dim=1)
 
 
-def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Channels n and n + d/2 of x [..., L, d] as points of a plane, turned by angles [L, d/2]."""
-    one, two = x.chunk(2, dim=-1)
-    return torch.cat([one * cosine - two * sine, two * cosine + one * sine], dim=-1)
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate the pairs of channels (n, n + d/2) of x.
+
+    Args:
+        x: [..., L, d].
+        cosine, sine: float32 [L, d/2]; of the angles.
+
+    Returns:
+        [..., L, d].
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition; the identity at the start."""
+    """A DiT block: attention and MLP, with shift, scale and gate from the condition (adaLN-zero).
+
+    Args:
+        width: channels of a token, D.
+        heads: attention heads.
+        qk_norm: whether to normalize queries and keys.
+    """
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -112,29 +135,38 @@ class Block(nn.Module):
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, condition: Tensor, cosine: Tensor | None, sine: Tensor | None) -> Tensor:
-        """Tokens [B, L, D] from tokens [B, L, D] and the condition [B, D]; cosine and sine of RoPE's angles."""
-        parts = rearrange(self.modulate(condition), "b (n d) -> n b 1 d", n=6)
-        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        """Update the tokens.
+
+        Args:
+            x: float32 [B, L, D]; the tokens.
+            condition: float32 [B, D].
+            cosine, sine: float32 [L, D / heads / 2]; of RoPE's angles; None: without RoPE.
+
+        Returns:
+            float32 [B, L, D].
+        """
+        modulation = rearrange(self.modulate(condition), "b (n d) -> n b 1 d", n=6)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         qkv = self.qkv(self.norm1(x) * (1 + scale1) + shift1)
         q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=self.heads)
         q, k = self.norm_q(q), self.norm_k(k)
         if cosine is not None and sine is not None:
-            q, k = turn(q, cosine, sine), turn(k, cosine, sine)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # both are done in float32 under autocast
+            q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # norm and rotation give float32 under autocast
         x = x + gate1 * self.out(rearrange(scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
 class DiT(ModelMixin, ConfigMixin):
-    """A denoiser. One time and label embedding for all blocks, with a null class of its own.
+    """A denoiser with one embedding of time and label for all blocks, and a null class for "no label".
 
     Args:
-        shape: of the images, (C, H, W).
-        classes: how many, 0 for none.
+        shape: (C, H, W) of the images.
+        classes: number of classes; 0: without labels.
         patch, width, depth, heads, position, qk_norm: see `DiTConfig`.
     """
 
-    _supports_gradient_checkpointing = True  # what diffusers' enable_gradient_checkpointing() asks for
+    _supports_gradient_checkpointing = True  # read by diffusers' enable_gradient_checkpointing()
     gradient_checkpointing = False
     sincos: Tensor | None
     cosine: Tensor | None
@@ -153,22 +185,22 @@ class DiT(ModelMixin, ConfigMixin):
         qk_norm: bool,
     ) -> None:
         super().__init__()
-        channels, height, side = shape
-        self.patch, self.null = patch, classes
-        self.grid = (height // patch, side // patch)
+        channels, rows, columns = shape
+        self.patch, self.null_class = patch, classes
+        self.grid = (rows // patch, columns // patch)
         self.embed = nn.Linear(channels * patch**2, width)
         sincos = cosine = sine = None
         if position == "sincos":
             sincos = get_2d_sincos_pos_embed(width, self.grid, output_type="pt").float().reshape(1, -1, width)
         else:
-            turned = angles(self.grid, width // heads)
-            cosine, sine = turned.cos(), turned.sin()
+            angle = rope_angles(self.grid, width // heads)
+            cosine, sine = angle.cos(), angle.sin()
         self.register_buffer("sincos", sincos, persistent=False)
         self.register_buffer("cosine", cosine, persistent=False)
         self.register_buffer("sine", sine, persistent=False)
         self.time_features = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimestepEmbedding(256, width)
-        self.label = nn.Embedding(classes + 1, width)  # the last one is "no label"
+        self.label = nn.Embedding(classes + 1, width)  # the last class is "no label"
         self.blocks = nn.ModuleList(Block(width, heads, qk_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -176,7 +208,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.initialise()
 
     def initialise(self) -> None:
-        """Xavier for linear maps, small embeddings, zero for gates and output (adaLN-zero, section 3.2)."""
+        """Xavier-uniform linear layers, normal embeddings, zero gates and output (DiT, section 3.2)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -187,19 +219,28 @@ class DiT(ModelMixin, ConfigMixin):
             nn.init.zeros_(linear.weight)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """A tensor like x [B, C, H, W], from time [B] and label int64 [B] (-1: none)."""
+        """Denoise a batch.
+
+        Args:
+            x: float32 [B, C, H, W].
+            time: float32 [B], or int64; in the units of the noise scheduler.
+            label: int64 [B]; -1 for no label.
+
+        Returns:
+            float32 [B, C, H, W].
+        """
         p, (h, w) = self.patch, self.grid
         tokens = self.embed(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
         if self.sincos is not None:
             tokens = tokens + self.sincos
-        label = torch.where(label < 0, self.null, label) if self.null else torch.zeros_like(label)
+        label = torch.where(label < 0, self.null_class, label) if self.null_class else torch.zeros_like(label)
         condition = self.time(self.time_features(time).to(x.dtype)) + self.label(label)  # [B, D]
         for block in self.blocks:
-            given = (tokens, condition, self.cosine, self.sine)
+            inputs = (tokens, condition, self.cosine, self.sine)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, *given, use_reentrant=False)
+                tokens = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                tokens = block(*given)
+                tokens = block(*inputs)
         shift, scale = rearrange(self.modulate(condition), "b (n d) -> n b 1 d", n=2)
         tokens = self.out(self.norm(tokens) * (1 + scale) + shift)
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)

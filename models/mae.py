@@ -1,4 +1,4 @@
-"""A masked autoencoder built from a timm vision transformer."""
+"""A masked autoencoder with a vision transformer of timm as encoder."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,25 +12,27 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from ._attention import CrossBlock, with_prefix
+from ._attention import CrossBlock, attention_mask
+from ._positions import gather_tokens, sincos_position
 
 
 @dataclass(frozen=True)
 class MAEConfig:
-    """A timm ViT as encoder, which sees the visible patches alone, and a light transformer as decoder.
+    """A vision transformer of timm as encoder of the visible patches, and a small transformer as decoder.
 
     Attributes:
-        encoder: name of a timm vision transformer; the fields below it replace its own.
-        patch: side of a patch in pixels.
-        width: channels of an encoder token.
-        depth: encoder blocks.
-        heads: encoder attention heads.
-        decoder_width: channels of a decoder token, a multiple of 4.
-        decoder_depth: decoder blocks.
-        decoder_heads: decoder attention heads.
-        decoder: "self": hidden and visible patches attend to one another (He et al. 2022); "cross": each hidden patch
-            looks at the visible ones alone (Fu et al. 2024), so leaving some out changes nothing for the others.
-        init: file to start from (.safetensors or .pth): of timm, of transformers, a published MAE, or of another run.
+        encoder: name of a vision transformer in timm.
+        patch: side of a patch, in pixels; default: that of the encoder.
+        width: channels of an encoder token; default: that of the encoder.
+        depth: number of encoder blocks; default: that of the encoder.
+        heads: attention heads of the encoder; default: those of the encoder.
+        decoder_width: channels of a decoder token, a multiple of 4 and of decoder_heads.
+        decoder_depth: number of decoder blocks.
+        decoder_heads: attention heads of the decoder.
+        decoder: self-attention of visible and hidden patches (self; He et al., 2022), or cross-attention of each hidden
+            patch to the visible ones (cross; Fu et al., 2024), where leaving out hidden patches does not change others.
+        init: file of weights to start from (.safetensors or .pth): from timm or transformers, a published MAE, or a
+            checkpoint of another run.
     """
 
     encoder: str = "vit_base_patch16_224"
@@ -63,28 +65,30 @@ class MAEConfig:
             )
 
     def timm_arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
-        """What `timm.create_model(self.encoder, ...)` needs to make the encoder for images of `shape`."""
+        """The arguments of `timm.create_model(self.encoder, ...)` for images of `shape`, (C, H, W)."""
         own = {"patch_size": self.patch, "embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         chosen = {name: value for name, value in own.items() if value is not None}
         size = shape[1] if shape[1] == shape[2] else shape[1:]
         return {"img_size": size, "in_chans": shape[0], "num_classes": 0, **chosen}
 
     def build(self, shape: tuple[int, int, int], classes: int) -> "MaskedAutoencoder":
-        """The network for images of `shape` (C, H, W); classes do not matter to it.
+        """Make the network for images of `shape`, (C, H, W); `classes` is ignored.
 
         Raises:
-            ValueError: no such encoder, or the image is not a whole number of its patches.
+            ValueError: timm has no such encoder, it is no plain vision transformer, or its patch does not divide the
+                sides of the image.
         """
         if not timm.is_model(self.encoder):
             from difflib import get_close_matches
 
-            near = get_close_matches(self.encoder, timm.list_models("vit_*", module="vision_transformer"), 2, 0.3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models('vit_*') lists them"
+            names = timm.list_models("vit_*", module="vision_transformer")
+            similar = get_close_matches(self.encoder, names, 2, 0.3)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else "timm.list_models('vit_*') lists them"
             raise ValueError(f"timm has no vision transformer {self.encoder!r}; {hint}")
         family = timm.model_entrypoint(self.encoder).__module__.rpartition(".")[2]
-        refusal = f"the encoder must be timm's plain VisionTransformer, such as vit_base_patch16_224; {self.encoder} "
+        message = f"the encoder must be a plain VisionTransformer of timm, like vit_base_patch16_224; {self.encoder} "
         if family not in ("vision_transformer", "deit"):
-            raise ValueError(f"{refusal}is of timm's {family}")
+            raise ValueError(f"{message}is in timm's module {family}")
         try:
             encoder: Any = timm.create_model(self.encoder, **self.timm_arguments(shape))
         except (AssertionError, TypeError, ZeroDivisionError, RuntimeError) as error:
@@ -92,10 +96,10 @@ class MAEConfig:
                 f"timm can't make {self.encoder} with these sizes: {error or type(error).__name__}"
             ) from None
         if type(encoder) is not VisionTransformer or encoder.attn_pool is not None:
-            pooled = "pools its tokens by attention" if hasattr(encoder, "attn_pool") else "has other tokens than it"
-            raise ValueError(f"{refusal}{pooled}")
+            reason = "has attention pooling" if hasattr(encoder, "attn_pool") else "has other tokens"
+            raise ValueError(f"{message}{reason}")
         if type(encoder.patch_embed) is not PatchEmbed:
-            raise ValueError(f"{refusal}has convolutions before its tokens")
+            raise ValueError(f"{message}has convolutions before its tokens")
         patch: Any = encoder.patch_embed.patch_size
         if shape[1] % patch[0] or shape[2] % patch[1] or encoder.patch_embed.num_patches < 2:
             raise ValueError(
@@ -107,23 +111,13 @@ class MAEConfig:
         )
 
 
-def sincos_position(grid: tuple[int, int], width: int, prefix: int) -> Tensor:
-    """Fixed sine-cosine position embedding [1, prefix + L, width]; zero for the prefix (class) tokens."""
-    frequency = 10000.0 ** -torch.arange(0, 1, 4 / width)[: width // 4]
-    axes = [torch.outer(torch.arange(n).float(), frequency) for n in grid]
-    y = axes[0][:, None].expand(-1, grid[1], -1)
-    x = axes[1][None, :].expand(grid[0], -1, -1)
-    position = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1).flatten(0, 1)
-    return torch.cat([torch.zeros(prefix, width), position])[None]
-
-
 class MaskedAutoencoder(nn.Module):
-    """Encoder on visible patches, decoder on those and hidden ones (He et al. 2022, section 3).
+    """An encoder of the visible patches, and a decoder that predicts hidden ones (He et al., 2022, section 3).
 
     Args:
-        encoder: a timm vision transformer; it exports and loads without this project.
-        channels: of the images.
-        decoder: see `MAEConfig`.
+        encoder: a vision transformer of timm, which is exported and can be loaded without this project.
+        channels: of the images, C.
+        decoder: "self" or "cross", see `MAEConfig`.
         width, depth, heads: of the decoder.
     """
 
@@ -147,22 +141,22 @@ class MaskedAutoencoder(nn.Module):
         self.initialise()
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute activations again in the backward pass instead of keeping them, in the decoder too."""
+        """Recompute activations of encoder and decoder in the backward pass instead of storing them."""
         self.encoder.set_grad_checkpointing(True)
 
     def apply_block(self, block: nn.Module, *tokens: Tensor, attn_mask: Tensor | None) -> Tensor:
-        """What a block makes of its tokens."""
+        """The output of a block, with gradient checkpointing if it is enabled."""
         if self.encoder.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *tokens, attn_mask=attn_mask, use_reentrant=False)
         return block(*tokens, attn_mask=attn_mask)
 
     @property
     def patches(self) -> int:
-        """L, patches of an image."""
+        """Number of patches of an image, L."""
         return self.grid[0] * self.grid[1]
 
     def initialise(self) -> None:
-        """Xavier for linear maps and the patch embedding, fixed positions (He et al. 2022, appendix A.1)."""
+        """Xavier-uniform linear layers and patch embedding, fixed positions (He et al., 2022, appendix A.1)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -179,65 +173,73 @@ class MaskedAutoencoder(nn.Module):
             self.encoder.pos_embed.requires_grad_(False)
 
     def patchify(self, image: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, L, P], P = patch height * patch width * C."""
+        """Images [B, C, H, W] as patches [B, L, P], P = patch height * patch width * C."""
         return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch[0], q=self.patch[1])
 
     def unpatchify(self, patch: Tensor) -> Tensor:
-        """[B, L, P] -> [B, C, H, W]."""
+        """Patches [B, L, P] as images [B, C, H, W]."""
         (h, w), (p, q) = self.grid, self.patch
         return rearrange(patch, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=q)
 
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
-        """What the encoder's blocks see, [B, prefix + V, D]; hidden patches are not even embedded."""
+        """Input tokens [B, prefix + V, D] of the encoder's blocks; only visible patches, int64 [B, V], are embedded."""
         encoder, embed = self.encoder, self.encoder.patch_embed
-        # Flat at first, so that the gradient has the parameter's strides, also of one channel: DDP warns otherwise.
+        # Flattened first, so that the gradient has the parameter's strides also with one channel, or DDP warns.
         kernel = rearrange(embed.proj.weight.flatten(1), "d (c p q) -> d (p q c)", p=self.patch[0], q=self.patch[1])
-        tokens = embed.norm(linear(_at(self.patchify(image), visible), kernel, embed.proj.bias))
+        tokens = embed.norm(linear(gather_tokens(self.patchify(image), visible), kernel, embed.proj.bias))
         prefix = [
             token.expand(len(image), -1, -1) for token in (encoder.cls_token, encoder.reg_token) if token is not None
         ]
         if encoder.pos_embed is not None:
-            start = encoder.pos_embed.shape[1] - self.patches  # some encoders give the prefix no position
-            tokens = tokens + _at(encoder.pos_embed[:, start:].expand(len(image), -1, -1), visible)
+            start = encoder.pos_embed.shape[1] - self.patches  # 0 in encoders without positions of prefix tokens
+            tokens = tokens + gather_tokens(encoder.pos_embed[:, start:].expand(len(image), -1, -1), visible)
             prefix = [torch.cat(prefix, dim=1) + encoder.pos_embed[:, :start]] if start else prefix
         return encoder.norm_pre(encoder.pos_drop(torch.cat([*prefix, tokens], dim=1)))
 
-    def encode(self, image: Tensor, visible: Tensor, there: Tensor | None = None) -> Tensor:
-        """Tokens [B, prefix + V, D] of the visible patches, int64 [B, V], in the order given.
+    def encode(self, image: Tensor, visible: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Encode the visible patches.
 
-        Where not all images show as many, `there`, bool [B, V], says which places are taken; the others go unseen.
+        Args:
+            image: float32 [B, C, H, W].
+            visible: int64 [B, V]; indices of patches, in any order.
+            valid: bool [B, V]; False for entries of `visible` to ignore; None: all are valid.
+
+        Returns:
+            float32 [B, prefix + V, D]; class and register tokens, then the patches in the order of `visible`.
         """
         tokens = self.embed_visible(image, visible)
-        seen = None if there is None else with_prefix(there, self.encoder.num_prefix_tokens)
+        mask = None if valid is None else attention_mask(valid, self.encoder.num_prefix_tokens)
         for block in self.encoder.blocks:
-            tokens = self.apply_block(block, tokens, attn_mask=seen)
+            tokens = self.apply_block(block, tokens, attn_mask=mask)
         return self.encoder.norm(tokens)
 
-    def forward(self, image: Tensor, visible: Tensor, hidden: Tensor, there: Tensor | None = None) -> Tensor:
-        """Predicted patches [B, H, P] at `hidden`, int64 [B, H], from images and the patches `visible`, int64 [B, V].
+    def forward(self, image: Tensor, visible: Tensor, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Predict hidden patches; the decoder computes no others.
 
-        The decoder sees no other patches than these: what is not asked for costs nothing. Where not all images show
-        as many, `there`, bool [B, V + H], says which places of both are taken; what is predicted at others is void.
+        Args:
+            image: float32 [B, C, H, W].
+            visible: int64 [B, V]; indices of visible patches.
+            hidden: int64 [B, H]; indices of the patches to predict.
+            valid: bool [B, V + H]; False for entries of `visible` and `hidden` to ignore, whose predictions have no
+                meaning; None: all are valid.
+
+        Returns:
+            [B, H, P]; the predicted patches.
         """
         prefix = self.encoder.num_prefix_tokens
-        shown = None if there is None else there[:, : visible.shape[1]]
-        known = self.embed(self.encode(image, visible, shown))
+        valid_visible = None if valid is None else valid[:, : visible.shape[1]]
+        context = self.embed(self.encode(image, visible, valid_visible))
         position = self.position.expand(len(image), -1, -1)
-        places = torch.arange(prefix, device=visible.device).expand(len(image), -1)
-        known = known + _at(position, torch.cat([places, visible + prefix], dim=1))
-        asked = self.mask_token.to(known.dtype) + _at(position, hidden + prefix)
+        prefix_index = torch.arange(prefix, device=visible.device).expand(len(image), -1)
+        context = context + gather_tokens(position, torch.cat([prefix_index, visible + prefix], dim=1))
+        queries = self.mask_token.to(context.dtype) + gather_tokens(position, hidden + prefix)
         if self.cross:
-            seen = None if shown is None else with_prefix(shown, prefix)
+            mask = None if valid_visible is None else attention_mask(valid_visible, prefix)
             for block in self.decoder:
-                asked = self.apply_block(block, asked, known, attn_mask=seen)
-            return self.out(self.norm(asked))
-        seen = None if there is None else with_prefix(there, prefix)
-        tokens = torch.cat([known, asked], dim=1)
+                queries = self.apply_block(block, queries, context, attn_mask=mask)
+            return self.out(self.norm(queries))
+        mask = None if valid is None else attention_mask(valid, prefix)
+        tokens = torch.cat([context, queries], dim=1)
         for block in self.decoder:
-            tokens = self.apply_block(block, tokens, attn_mask=seen)
-        return self.out(self.norm(tokens[:, known.shape[1] :]))
-
-
-def _at(tokens: Tensor, places: Tensor) -> Tensor:
-    """Tokens [B, N, D] of [B, L, D] at places, int64 [B, N]."""
-    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+            tokens = self.apply_block(block, tokens, attn_mask=mask)
+        return self.out(self.norm(tokens[:, context.shape[1] :]))

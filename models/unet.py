@@ -1,4 +1,4 @@
-"""diffusers' `UNet2DModel` behind the denoiser's signature."""
+"""The `UNet2DModel` of diffusers with the signature of a denoiser."""
 
 import math
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class UNetConfig:
     """A convolutional UNet (diffusers' UNet2DModel).
 
     Attributes:
-        channels: width at each resolution, from the image's own downwards; each step halves the image.
+        channels: channels at each resolution, multiples of 4; the first is that of the image, each further one half.
         layers: residual blocks at each resolution.
-        attention: how many of the lowest resolutions attend over the whole image.
-        head_dim: channels of one attention head.
-        dropout: share of activations dropped in training, in [0, 1).
+        attention: number of resolutions with self-attention, from the lowest up.
+        head_dim: channels of an attention head.
+        dropout: dropout probability, in [0, 1).
     """
 
     channels: tuple[int, ...] = (64, 128, 128)
@@ -42,17 +42,18 @@ class UNetConfig:
 
     @property
     def groups(self) -> int:
-        """Groups of the group normalisation: up to 32, of two channels at least.
+        """Groups of the group norms: at most 32, and at least two channels in each.
 
-        In a group of one channel the bias before it does nothing, and Adam turns its rounding errors into noise.
+        A group of one channel would cancel the bias of the layer before it; that bias has gradients of pure rounding
+        error, which Adam scales to full steps.
         """
         return min(32, math.gcd(*self.channels) // 2)
 
     def build(self, shape: tuple[int, int, int], classes: int) -> "UNet":
-        """The network for images of `shape` (C, H, W) with `classes` classes, 0 for none.
+        """Make the network for images of `shape`, (C, H, W), and `classes` classes (0: without labels).
 
         Raises:
-            ValueError: the image can't be halved as often as there are resolutions.
+            ValueError: the sides of the image can't be halved once for each further resolution.
         """
         factor = 2 ** (len(self.channels) - 1)
         if shape[1] % factor or shape[2] % factor:
@@ -60,39 +61,51 @@ class UNetConfig:
                 f"a UNet with {len(self.channels)} resolutions needs images whose sides {factor} divides, got "
                 f"{shape[1]}x{shape[2]}; give fewer --model.channels or another --data.size"
             )
-        attends = [n >= len(self.channels) - self.attention for n in range(len(self.channels))]
+        has_attention = [n >= len(self.channels) - self.attention for n in range(len(self.channels))]
         network = UNet2DModel(
             sample_size=shape[1:],
             in_channels=shape[0],
             out_channels=shape[0],
             block_out_channels=self.channels,
             layers_per_block=self.layers,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in has_attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
             add_attention=self.attention > 0,
             attention_head_dim=self.head_dim,
             norm_num_groups=self.groups,
             dropout=self.dropout,
-            num_class_embeds=classes + 1 if classes else None,  # the last one is "no label"
+            num_class_embeds=classes + 1 if classes else None,  # the last class is "no label"
         )
         return UNet(network)
 
 
 class UNet(nn.Module):
-    """A denoiser: ``network`` is the stock model, which exports and loads without this project."""
+    """A denoiser.
+
+    Args:
+        network: the model of diffusers, which is exported and can be loaded without this project.
+    """
 
     def __init__(self, network: UNet2DModel) -> None:
         super().__init__()
         self.network = network
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute activations again in the backward pass instead of keeping them."""
-        self.network.enable_gradient_checkpointing(
-            partial(checkpoint, use_reentrant=False)
-        )  # diffusers' own breaks graphs
+        """Recompute activations in the backward pass instead of storing them."""
+        # Given explicitly, as diffusers' default function breaks torch.compile's graphs.
+        self.network.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """A tensor like x [B, C, H, W], from time [B] and label int64 [B] (-1: none)."""
-        labels = self.network.config["num_class_embeds"]
-        known = torch.where(label < 0, labels - 1, label) if labels else None
-        return self.network(x, time, class_labels=known, return_dict=False)[0]
+        """Denoise a batch.
+
+        Args:
+            x: float32 [B, C, H, W].
+            time: float32 [B], or int64; in the units of the noise scheduler.
+            label: int64 [B]; -1 for no label.
+
+        Returns:
+            float32 [B, C, H, W].
+        """
+        embeddings = self.network.config["num_class_embeds"]
+        class_labels = torch.where(label < 0, embeddings - 1, label) if embeddings else None
+        return self.network(x, time, class_labels=class_labels, return_dict=False)[0]

@@ -1,23 +1,26 @@
-"""What the tests share: small images, and the programs as a user starts them."""
+"""Shared by the tests: small images, and the programs as a user starts them."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: sums of floats depend on how many threads share them
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums of floats depend on the number of threads
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="config-")  # a test must not speak for who runs it
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(
+    prefix="config-"
+)  # tests must not change the user's list of trusted files
 
 ROOT = Path(__file__).parents[1]
-PRUNED = ("--pruning.policy", "infobatch")  # images alone, and all of them at the end, as the paper has it
+PRUNED = ("--pruning.policy", "infobatch")  # samples are pruned, levels are not, with annealing: the paper's method
 TINY = {
     "train_diffusion.py": "--model.channels 8 16 --model.layers 1 --model.attention 0 "
     "--evaluate.images 4 --evaluate.steps 2",
@@ -27,7 +30,7 @@ TINY = {
 
 
 def draw_images(folder: Path, count: int, size: int = 12, classes: int = 2) -> Path:
-    """A folder of grey images of one class each: squares and discs of random place and brightness."""
+    """A folder of grey images of one class each: squares and discs at random positions, of random brightness."""
     rng = np.random.default_rng(0)
     for number in range(count):
         kind = number % classes
@@ -44,7 +47,7 @@ def draw_images(folder: Path, count: int, size: int = 12, classes: int = 2) -> P
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """47 images of 12 x 12, two classes: 43 to train on, which no world size divides, and 4 held out."""
+    """47 images of 12 x 12, two classes: 43 for training, a prime number, and 4 for validation."""
     return draw_images(tmp_path_factory.mktemp("pictures"), 47)
 
 
@@ -77,6 +80,18 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
+@pytest.fixture
+def default_sigchld() -> Iterator[None]:
+    """Without torch's handler of SIGCHLD.
+
+    Any DataLoader with workers that this process made in its main thread has installed it. It raises wherever the main
+    thread is when a worker dies; a trainer's process does not have it.
+    """
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, pictures: Path) -> Path:
     """An uninterrupted run, with a checkpoint at every step."""
@@ -88,7 +103,7 @@ def finished(tmp_path_factory, pictures: Path) -> Path:
     return folder
 
 
-def journal(folder: Path) -> list[dict]:
-    """A run's statuses without the wall clock."""
+def read_metrics(folder: Path) -> list[dict]:
+    """The records of a run's metrics.jsonl without `seconds`."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]

@@ -1,4 +1,4 @@
-"""Denoisers that are known without training, and noise schedules by their papers' formulas, for tests."""
+"""Optimal denoisers in closed form, and noise schedules by their papers' formulas, for tests."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def column(value: Tensor) -> Tensor:
 
 
 def signal(schedule: str, timesteps: int = 1000, zero: bool = False) -> Tensor:
-    """float64 [T]; the share of the variance that is the image's, alpha bar."""
+    """float64 [T]; the image's share of the variance, alpha bar."""
     t = torch.arange(timesteps, dtype=torch.float64)
     if schedule == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, equation 17
 
@@ -44,7 +44,7 @@ def signal(schedule: str, timesteps: int = 1000, zero: bool = False) -> Tensor:
 
 
 class Oracle(nn.Module):
-    """A denoiser that answers what it is told to and remembers what it was asked."""
+    """A network that returns a fixed tensor and records its inputs."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -56,9 +56,9 @@ class Oracle(nn.Module):
 
 
 class Best(nn.Module):
-    """The denoiser with the least error where pixels are normal with a mean and a standard deviation, by Bayes' rule.
+    """The optimal denoiser for pixels that are normal with a mean and a standard deviation, by Bayes' rule.
 
-    It knows from the time how much of the image and how much noise there is, and answers in the adapter's terms.
+    It derives the amounts of image and noise from the time, and returns what the adapter predicts.
     """
 
     def __init__(self, adapter: Any, mean: float | Tensor, std: float) -> None:
@@ -68,19 +68,19 @@ class Best(nn.Module):
             self.signal = signal(adapter.noise_schedule, adapter.timesteps, adapter.zero_terminal_snr)
 
     def parts(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """What image and noise are multiplied by, float32 [B]."""
+        """The factors of image and noise, float32 [B]."""
         match self.adapter:
             case Flow():
                 return 1 - time / 1000, time / 1000
             case EDM():
                 return torch.ones_like(time), (4 * time).exp()
-        signal = self.signal[time.round().long()]  # some samplers count timesteps in floats
+        signal = self.signal[time.round().long()]  # some samplers have float timesteps
         return signal.sqrt().float(), (1 - signal).sqrt().float()
 
     def error(self, time: Tensor) -> Tensor:
         """Its expected squared error, float32 [B], of what the adapter predicts."""
         a, s = self.parts(time)
-        image = self.std**2 * s**2 / (a**2 * self.std**2 + s**2)  # the variance of an image that is seen through noise
+        image = self.std**2 * s**2 / (a**2 * self.std**2 + s**2)  # the variance of the image given the noisy one
         match self.adapter:
             case DDPM(prediction="sample"):
                 return image

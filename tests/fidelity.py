@@ -1,4 +1,4 @@
-"""torch-fidelity called by hand, in the features of the network that ships with the package."""
+"""torch-fidelity's own metrics, with the feature network that ships with the package."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pretrain.evaluation.feature_extractors import load
 
 
 class Ours(FeatureExtractorBase):
-    """The small network as torch-fidelity takes one."""
+    """The small network as a feature extractor of torch-fidelity."""
 
     def __init__(self, name, features_list, **_) -> None:
         super().__init__(name, features_list)
@@ -29,7 +29,7 @@ torch_fidelity.register_feature_extractor("ours", Ours)
 
 
 class TensorDataset(Dataset):
-    """Tensors as torch-fidelity wants them: one by one."""
+    """A data set of tensors for torch-fidelity."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images

@@ -1,4 +1,4 @@
-"""The programs, for the tests: run in this process, and what they left."""
+"""The programs, run in this process, and readers of their files."""
 
 import subprocess
 import time
@@ -14,6 +14,7 @@ import train_mae
 from pretrain.checkpoint import storage
 from pretrain.config.cli import parse
 from pretrain.core.errors import UserError
+from tests.faults.trainers import Trainers
 
 PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
 
@@ -22,6 +23,14 @@ def train(script: str, *arguments: object) -> None:
     """The program's main in this process."""
     words = [*TINY[script].split(), *map(str, arguments)]
     PROGRAMS[script].main(parse(words, **PROGRAMS[script].START, output_dir="runs/x", help=""))
+
+
+def train_on(processes: int, log: Path, script: str, *arguments: object) -> str:
+    """The output of a launch of several processes, which are forked from a server that has imported everything."""
+    with Trainers(script, arguments, log, processes=processes) as trainers:
+        statuses = trainers.wait(150)
+    assert statuses == [0] * processes, log.read_text()
+    return log.read_text()
 
 
 def common(pictures: Path, output: Path, epochs: int = 4) -> list[object]:

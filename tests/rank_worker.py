@@ -1,9 +1,12 @@
-"""A run of several processes, for tests/test_ranks.py: a small network in a loop as users write it, with gloo.
+"""Processes of a launch with gloo: a small network in a user's loop (`main`), or one of the examples.
 
-Started as `rank_worker.py RANK WORLD FOLDER MICRO [STATE]`. Leaves in FOLDER, by rank: the indices of every optimizer
-step, parameters, scores, and the state inside the third epoch.
+`main` writes to `folder`, by rank: the indices of every optimizer step, parameters, scores, and the state inside the
+third epoch.
 """
 
+import contextlib
+import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pretrain import Indexed, InfoBatch
 
-SIZE, BATCH, EPOCHS = 101, 24, 7  # neither 2 nor 3 divides what an epoch visits
+SIZE, BATCH, EPOCHS = 101, 24, 7  # neither 2 nor 3 divides the samples of an epoch
 
 
 def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> None:
@@ -31,19 +34,19 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     infobatch = InfoBatch(SIZE, epochs=EPOCHS, policy="importance", budget=0.7, warn=lambda sentence: None)
     if state:
         saved = load_file(f"{state}.safetensors")
-        numbers = {name: int(saved.pop(name)) for name in ("epoch", "seen", "visited", "dropped", "plan")}
+        numbers = {name: int(saved.pop(name)) for name in ("epoch", "seen", "used_before", "dropped", "merged", "plan")}
         model.load_state_dict({name[6:]: saved.pop(name) for name in [*saved] if name.startswith("model.")})
         saved.pop("steps")
         infobatch.load_state_dict({**saved, **numbers})
     loader = DataLoader(Indexed(TensorDataset(x, y)), micro, sampler=infobatch)
     steps: list[list[int]] = []
     for epoch in infobatch.epochs():
-        due = 0  # samples that the running step is still to see, over all processes
+        due = 0  # samples missing from the current step, over all processes
         for index, features, target in loader:
             if not due:
                 due = window = min(BATCH, infobatch.length - infobatch.seen)
                 steps.append([])
-            count = infobatch.counted(index)
+            count = infobatch.global_batch_size(index)
             steps[-1] += [number for number in index.tolist() if number >= 0]
             loss = infobatch((network(features).squeeze(1) - target).square(), index)
             (loss * count / window).backward()
@@ -64,5 +67,9 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
+def run_example(name: str, arguments: dict[str, object], environment: dict[str, str], output: Path) -> None:
+    """Call `main` of a module in examples/ as one process of a launch; what it prints goes to a file."""
+    os.environ.update(environment)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    with output.open("w") as file, contextlib.redirect_stdout(file):
+        importlib.import_module(name).main(**arguments)

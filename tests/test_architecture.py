@@ -1,4 +1,4 @@
-"""Imports go down, siblings don't know each other; and how large files and functions may grow."""
+"""Imports go down the layers; the maximum size of files and functions."""
 
 import ast
 import subprocess
@@ -16,6 +16,7 @@ LAYERS = (
     ("checkpoint",),
     ("data",),
     ("config",),
+    ("integrations",),
     ("infobatch", "adapters"),
     ("distributed",),
     ("core",),
@@ -51,18 +52,25 @@ def test_imports_go_down(path: Path) -> None:
     if own in LEVEL:
         wrong = {name for name in ours if name != own and LEVEL[name] <= LEVEL[own]}
         assert not wrong, f"{'/'.join(parts)} must not import {sorted(wrong)}"
+    assert own != "integrations" or ours <= {"integrations", "infobatch", "core"}, "for loops without the rest of this"
     accelerate = any(name.split(".")[0] == "accelerate" for name in imports(path))
     assert not accelerate or parts[1:] == ("distributed", "launch"), "the loop is handed accelerate's object"
 
 
 def test_every_folder_says_what_it_is_for() -> None:
     folders = sorted(path for path in (ROOT / "pretrain").iterdir() if path.is_dir() and path.name != "__pycache__")
-    assert len(folders) <= 10 and {folder.name for folder in folders} <= LEVEL.keys()
+    assert len(folders) <= 11 and {folder.name for folder in folders} <= LEVEL.keys()
     files = {path.name for path in (ROOT / "pretrain").glob("*.py")}
     assert files == {"__init__.py", "__main__.py"}
     for folder in folders:
-        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-        assert said and len(said.splitlines()[0]) > 20, folder
+        message = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert message and len(message.splitlines()[0]) > 20, folder
+
+
+def test_integrations_alone_import_their_libraries() -> None:
+    for path in FILES:
+        theirs = {name.split(".")[0] for name in imports(path)} & {"lightning", "transformers"}
+        assert not theirs or path.relative_to(ROOT).parts[:2] in (("pretrain", "integrations"), ("pretrain", "export"))
 
 
 def test_infobatch_alone_imports_torch_and_numpy_alone() -> None:
@@ -81,14 +89,14 @@ def test_infobatch_alone_imports_torch_and_numpy_alone() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "most"),
-    [("pretrain/adapters/[!_]*.py", 80), ("train_*.py", 60), ("pretrain/**/*.py", 340), ("models/*.py", 250)],
+    [("pretrain/adapters/[!_]*.py", 80), ("train_*.py", 60), ("pretrain/**/*.py", 460), ("models/*.py", 250)],
 )
-def test_files_stay_small(pattern: str, most: int) -> None:
+def test_files_have_a_maximum_length(pattern: str, most: int) -> None:
     for path in ROOT.glob(pattern):
         assert len(path.read_text().splitlines()) <= most, path
 
 
-def test_functions_fit_a_screen() -> None:
+def test_functions_have_a_maximum_length() -> None:
     paths = [*FILES, *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/**/*.py")]
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):

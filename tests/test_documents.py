@@ -1,14 +1,32 @@
-"""What the documents show runs as it is shown."""
+"""Examples in the documents run as they are printed."""
 
+import inspect
 import re
+import shutil
+import sys
+import types
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 import torch
-from conftest import ROOT, journal
+from conftest import ROOT, TINY, read_metrics
+from programs import train
 
-from pretrain import InfoBatch
-from pretrain.core.rng import generator
+from pretrain import InfoBatch, evaluation
+from pretrain.adapters.flow import Flow
+from pretrain.checkpoint import ema_snapshots, verify_resume
+from pretrain.config.registry import KINDS, declared, load, names
+from pretrain.config.schema import Config, Data, Evaluate
+from pretrain.config.tyro_parser import settings_of
+from pretrain.core.rng import SampleRNG, generator
+from pretrain.data import encode_latents
+from pretrain.data.images import on_device
+from pretrain.data.sources import open_data
+from pretrain.evaluation import evaluate, generate, visualize
+from pretrain.evaluation.context import EvalContext
+from pretrain.export import export
 from pretrain.infobatch.policies import POLICIES
 
 
@@ -16,28 +34,30 @@ def blocks(document: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S)
 
 
-@pytest.mark.parametrize("document", ["docs/adapters.md", "README.md"])
-def test_the_adapter_that_is_shown_trains(document: str, tmp_path: Path, pictures: Path, program) -> None:
+@pytest.mark.parametrize("document", ["docs/objectives.md", "README.md"])
+def test_the_documented_adapter_trains(document: str, tmp_path: Path, pictures: Path, monkeypatch, capsys) -> None:
     (code,) = (block for block in blocks(document) if "class" in block)
-    if document == "README.md":  # shown without its imports
+    if document == "README.md":  # printed without its imports
         head = "from dataclasses import dataclass\nfrom einops import reduce\nfrom pretrain.adapters import Losses\n"
         code = head + code
     (tmp_path / "mine.py").write_text(code)
-    more = ["--adapter.delta", "0.3"] if document == "docs/adapters.md" else []
+    more = ["--adapter.delta", "0.3"] if document == "docs/objectives.md" else []
     words = ["--data", pictures, "--adapter", "mine.py", *more, "--infobatch", "--epochs", 3, "--batch-size", 8]
-    done = program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
-    assert "Flow on 43 images" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    train("train_diffusion.py", *words, "--output-dir", "run")
+    assert "Flow on 43 images" in capsys.readouterr().out
     pictured = any((tmp_path / "run" / "pictures").glob("epoch-*.png"))
     assert pictured == ("scheduler" in code)
     assert any((tmp_path / "run" / "model").iterdir())
 
 
-def test_the_policy_that_is_shown_prunes(tmp_path: Path, pictures: Path, program) -> None:
+def test_the_documented_policy_prunes(tmp_path: Path, pictures: Path, monkeypatch) -> None:
     (code,) = blocks("docs/policies.md")
     (tmp_path / "middle.py").write_text(code)
     words = ["--data", pictures, "--infobatch", "--pruning.policy", "middle.py", "--epochs", 4, "--batch-size", 8]
-    program("train_diffusion.py", *words, "--output-dir", "run", cwd=tmp_path)
-    epochs = [record for record in journal(tmp_path / "run") if record["kind"] == "epoch"]
+    monkeypatch.chdir(tmp_path)
+    train("train_diffusion.py", *words, "--output-dir", "run")
+    epochs = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch"]
     assert [round(43 * (1 - record["skipped"])) for record in epochs] == [43, 32, 32, 43]  # half of 10, 22, half of 11
 
 
@@ -46,32 +66,194 @@ def test_every_policy_is_documented() -> None:
     assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(POLICIES)
 
 
-@pytest.mark.filterwarnings("ignore:per-sample scores carry no signal")  # 40 samples: it may say so, by the parameters
-def test_the_loop_that_is_shown_trains() -> None:
-    (code,) = (block for block in blocks("README.md") if "InfoBatch(" in block)
-    x = torch.randn(40, 3, generator=generator(0))
-    data = list(zip(x, (x.sum(1) > 0).long(), strict=True))
+def sums(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """40 samples of three numbers; the class is the sign of their sum."""
+    x = torch.randn(40, 3, generator=generator(seed))
+    return list(zip(x, (x.sum(1) > 0).long(), strict=True))
+
+
+def parts(data: list[tuple[torch.Tensor, torch.Tensor]], **more: Any) -> dict[str, Any]:
+    """What the loops that are shown take as given."""
     model = torch.nn.Linear(3, 2)
-    scope = {
-        "data": data,
-        "model": model,
-        "DataLoader": torch.utils.data.DataLoader,
-        "F": torch.nn.functional,
-        "optimizer": torch.optim.SGD(model.parameters(), 0.5),
-    }
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    loader, functional = torch.utils.data.DataLoader, torch.nn.functional
+    given = {"data": data, "model": model, "optimizer": optimizer, "torch": torch, "DataLoader": loader}
+    return {**given, "F": functional, **more}
+
+
+# 40 samples: whether there is a warning depends on the parameters.
+@pytest.mark.filterwarnings("ignore:per-sample scores carry no signal")
+def test_the_documented_loop_trains() -> None:
+    (code,) = (block for block in blocks("README.md") if "InfoBatch(" in block)
+    scope = parts(sums(0))
     exec(code, scope)
     infobatch: InfoBatch = scope["infobatch"]
-    assert infobatch.progress == 1 and infobatch.visited < 100 * 40
-    assert torch.nn.functional.cross_entropy(model(x), (x.sum(1) > 0).long()) < 0.3
+    assert infobatch.progress == 1 and infobatch.samples_used < 100 * 40
+    x, label = (torch.stack(column) for column in zip(*scope["data"], strict=True))
+    assert torch.nn.functional.cross_entropy(scope["model"](x), label) < 0.3
 
 
-def test_every_file_that_is_linked_is_there() -> None:
-    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
-        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert link.startswith("http") or (document.parent / link).exists(), (document, link)
+class Interrupted(Exception):
+    """Stops the loop that is shown."""
+
+
+def count_steps(optimizer: torch.optim.Optimizer, most: int = 10**9) -> list[int]:
+    """A list that grows by one in each step; the loop is interrupted instead of the step after `most`."""
+    made: list[int] = []
+
+    def before_step(*_: object) -> None:
+        if len(made) == most:
+            raise Interrupted
+        made.append(1)
+
+    optimizer.register_step_pre_hook(before_step)
+    return made
+
+
+def test_the_loop_with_checkpoints_that_is_shown_resumes_exactly(tmp_path: Path) -> None:
+    """Interrupted after any number of steps and started again, it is the run that was not interrupted."""
+    (code,) = (block for block in blocks("docs/training.md") if "InfoBatch(" in block)
+    code = compile(code.replace("step % 100 == 99", "step % 2 == 1"), "docs/training.md", "exec")
+    whole = parts(sums(0), checkpoint=tmp_path / "whole.pt")
+    all_steps = count_steps(whole["optimizer"])
+    exec(code, whole)
+    assert whole["infobatch"].progress == 1 and whole["infobatch"].samples_used < 20 * 40
+    for seed in range(4):
+        file, most = tmp_path / f"{seed}.pt", int(torch.randint(4, 40, (), generator=generator(seed)))
+        first = parts(sums(0), checkpoint=file)
+        count_steps(first["optimizer"], most)
+        with pytest.raises(Interrupted):
+            exec(code, first)
+        again = parts(sums(0), checkpoint=file)
+        steps = count_steps(again["optimizer"])
+        exec(code, again)
+        assert 0 <= most - (len(all_steps) - len(steps)) < 3  # the steps since the checkpoint are made again
+        assert torch.equal(whole["model"].weight, again["model"].weight)
+        assert torch.equal(whole["infobatch"].score, again["infobatch"].score)
+
+
+def test_the_metric_that_is_shown_measures(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the mean of the losses, one by one; `evaluators` finds it by its row in METRICS."""
+    module, row = blocks("docs/evaluation.md")
+    found = types.ModuleType("pretrain.evaluation.loss_at")
+    monkeypatch.setitem(sys.modules, found.__name__, found)
+    exec(module, vars(found))
+    monkeypatch.setattr(evaluation, "METRICS", dict(evaluation.METRICS))
+    exec(row, {"METRICS": evaluation.METRICS, "Metric": evaluation.Metric})
+    source, adapter = open_data(Data(str(pictures)), 0), Flow()
+    model = load("model", "unet")(channels=(8, 16), attention=0).build(source.shape, 0).eval()
+    context = EvalContext(adapter, source, 0, False, Evaluate())
+    (evaluator,) = evaluation.evaluators(["loss-at"], context)
+    batch = on_device(next(source.test.batches(range(len(source.test)), 64)), torch.device("cpu"))
+    batch = batch._replace(level=torch.full((len(source.test),), 0.9))
+    with torch.no_grad():
+        losses = adapter(model, batch, SampleRNG(0, index=batch.index)).loss
+    assert evaluator(model) == {"loss_at": pytest.approx(losses.mean().item(), rel=1e-5)}
+
+
+def test_the_table_that_is_shown_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(next(block for block in blocks("docs/data.md") if "to_parquet" in block), {})
+    source = open_data(Data("mine.parquet"), 0)
+    assert (len(source.train), len(source.test), source.shape, source.classes) == (54, 6, (1, 12, 12), 2)
+    for images in source[:2]:
+        (batch,) = images.batches(range(len(images)), 64)
+        number = torch.tensor([int(images.name_of(index).removesuffix(".png")) for index in range(len(images))])
+        assert (batch.image[:, 0, 5, 5] == 4 * number).all()
+        assert (batch.label == (number <= 30).long()).all()  # bright is 0, dark 1
+
+
+def test_the_source_that_is_shown_trains_and_resumes(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pngs").mkdir()
+    for path in pictures.rglob("*.png"):
+        shutil.copy(path, Path("pngs") / path.name)
+    code = next(block for block in blocks("docs/data.md") if "def my_source" in block)
+    words = [*TINY["train_diffusion.py"].split(), "--epochs", "2", "--batch-size", "14", "--infobatch"]
+    for arguments in (words, ["--resume", "--output-dir", "runs/mine"]):
+        monkeypatch.setattr(sys, "argv", ["mine.py", *arguments])
+        exec(code, {"__name__": "__main__"})
+        assert "{'mean_square': " in capsys.readouterr().out
+    assert [record["kind"] for record in read_metrics(Path("runs/mine"))].count("epoch") == 2
+
+
+DOCUMENTS = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))
+CURRENT = [path for path in DOCUMENTS if path.name not in ("log.md", "CHANGELOG.md")]  # these are of their time
+
+
+def anchors(document: Path) -> set[str]:
+    """The names by which a document's headings are linked."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_file_and_heading_that_is_linked_is_there() -> None:
+    for document in DOCUMENTS:
+        for link, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", document.read_text()):
+            if not link.startswith("http"):
+                target = document.parent / link if link else document
+                assert target.exists(), (document, link)
+                assert not heading or heading in anchors(target), (document, link, heading)
+
+
+def test_every_document_and_file_that_is_named_is_there() -> None:
+    """Documents in code, settings' help and recipes; files in documents."""
+    code = [path for folder in ROOT.iterdir() for kind in ("*.py", "*.yaml") for path in [*folder.rglob(kind)]]
+    gone = {
+        (path.name, name)
+        for path in (*code, *ROOT.glob("*.py"), *DOCUMENTS)
+        for name in re.findall(r"(?<![\w./])docs/[\w/-]+\.md", path.read_text())
+        if not (ROOT / name).is_file()
+    }
+    folders = "pretrain|tests|benchmarks|configs|examples|models"
+    gone |= {
+        (path.name, name)
+        for path in CURRENT
+        for name in re.findall(rf"(?<![\w/])(?:{folders})/[\w/]+\.(?:py|yaml|md|txt)\b", path.read_text())
+        if not (ROOT / name).is_file() and not re.search("NAME|/x.yaml", name)
+    }
+    assert not gone
+
+
+# Of pip, pytest, torchrun, accelerate, sbatch, fidelity, hf; of the benchmarks, the soak, and examples in documents.
+OTHER_FLAGS = {
+    *("dist", "nproc-per-node", "multi-gpu", "num-processes", "machine-rank", "cpu", "nodes", "local-dir"),
+    *("input1", "input2", "fid", "kid", "prc", "arms", "budgets", "steps", "photos", "minutes", "out", "earlier"),
+    *("kills", "processes", "version", "config", "help", "adapter.delta", "pruning"),
+}
+
+
+def settings() -> set[str]:
+    """Those of the programs, with any adapter and model, and of the commands."""
+    known = {"adapter", "model", "adapter.name", "model.name", "data", "on-bad-image"}
+    for name, kind in get_type_hints(Config).items():
+        known |= (
+            {inner for inner, _ in settings_of(kind, f"{name}.")}
+            if isinstance(kind, type) and is_dataclass(kind)
+            else {name}
+        )
+    known |= {f"{kind}.{item.name}" for kind in KINDS for name in names(kind) for item in fields(declared(kind, name))}
+    known |= {item.name for item in fields(evaluate.Command)}
+    for command in (generate, export, visualize, encode_latents, ema_snapshots):
+        known |= {*inspect.signature(command.main).parameters}
+    known |= {*re.findall(r'"--([\w-]+)"', Path(verify_resume.__file__).read_text())}
+    return {name.replace("_", "-") for name in known}
+
+
+def test_every_setting_that_is_named_is_there() -> None:
+    known, gone = settings() | OTHER_FLAGS, set()
+    for path in CURRENT:
+        for name in re.findall(r"(?<![\w-])--([a-zA-Z][\w.-]*\w)", path.read_text()):
+            if name.replace("_", "-").replace(".no-", ".").removeprefix("no-") not in known:
+                gone.add((path.name, name))
+    assert not gone
 
 
 def test_every_test_that_is_named_is_there() -> None:
-    named = {name for path in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    named = {name for path in (ROOT / "docs").rglob("*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert named and not {name for name in named if f"def {name}(" not in tests}

@@ -1,4 +1,4 @@
-"""An installed package is whole: programs, models and recipes are in it, and it claims no name but `pretrain`."""
+"""An installed package is complete: with programs, models and recipes, and one top-level name, `pretrain`."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def run(site: Path, cwd: Path, *words: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_it_claims_one_name(site: Path) -> None:
+def test_the_wheel_has_one_top_level_name(site: Path) -> None:
     assert {path.name.partition("-")[0] for path in site.iterdir()} == {"pretrain", "infobatch_pretrain"}
 
 

@@ -1,4 +1,4 @@
-"""The recipes build and cost what docs/recipes.md says; the README's own, minutes each, reach what they should."""
+"""The recipes build and cost what docs/training.md says; the README's own, minutes each, reach what they should."""
 
 import json
 import os
@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from programs import wait_for
 
 from pretrain.config.cli import parse
 from pretrain.data.sources import open_data
@@ -22,11 +22,11 @@ ROW = re.compile(
     r"\| ([\d.]+) M \| ([\d.]+) GFLOP \| ([\d.e+]+) \|",
     re.M,
 )
-ROWS = {row[0]: row[1:] for row in ROW.findall((ROOT / "docs" / "recipes.md").read_text())}
+ROWS = {row[0]: row[1:] for row in ROW.findall((ROOT / "docs" / "training.md").read_text())}
 
 
 def test_every_recipe_is_documented_with_its_command() -> None:
-    text, recipes = (ROOT / "docs" / "recipes.md").read_text(), sorted((ROOT / "configs").glob("*.yaml"))
+    text, recipes = (ROOT / "docs" / "training.md").read_text(), sorted((ROOT / "configs").glob("*.yaml"))
     assert sorted(ROWS) == [path.stem for path in recipes]
     for path in recipes:
         commands = re.findall(r"^# ((?:python|torchrun) .*)$", path.read_text(), re.M)
@@ -34,20 +34,23 @@ def test_every_recipe_is_documented_with_its_command() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_recipe_costs_what_is_said(name: str) -> None:
-    """Built without memory; parameters, FLOPs of a visit and of everybody, to the digits that are given."""
-    size, *shape, classes, parameters, visit, everybody = ROWS[name]
+def test_a_recipe_has_the_documented_parameters_and_flops(name: str) -> None:
+    """Built without memory; parameters, FLOPs of a sample and of full training, to the given digits."""
+    size, *shape, classes, parameters, visit, full = ROWS[name]
     recipe = ROOT / "configs" / f"{name}.yaml"
     config = parse([], adapter="", model="", recipe=recipe, output_dir="x", help="")
     assert config.class_conditional == bool(classes)
     images: tuple[int, int, int] = (int(shape[0]), int(shape[1]), int(shape[2]))
     with torch.device("meta"):
-        model = config.part("model").build(images, int(classes or 0))
+        model = config.component("model").build(images, int(classes or 0))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    flops = profile_config(config.part("model"), config.part("adapter"), images, int(classes or 0)).flops
+    flops = profile_config(config.component("model"), config.component("adapter"), images, int(classes or 0)).flops
     total = flops * int(size.replace(",", "")) * config.epochs
-    for said, counted in ((parameters, millions), (visit, flops / 1e9), (everybody, total)):
-        assert float(said) == float(f"{counted:.3g}") or float(said) == float(f"{counted:.2g}"), (said, counted)
+    for message, counted in ((parameters, millions), (visit, flops / 1e9), (full, total)):
+        assert float(message) == float(f"{counted:.3g}") or float(message) == float(f"{counted:.2g}"), (
+            message,
+            counted,
+        )
 
 
 def test_the_data_that_ships_is_as_the_table_says() -> None:
@@ -60,7 +63,7 @@ STUBS = {
     "scontrol": 'if [[ $1 == show ]]; then echo node7; echo node8; else echo "$@" >> "$HERE/requeued"; fi',
     "scancel": 'echo "$@" > "$HERE/cancelled"; kill -TERM $(cat "$HERE/pid")',
     "srun": 'shift; SLURM_NODEID=1 exec "$@"',
-    "accelerate": 'echo "$@" > "$HERE/said.part"; echo $$ > "$HERE/pid"; mv "$HERE/said.part" "$HERE/said"\n'
+    "accelerate": 'echo "$@" > "$HERE/part"; echo $$ > "$HERE/pid"; mv "$HERE/part" "$HERE/arguments"\n'
     'trap "exit 1" TERM; for n in $(seq ${SECONDS_TO_RUN:-0}0); do sleep 0.1; done',
 }
 
@@ -77,19 +80,18 @@ def test_the_slurm_script_starts_resumes_and_requeues(stopped: bool, tmp_path: P
     if stopped:
         environment["SECONDS_TO_RUN"] = "60"
     job = subprocess.Popen([*command, *words], env=environment, cwd=tmp_path)
-    while stopped and not (tmp_path / "said").exists():
-        time.sleep(0.02)
     if stopped:
+        wait_for((tmp_path / "arguments").exists, job)
         job.send_signal(signal.SIGUSR1)
     assert job.wait(30) == (1 if stopped else 0)
     start = "launch --multi_gpu --num_machines 2 --num_processes 8 --machine_rank 1 --main_process_ip node7 "
     start += "--main_process_port 24711 train_diffusion.py "
     more = [*words, "--resume", "auto"]  # the same command, whatever there is
-    assert (tmp_path / "said").read_text() == start + " ".join(more) + "\n"
+    assert (tmp_path / "arguments").read_text() == start + " ".join(more) + "\n"
     assert (tmp_path / "requeued").exists() == stopped
     if not stopped:
         none = subprocess.run([*command, "--infobatch"], env=environment, capture_output=True, text=True, check=False)
-        assert none.returncode == 2 and none.stderr.startswith("error: say --output-dir")
+        assert none.returncode == 2 and none.stderr.startswith("error: give --output-dir")
 
 
 def run(script: str, folder: Path) -> dict:
@@ -103,7 +105,7 @@ def run(script: str, folder: Path) -> dict:
 def test_the_diffusion_recipe(tmp_path: Path) -> None:
     summary = run("train_diffusion.py", tmp_path / "run")
     assert summary["dataset_size"] == 6000 and summary["saved_fraction"] > 0.1
-    assert summary["quality"]["heldout_loss"] < 0.055 < summary["quality_before"]["heldout_loss"]
+    assert summary["quality"]["validation_loss"] < 0.055 < summary["quality_before"]["validation_loss"]
 
 
 @pytest.mark.slow

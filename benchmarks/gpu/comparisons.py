@@ -1,10 +1,10 @@
-"""The comparisons on CIFAR-10 that fit into minutes of one GPU, several runs at a time.
+"""Comparisons on CIFAR-10 that fit into minutes on one GPU, with several runs at the same time.
 
     python benchmarks/gpu/comparisons.py diffusion --work FOLDER --data CIFAR10
 
-`benchmarks/gpu/run` starts it. One process a run that is trained at the same time, as many as raise the throughput
-(sharing.py measures it); they share the list below through the folders of benchmarks/compare.py, one seed of everything
-before the second. Started again it goes on: finished runs are kept, others go on from their checkpoint.
+`benchmarks/gpu/run` starts it. It starts as many worker processes as raise the throughput (measured by sharing.py).
+They share the comparisons below through the folders of benchmarks/compare.py, all of one seed before the next. Started
+again it continues: finished runs are kept, others continue from their checkpoints.
 """
 
 import json
@@ -21,7 +21,7 @@ import quality
 import torch
 import tyro
 import yaml
-from sharing import runs_at_once
+from sharing import concurrent_runs
 from toy import TOY, TOY_EPOCHS, toy_data
 
 from pretrain.config.schema import Data
@@ -33,13 +33,13 @@ IMPORTANCE = "--pruning.policy importance --pruning.budget 0.65 --optim.compensa
 
 
 class Comparison(NamedTuple):
-    """A folder of benchmarks/compare.py.
+    """A comparison of benchmarks/compare.py.
 
     Attributes:
-        name: of the folder.
-        recipe: in benchmarks/recipes.
+        name: of its folder.
+        recipe: a file in benchmarks/recipes.
         flags: of all runs.
-        arms: how they are spent, from the epochs of a full run.
+        arms: from the epochs of a full run to `--arms`.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Comparison(NamedTuple):
     arms: Callable[[int], list[str]]
 
 
-def shortened(epochs: int, share: float, rate: float) -> str:
-    """Ordinary training of a share of the epochs at a learning rate."""
-    return f"shortened@{share:g} lr {rate:g}=--epochs {max(1, round(share * epochs))} --optim.lr {rate:g}"
+def shortened(epochs: int, share: float, lr: float) -> str:
+    """The arm of ordinary training with a share of the epochs and a learning rate."""
+    return f"shortened@{share:g} lr {lr:g}=--epochs {max(1, round(share * epochs))} --optim.lr {lr:g}"
 
 
 def diffusion_arms(epochs: int) -> list[str]:
-    """The most telling first; the recipe's rate is 1e-3, the other of each pair is that times sqrt(1 / share)."""
+    """The most informative arms first. Learning rates are the recipe's, 1e-3, and that times sqrt(1 / share)."""
     return [
         "full",
         f"importance@0.65={IMPORTANCE}",
@@ -67,7 +67,7 @@ def diffusion_arms(epochs: int) -> list[str]:
 
 
 def mae_arms(epochs: int) -> list[str]:
-    """Likewise; the recipe's rate is 1.5e-3."""
+    """The same for masked autoencoders; the recipe's learning rate is 1.5e-3."""
     return [
         "full",
         "half=--model.decoder cross --adapter.predict 0.5 --optim.lr 2.25e-3",
@@ -90,7 +90,7 @@ COMPARISONS = {
 
 
 def lines(task: str, work: Path, data: Path, toy: bool, note: str) -> list[list[str]]:
-    """The command lines of benchmarks/compare.py, in the order in which they are worked through."""
+    """The command lines of benchmarks/compare.py, in their order; see `main` for the arguments."""
     sampling = ["--images", "64", "--steps", "2"] if toy else ["--images", "5000", "--steps", "20"]
     weights = ["--features", str(work / "features.safetensors")] if task == "diffusion" else []
     commands = []
@@ -104,24 +104,28 @@ def lines(task: str, work: Path, data: Path, toy: bool, note: str) -> list[list[
 
 
 def epochs_of(recipe: str, toy: bool) -> int:
-    """Of a full run."""
+    """Epochs of a full run of a recipe."""
     return TOY_EPOCHS if toy else yaml.safe_load((RECIPES / recipe).read_text())["epochs"]
 
 
 def work_through(commands: list[list[str]]) -> None:
-    """Make what is missing of every comparison; what fails is told, the next one is made, and the exit status is 1."""
+    """Make the missing runs of all comparisons; if one fails, print its traceback, continue, and exit with status 1.
+
+    Raises:
+        SystemExit: always; with status 75 after a signal to stop.
+    """
     failed = False
     if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # evaluation computes in float32: TF32, for all arms alike
+        torch.set_float32_matmul_precision("high")  # TF32 for evaluation, which uses float32
     for line in commands:
         try:
             compare.main(line)
-        except SystemExit as stopped:  # 75: told to stop
+        except SystemExit as stopped:  # 75: stopped by a signal
             if stopped.code == 75:
                 raise
             failed = failed or bool(stopped.code)
             traceback.print_exc()
-        except Exception:  # of one run, whatever it is: the minutes are for the others
+        except Exception:  # one failed run must not cost the others their time
             failed = True
             traceback.print_exc()
     sys.exit(failed)
@@ -137,11 +141,11 @@ def main(
     """Make the comparisons of a task.
 
     Args:
-        task: which.
-        work: folder of the records and runs.
+        task: diffusion or mae.
+        work: folder for records and runs.
         data: folder of CIFAR-10's parquet files.
         toy: few images and tiny networks, for a CPU.
-        worker: note for the records of one of the processes that share the work; the first process starts those.
+        worker: be one of the worker processes, with this note in the records; without it, start them.
     """
     if toy:
         data = toy_data(data, work / "data")
@@ -151,13 +155,13 @@ def main(
     if task == "diffusion" and not weights.exists():
         accuracy = quality.train_classifier(open_data(Data(source=str(data)), 0), weights, epochs=1 if toy else 8)
         print(f"feature network: accuracy {accuracy:.1%} on the test images", flush=True)
-    found = work / "sharing.json"
-    if not found.exists():
+    sharing = work / "sharing.json"
+    if not sharing.exists():
         first = COMPARISONS[task][0]
         flags = [*first.flags, "--data", str(data), *(TOY[first.recipe] if toy else [])]
-        found.write_text(json.dumps(runs_at_once(RECIPES / first.recipe, flags, toy), indent=1) + "\n")
-    count = json.loads(found.read_text())["runs"]
-    print(f"{count} runs at once", flush=True)
+        sharing.write_text(json.dumps(concurrent_runs(RECIPES / first.recipe, flags, toy), indent=1) + "\n")
+    count = json.loads(sharing.read_text())["runs"]
+    print(f"{count} concurrent runs", flush=True)
     command = [sys.executable, __file__, task, "--work", str(work), "--data", str(data)]
     command += ["--worker", f"{count} runs share the device"]
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
@@ -172,7 +176,7 @@ def main(
                 )
             )
     codes = [process.wait() for process in workers]
-    print(f"the workers' exit statuses: {codes}", flush=True)
+    print(f"exit statuses of the workers: {codes}", flush=True)
     sys.exit(max(codes))
 
 

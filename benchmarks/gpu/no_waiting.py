@@ -1,10 +1,10 @@
-"""That a training step never waits for the device: train_diffusion.py with torch's synchronisation errors switched on.
+"""Check that training steps do not synchronize with the device: train_diffusion.py with torch's sync debug mode.
 
     python benchmarks/gpu/no_waiting.py [flags of train_diffusion.py]
 
-From the moment a batch is there until the averages are updated, whatever makes the processor wait for the device is an
-error (torch.cuda.set_sync_debug_mode). Excepted are the first steps, which allocate, and every 16th and an epoch's
-last, in which the loop looks at what was computed, as it says it does.
+A synchronization between the arrival of a batch and the update of the EMAs raises an error
+(torch.cuda.set_sync_debug_mode). Not checked are the first steps, which initialize libraries, and those in which the
+loop synchronizes on purpose: every `SYNC_EVERY`-th one and the last one of an epoch.
 """
 
 import sys
@@ -18,32 +18,36 @@ from pretrain.config.cli import parse
 from pretrain.infobatch.sampler import InfoBatch
 from pretrain.training import loop
 
-FIRST = 3  # steps in which allocators and libraries set themselves up
+WARMUP = 3  # steps that initialize allocators and libraries
 checked = step = 0
 
 
 def main() -> None:
-    """Train, and say how many steps were checked."""
+    """Train, and print the number of steps that were checked.
+
+    Raises:
+        SystemExit: no step was checked.
+    """
     batch_size, update = InfoBatch.global_batch_size, EMACollection.update
 
-    def begins(infobatch: InfoBatch, index: torch.Tensor) -> int:
+    def check_from_here(infobatch: InfoBatch, index: torch.Tensor) -> int:
         global checked
         count = batch_size(infobatch, index)
         last = infobatch.seen + count >= infobatch.length
-        if step >= FIRST and step % loop.GLANCE and not last and not torch.cuda.get_sync_debug_mode():
+        if step >= WARMUP and step % loop.SYNC_EVERY and not last and not torch.cuda.get_sync_debug_mode():
             torch.cuda.set_sync_debug_mode("error")
             checked += 1
         return count
 
-    def ends(averages: EMACollection, *arguments: object) -> None:
+    def check_until_here(emas: EMACollection, *arguments: object) -> None:
         global step
-        update(averages, *arguments)
+        update(emas, *arguments)
         torch.cuda.set_sync_debug_mode("default")
         step += 1
 
-    InfoBatch.global_batch_size, EMACollection.update = begins, ends
+    InfoBatch.global_batch_size, EMACollection.update = check_from_here, check_until_here
     train_diffusion.main(parse(sys.argv[1:], **train_diffusion.START, output_dir="runs/no-waiting", help=""))
-    print(f"{checked} of {step} steps made without waiting for the device")
+    print(f"{checked} of {step} steps were checked, and none of them synchronized with the device")
     if not checked:
         sys.exit("no step was checked; train longer")
 

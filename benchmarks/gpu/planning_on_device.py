@@ -1,4 +1,4 @@
-"""benchmarks/planning.py with its tables on the device: `benchmarks/gpu/run planning` starts it."""
+"""benchmarks/planning.py with its tensors on the device; started by `benchmarks/gpu/run planning`."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ import tyro
 
 
 def main(work: Path, data: Path, toy: bool = False) -> None:
-    """Measure planning and stepping at 1.28 and 100 million samples.
+    """Measure planning and steps with 1.28 and 100 million samples.
 
     Args:
         work: folder for planning.json.
-        data: not looked at.
-        toy: 100,000 samples.
+        data: not used.
+        toy: 100,000 samples only.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = (100_000,) if toy else (1_280_000, 100_000_000)

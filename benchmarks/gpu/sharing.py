@@ -1,8 +1,8 @@
-"""How many trainings at once get the most out of one device: measured, by the steps that they make together.
+"""Measure how many concurrent training processes give the highest total throughput on one device.
 
-Every process has its own network and optimizer and makes optimizer steps for a few seconds: first one process alone,
-then two at once, four, eight. A network that does not fill the device leaves it idle while the processor prepares the
-next kernels; other processes use that time.
+Each process has a network and an optimizer and takes optimizer steps for a few seconds: first one process alone, then
+two, four and eight concurrently. A small network leaves the device idle while the CPU launches its kernels; other
+processes can use that time.
 """
 
 import multiprocessing
@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import Any
 
 COUNTS = (1, 2, 4, 8)
-WORTH = 1.05  # more at once have to raise the throughput by this factor
+MIN_GAIN = 1.05  # factor of the throughput by which more processes must be better
 
 
 def _process(recipe: Path, flags: list[str], pipe: Connection) -> None:
-    """Answer every number of seconds with the images per second that were trained in them."""
+    """For each number of seconds received, train so long and send the images per second; 0 ends the process."""
     import torch
-    from torch.nn.attention import SDPBackend  # noqa: F401  # loads what the first attention needs
+    from torch.nn.attention import SDPBackend  # noqa: F401  # loads libraries of attention
 
     from pretrain.adapters import Batch
     from pretrain.config.build import build_model
     from pretrain.config.cli import parse
     from pretrain.core.rng import SampleRNG
     from pretrain.data.sources import open_data
-    from pretrain.training.optim import adamw
+    from pretrain.training.optim import build_optimizer
 
     arguments = ["--config", str(recipe), *flags]
     config = parse(arguments, adapter="flow", model="unet", recipe=recipe, output_dir="", help="")
     source = open_data(config.data, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     adapter, model = config.component("adapter"), build_model(config, source.shape, 0).to(device)
-    optimizer = adamw(model, config.optim)
+    optimizer = build_optimizer(model, config.optim)
     index = torch.arange(config.batch_size, device=device)
     batch = Batch(
         torch.zeros(config.batch_size, *source.shape, device=device),
@@ -48,7 +48,7 @@ def _process(recipe: Path, flags: list[str], pipe: Connection) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    def measured(seconds: float) -> float:
+    def images_per_second(seconds: float) -> float:
         steps, began = 0, time.monotonic()
         while time.monotonic() - began < seconds:
             step()
@@ -61,16 +61,16 @@ def _process(recipe: Path, flags: list[str], pipe: Connection) -> None:
         step()
     pipe.send("ready")
     while seconds := pipe.recv():
-        pipe.send(measured(seconds))
+        pipe.send(images_per_second(seconds))
 
 
-def runs_at_once(recipe: Path, flags: list[str], toy: bool) -> dict[str, Any]:
-    """Images per second by the number of trainings at once, and the number that is worth it, as `runs`.
+def concurrent_runs(recipe: Path, flags: list[str], toy: bool) -> dict[str, Any]:
+    """The best number of concurrent processes, `runs`, and the `images_per_second` by their number.
 
     Args:
-        recipe: of the trainings.
-        flags: beside it.
-        toy: two at most, for a second each.
+        recipe: of the training.
+        flags: further settings.
+        toy: at most two processes, for a second each.
     """
     counts, seconds = (COUNTS[:2], 1.0) if toy else (COUNTS, 4.0)
     context = multiprocessing.get_context("spawn")
@@ -93,6 +93,6 @@ def runs_at_once(recipe: Path, flags: list[str], toy: bool) -> dict[str, Any]:
         process.join(30)
     best = counts[0]
     for count in counts[1:]:
-        if throughput[count] > WORTH * throughput[best]:
+        if throughput[count] > MIN_GAIN * throughput[best]:
             best = count
     return {"runs": best, "images_per_second": throughput}

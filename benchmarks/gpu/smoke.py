@@ -1,10 +1,10 @@
-"""Whether both programs do on a GPU what they do on a CPU: every precision, killed, compiled, exported, measured.
+"""Check both programs on a GPU: precisions, kill and resume, compilation, export, throughput.
 
     python benchmarks/gpu/smoke.py --work FOLDER --data CIFAR10
 
-`benchmarks/gpu/run smoke` starts it. Every check is a list of commands, which run one after the other; four checks run
-at a time, those that measure throughput alone at the end. smoke.json has the outcome of each as soon as there is one;
-started again, it repeats those that did not succeed. The exit status is 1 if a check failed.
+`benchmarks/gpu/run smoke` starts it. Each check is a list of commands that run one after the other; four checks run
+concurrently, those that measure throughput run alone at the end. Outcomes are written to smoke.json as soon as they are
+known; started again, it repeats the checks that did not succeed. The exit status is 1 if a check failed.
 """
 
 import json
@@ -43,15 +43,15 @@ else:
 
 
 class Check(NamedTuple):
-    """Commands that all have to end with status 0.
+    """A check: commands that must all end with status 0.
 
     Attributes:
         name: of the check.
         commands: in their order.
-        kill: of the first command: let it write a checkpoint, kill it, go on with the second.
-        run: folder whose summary.json is kept in the outcome; None: there is none.
-        alone: measures throughput, so nothing else may run.
-        device: needs CUDA.
+        kill: whether the first command is killed after it has written a checkpoint.
+        run: folder of the run whose summary is a part of the outcome, or None.
+        alone: whether it measures throughput, so that nothing else may run.
+        device: whether it needs CUDA.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Check(NamedTuple):
 
 
 def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
-    """All checks, the ones that tell most first."""
+    """All checks, the most informative ones first; see `main` for the arguments."""
 
     def program(kind: str, name: str, *flags: str) -> list[str]:
         folder = work / "runs" / name
@@ -91,10 +91,13 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
         "5",
     ]
     generate += ["--output-dir", str(run("generated"))]
-    one = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     killed = program("diffusion", "killed", *bf16, "--infobatch", "--epochs", "4", "--checkpoint.every", "2")
-    nccl = [*one, *program("diffusion", "nccl", *bf16, "--infobatch", "--epochs", "4", "--checkpoint.every", "2")[1:]]
-    waiting = program("diffusion", "no-waiting", *bf16, "--infobatch", "--epochs", "3")
+    nccl = [
+        *torchrun,
+        *program("diffusion", "nccl", *bf16, "--infobatch", "--epochs", "4", "--checkpoint.every", "2")[1:],
+    ]
+    checked = program("diffusion", "no-waiting", *bf16, "--infobatch", "--epochs", "3")
     yield Check(
         "diffusion bf16, exported, opened, generate",
         [program("diffusion", "diffusion-bf16", *bf16, "--infobatch"), opened("diffusion-bf16"), generate],
@@ -106,8 +109,8 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
         run=run("mae-bf16"),
     )
     yield Check(
-        "no waiting for the device in a step",
-        [[sys.executable, str(Path(__file__).with_name("no_waiting.py")), *waiting[2:]]],
+        "no synchronization with the device in a step",
+        [[sys.executable, str(Path(__file__).with_name("no_waiting.py")), *checked[2:]]],
         device=True,
     )
     yield Check("killed and resumed", [killed, [*killed, "--resume"]], kill=True, run=run("killed"))
@@ -138,8 +141,12 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
             )
 
 
-def killed_after_a_checkpoint(command: list[str], log: Any) -> None:
-    """Start a training, wait for a checkpoint inside an epoch, kill it."""
+def kill_after_checkpoint(command: list[str], log: Any) -> None:
+    """Start training, wait for a checkpoint inside an epoch, and kill it.
+
+    Raises:
+        RuntimeError: it ended before.
+    """
     folder = Path(command[command.index("--output-dir") + 1]) / "checkpoints"
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     while process.poll() is None and len([*folder.glob("step-*[0-9]")]) < 2:
@@ -150,10 +157,10 @@ def killed_after_a_checkpoint(command: list[str], log: Any) -> None:
     process.wait()
 
 
-def made(check: Check, work: Path) -> dict[str, Any]:
-    """The outcome of a check."""
+def outcome_of(check: Check, work: Path) -> dict[str, Any]:
+    """Run a check and return its outcome."""
     if check.device and not CUDA:
-        return {"outcome": "not tried: there is no CUDA here"}
+        return {"outcome": "skipped: there is no CUDA device"}
     began = time.monotonic()
     log = work / "logs" / f"{''.join(c if c.isalnum() else '-' for c in check.name)}.txt"
     for command in check.commands:
@@ -164,7 +171,7 @@ def made(check: Check, work: Path) -> dict[str, Any]:
             file.write(f"$ {shlex.join(command)}\n")
             file.flush()
             if check.kill and number == 0:
-                killed_after_a_checkpoint(command, file)
+                kill_after_checkpoint(command, file)
                 continue
             status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT).returncode
             if status:
@@ -172,12 +179,12 @@ def made(check: Check, work: Path) -> dict[str, Any]:
                 return {"outcome": f"failed: command {number + 1} ended with status {status}: {last}"}
     outcome = {"outcome": "ok", "seconds": round(time.monotonic() - began, 1)}
     if check.run is not None:
-        outcome["training"] = trained(check.run)
+        outcome["training"] = results_of(check.run)
     return outcome
 
 
-def trained(run: Path) -> dict[str, Any]:
-    """What a run came to; its speed is that of the last epoch, after libraries are loaded and kernels compiled."""
+def results_of(run: Path) -> dict[str, Any]:
+    """Speed and quality of a run; the speed is that of the last epoch, after loading libraries and compiling."""
     summary = json.loads((run / "summary.json").read_text())
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, last = [record for record in records if record["kind"] == "epoch"][-2:]
@@ -188,7 +195,7 @@ def trained(run: Path) -> dict[str, Any]:
 
 
 def main(work: Path, data: Path, toy: bool = False) -> None:
-    """Make the checks that did not succeed yet.
+    """Run the checks that have not succeeded yet.
 
     Args:
         work: folder for runs, logs and smoke.json.
@@ -202,12 +209,12 @@ def main(work: Path, data: Path, toy: bool = False) -> None:
     outcomes = json.loads(file.read_text())["checks"] if file.exists() else {}
     device = torch.cuda.get_device_name() if CUDA else "cpu"
 
-    def settle(check: Check) -> None:
+    def run_check(check: Check) -> None:
         if outcomes.get(check.name, {}).get("outcome") == "ok":
             return
         try:
-            outcome = made(check, work)
-        except Exception as error:  # a check that breaks is an outcome like any other
+            outcome = outcome_of(check, work)
+        except Exception as error:  # must not stop the other checks
             outcome = {"outcome": f"failed: {type(error).__name__}: {error}"}
         with lock:
             outcomes[check.name] = outcome
@@ -216,10 +223,10 @@ def main(work: Path, data: Path, toy: bool = False) -> None:
 
     every = [*checks(work, data, toy)]
     with ThreadPoolExecutor(4 if CUDA else 2) as pool:
-        list(pool.map(settle, [check for check in every if not check.alone]))
+        list(pool.map(run_check, [check for check in every if not check.alone]))
     for check in every:
         if check.alone:
-            settle(check)
+            run_check(check)
     sys.exit(any(outcome["outcome"].startswith("failed") for outcome in outcomes.values()))
 
 

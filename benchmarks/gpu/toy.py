@@ -1,4 +1,4 @@
-"""The rehearsal's sizes: the same programs and files, small enough for a CPU and two minutes."""
+"""Sizes of the rehearsal: the same programs and files, small enough for two minutes on a CPU."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TOY = {name: f"{_COMMON} --model.depth 1 --model.heads 2".split() for name in ("
 
 
 def toy_data(data: Path, folder: Path) -> Path:
-    """A few rows of each split, as parquet files named as the whole ones are."""
+    """Write a few rows of each parquet file in `data` to a file of the same name in `folder`, and return `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in ROWS.items():
         for path in sorted(data.glob(f"{split}*.parquet")):

@@ -1,4 +1,4 @@
-"""A sampler that diffusers lacks."""
+"""Heun's method for EDM, which diffusers lacks."""
 
 from typing import Any
 
@@ -9,32 +9,44 @@ from torch import Tensor
 
 
 class EDMHeunScheduler(EDMEulerScheduler):
-    """Heun's steps between the noise levels of `EDMEulerScheduler` (Karras et al. 2022, algorithm 1).
+    """Heun's second-order method on the noise levels of `EDMEulerScheduler` (Karras et al., 2022, algorithm 1).
 
-    Each step goes along the slope where it starts, looks at the slope where it gets to, and goes along their mean; the
-    last one, to no noise, is Euler's. So n steps call the network 2 n - 1 times, at the times in `timesteps`.
+    Each step follows the mean of the slopes at its start and at the end of an Euler step; the last one, to sigma 0, is
+    an Euler step. So n steps call the network 2 n - 1 times, at the times in `timesteps`. The method is deterministic
+    (S_churn = 0).
     """
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None, sigmas: Any = None) -> None:
-        """Choose the levels and begin."""
+        """Set the noise levels and restart; arguments as for `EDMEulerScheduler`."""
         super().set_timesteps(num_inference_steps, device, sigmas)
         self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
-        self.level = 0
-        self.start: tuple[Tensor, Tensor] | None = None  # of the step that is half done: image and slope
+        self.sigma_index = 0
+        self.start: tuple[Tensor, Tensor] | None = (
+            None  # image and slope at the start of a step, between its two halves
+        )
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
-        """What the network sees of a noisy image."""
-        return self.precondition_inputs(sample, self.sigmas[self.level])
+        """The network's input for a noisy image [B, C, H, W]: c_in * sample."""
+        return self.precondition_inputs(sample, self.sigmas[self.sigma_index])
 
     def step(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> EDMEulerSchedulerOutput:
-        """The image after half a step."""
-        sigma = self.sigmas[self.level]
+        """Do the first or the second half of a step.
+
+        Args:
+            model_output: [B, C, H, W]; of the network, not preconditioned.
+            timestep: not used; the order of the calls determines the noise level.
+            sample: [B, C, H, W]; the noisy image.
+
+        Returns:
+            The noisy image [B, C, H, W] for the next call.
+        """
+        sigma = self.sigmas[self.sigma_index]
         slope = (sample - self.precondition_outputs(sample, model_output, sigma)) / sigma
         if self.start is not None:
-            sample, first = self.start
-            self.start, slope, width = None, (first + slope) / 2, sigma - self.sigmas[self.level - 1]
+            sample, first_slope = self.start
+            self.start, slope, step = None, (first_slope + slope) / 2, sigma - self.sigmas[self.sigma_index - 1]
         else:
-            self.level += 1
-            width = self.sigmas[self.level] - sigma
-            self.start = (sample, slope) if self.sigmas[self.level] > 0 else None
-        return EDMEulerSchedulerOutput(prev_sample=sample + width * slope)
+            self.sigma_index += 1
+            step = self.sigmas[self.sigma_index] - sigma
+            self.start = (sample, slope) if self.sigmas[self.sigma_index] > 0 else None
+        return EDMEulerSchedulerOutput(prev_sample=sample + step * slope)

@@ -1,4 +1,4 @@
-"""Images from noise, by a diffusers scheduler."""
+"""Generating images with the noise schedulers of diffusers."""
 
 import inspect
 import math
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pretrain.adapters import Generative
 from pretrain.core.errors import UserError
 
-# By the scheduler that an adapter names, the diffusers classes that undo the same noise with the same network.
+# For the class of each adapter's own scheduler: the classes that can sample from the same network, by setting name.
 SAMPLERS: dict[str, dict[str, str]] = {
     "DDIMScheduler": {
         "ddim": "DDIMScheduler",
@@ -31,61 +31,69 @@ SAMPLERS: dict[str, dict[str, str]] = {
 }
 
 
-def sampler(adapter: Generative, name: str | None, *, latents: bool = False) -> Any:
-    """A fresh scheduler of that name for the adapter's noise; the adapter's own where none is named.
+def make_scheduler(adapter: Generative, sampler: str | None, *, latents: bool = False) -> Any:
+    """Make a noise scheduler of diffusers for sampling from the model of an adapter.
 
-    For latents it does not clip: they have no range that pixels have.
+    Args:
+        adapter: provides its own scheduler, whose configuration is used.
+        sampler: a name in `SAMPLERS`; None: the adapter's own scheduler.
+        latents: whether latents are sampled; their predictions are not clipped to the range of pixels.
 
     Raises:
-        ValueError: there is none of that name for this noise.
+        ValueError: this adapter has no sampler of this name.
     """
     own = adapter.scheduler()
     if latents and own.config.get("clip_sample"):
         own.register_to_config(clip_sample=False)
-    known = SAMPLERS.get(type(own).__name__, {})
-    if name is None:
+    by_name = SAMPLERS.get(type(own).__name__, {})
+    if sampler is None:
         return own
-    signal = getattr(own, "alphas_cumprod", None)
-    endless = signal is not None and signal[-1] == 0  # then the last noise level is infinite, which DDIM alone bears
-    able = [other for other in known if other == "ddim" or not endless]
-    if name not in able:
-        raise ValueError(f"sampler must be one of {', '.join(able) or 'none'} for {type(adapter).__name__}, got {name}")
+    alphas_cumprod = getattr(own, "alphas_cumprod", None)
+    zero_snr = alphas_cumprod is not None and alphas_cumprod[-1] == 0  # sigma is infinite there; only DDIM allows it
+    allowed = [name for name in by_name if name == "ddim" or not zero_snr]
+    if sampler not in allowed:
+        raise ValueError(
+            f"sampler must be one of {', '.join(allowed) or 'none'} for {type(adapter).__name__}, got {sampler}"
+        )
     import diffusers
 
     from pretrain.adapters._heun import EDMHeunScheduler
 
-    kind: Any = EDMHeunScheduler if known[name] == "EDMHeunScheduler" else getattr(diffusers, known[name])
-    takes = inspect.signature(kind.__init__).parameters
-    config = {key: value for key, value in own.config.items() if key in takes}
-    if name == "dpm++" and "shift" in own.config:  # it knows straight paths by other names
+    class_name = by_name[sampler]
+    scheduler: Any = EDMHeunScheduler if class_name == "EDMHeunScheduler" else getattr(diffusers, class_name)
+    parameters = inspect.signature(scheduler.__init__).parameters
+    config = {key: value for key, value in own.config.items() if key in parameters}
+    if sampler == "dpm++" and "shift" in own.config:  # DPM-Solver's settings for rectified flow have other names
         config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": own.config["shift"]}
-    return kind(**config)
+    return scheduler(**config)
 
 
-def check(adapter: Generative, classes: int, name: str | None, steps: int, guidance: float, flag: str = "--") -> None:
-    """Refuse what `generate` could not do with these settings.
+def check_sampling(
+    adapter: Generative, classes: int, sampler: str | None, steps: int, guidance: float, flag: str = "--"
+) -> None:
+    """Raise if `generate` can't use these settings.
 
     Args:
-        adapter: names the scheduler.
-        classes: that the network knows; 0: none.
-        name, steps, guidance: see `generate`.
-        flag: what a setting's name begins with on the command line.
+        adapter: provides the noise scheduler.
+        classes: that the network was built for; 0: without labels.
+        sampler, steps, guidance: see `generate`.
+        flag: prefix of the settings' names on the command line, for messages.
 
     Raises:
-        UserError: there is no such sampler, not with so many steps, or nothing to be guided by.
+        UserError: there is no such sampler, it does not allow so many steps, or the model does not allow guidance.
     """
     if not math.isfinite(guidance):
         raise UserError(f"{flag}guidance must be a finite number, got {guidance}")
     if guidance != 1 and not (classes and getattr(adapter, "label_dropout", 1)):
         raise UserError(
-            f"{flag}guidance {guidance:g} needs a model that knows images with a label and without one; train with "
+            f"{flag}guidance {guidance:g} needs a model that was trained with and without labels; train with "
             "--class-conditional and a label_dropout above 0, or leave it out"
         )
     try:
-        sampler(adapter, name).set_timesteps(steps)
+        make_scheduler(adapter, sampler).set_timesteps(steps)
     except ValueError as error:
-        named = f"{flag}sampler {name}, " if name else ""
-        raise UserError(f"{named}{flag}steps {steps}: {' '.join(str(error).split())}") from None
+        settings = f"{flag}sampler {sampler}, {flag}steps {steps}" if sampler else f"{flag}steps {steps}"
+        raise UserError(f"{settings}: {' '.join(str(error).split())}") from None
 
 
 @torch.no_grad()
@@ -97,30 +105,36 @@ def generate(
     *,
     steps: int,
     guidance: float = 1.0,
-    by: str | None = None,
+    sampler: str | None = None,
     autoencoder: Any = None,
 ) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1] from standard normal noise of that shape, or of their latents' shape.
+    """Generate images from noise.
 
     Args:
-        model: a denoiser in evaluation mode.
-        adapter: names the scheduler.
-        noise: float32 [B, C, H, W].
-        label: int64 [B]; -1: none.
+        model: a denoiser in evaluation mode, called as ``model(x, timestep, label)``.
+        adapter: provides the noise scheduler.
+        noise: float32 [B, C, H, W], standard normal, of the shape of the images or of their latents.
+        label: int64 [B]; -1 for no label.
         steps: of the scheduler.
-        guidance: classifier-free guidance scale w (Ho and Salimans 2022, equation 6, in the form
-            uncond + w (cond - uncond)); 1 is plain conditional generation.
-        by: a sampler's name, see `sampler`.
-        autoencoder: its `decode` makes images, where the model is one of latents.
+        guidance: scale w of classifier-free guidance, uncond + w (cond - uncond) (Ho and Salimans, 2022, equation 6,
+            where the scale is w - 1); 1: no guidance.
+        sampler: a name in `SAMPLERS`; None: the adapter's own scheduler.
+        autoencoder: whose `decode` turns latents into images, for a latent diffusion model.
+
+    Returns:
+        float32 [B, C, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: this adapter has no sampler of this name, or it does not allow so many steps.
     """
-    scheduler = sampler(adapter, by, latents=autoencoder is not None)
+    scheduler = make_scheduler(adapter, sampler, latents=autoencoder is not None)
     scheduler.set_timesteps(steps, device=noise.device)
     x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = model(scaled, t.expand(len(x)), label)
         if guidance != 1.0:
-            without = model(scaled, t.expand(len(x)), torch.full_like(label, -1))
-            output = without + guidance * (output - without)
+            unconditional = model(scaled, t.expand(len(x)), torch.full_like(label, -1))
+            output = unconditional + guidance * (output - unconditional)
         x = scheduler.step(output, t, x).prev_sample
     return autoencoder.decode(x) if autoencoder else x.clamp(-1, 1)

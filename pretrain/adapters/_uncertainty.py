@@ -1,87 +1,118 @@
-"""What an objective makes of levels: densities and weights that change what is learned.
+"""Densities and weights of noise levels, patch masks, and the learned uncertainty of EDM2: building blocks of adapters.
 
-A plan may visit some levels more densely than others too, and divides a visit's weight by the density: that changes
-the variance of the gradient and nothing else. What is here is not made up for. A map from the level, uniform on
-average, to an adapter's own axis says how much each noise level counts in the objective, and so does a weight; a model
-that could learn everything would not care, any other one learns best what counts most.
+An adapter's density and weight of noise levels are part of the objective. A model of unlimited capacity would learn the
+same under any of them; a real one learns best the levels that count most. InfoBatch, too, may draw some levels more
+densely, but divides the loss by that density, which changes only the variance of the gradient.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.core.rng import SampleRNG
 
-Masks = tuple[Tensor, Tensor, Tensor | None]
+
+class Masks(NamedTuple):
+    """The visible and the hidden patches of each image, in random order."""
+
+    visible: Tensor  # int64 [B, V]; indices of patches
+    hidden: Tensor  # int64 [B, H]
+    valid: Tensor | None  # bool [B, V + H]; False for entries to ignore; None: all are valid
 
 
 def normal_quantile(level: Tensor, mean: float, std: float) -> Tensor:
-    """Levels in [0, 1) spread like a normal distribution; level 0 counts as 2^-25, whose quantile is finite."""
+    """Quantiles of a normal distribution.
+
+    Args:
+        level: float32, each in [0, 1); 0 is replaced by 2^-25, whose quantile is finite.
+        mean, std: of the distribution.
+
+    Returns:
+        float32, of the shape of `level`.
+    """
     return mean + std * torch.special.ndtri(level.clamp(min=2.0**-25))
 
 
 def oversample_below(level: Tensor, below: float, times: float) -> Tensor:
-    """Levels in [0, 1) spread so that those below `below` are `times` times as dense as the others."""
+    """Map uniform levels to levels whose density below `below` is `times` that above it.
+
+    Args:
+        level: float32, each in [0, 1).
+        below: in (0, 1).
+        times: above 0.
+
+    Returns:
+        float32 in [0, 1), of the shape of `level`.
+    """
     if times == 1:
         return level
-    dense = times * below  # is to 1 - below as the two parts' shares are
-    place = level * (dense + 1 - below)
-    return torch.where(place < dense, place / times, place - dense + below).clamp(max=1 - 2.0**-24)
+    mass = times * below  # of the interval below; that of the interval above is 1 - below
+    scaled = level * (mass + 1 - below)
+    return torch.where(scaled < mass, scaled / times, scaled - mass + below).clamp(max=1 - 2.0**-24)
 
 
 def snr_weight(snr: Tensor, prediction: str, min_snr: float | None, p2: float | None) -> Tensor:
-    """Weight of the squared error of what is predicted.
+    """Weight of the squared error of the prediction, min-SNR or P2; 1 if neither is given.
 
-    The squared errors of noise and velocity are SNR and SNR + 1 times that of the image they imply, so one and the
-    same weight of the image's error is divided by that.
+    The squared errors of noise and of velocity are SNR and SNR + 1 times that of the image that they imply, so a weight
+    of the image's error is divided by these factors.
 
     Args:
-        snr: signal-to-noise ratios of the visits, above 0.
+        snr: float32 [B]; signal-to-noise ratios, above 0.
         prediction: "epsilon", "sample" or "v_prediction".
-        min_snr: gamma of min(SNR, gamma), the weight of the image's error (Hang et al. 2023); or None.
-        p2: gamma of (1 + SNR)^-gamma, the weight of the noise's error (Choi et al. 2022, k = 1); or None.
+        min_snr: gamma of min(SNR, gamma), a weight of the image's error (Hang et al., 2023).
+        p2: gamma of (1 + SNR)^-gamma, a weight of the noise's error (Choi et al., 2022, with k = 1).
+
+    Returns:
+        float32 [B].
     """
-    of_image = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}[prediction]
+    image_factor = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}[prediction]
     if min_snr is not None:
-        return snr.clamp(max=min_snr) / of_image
+        return snr.clamp(max=min_snr) / image_factor
     if p2 is not None:
-        return snr / (1 + snr) ** p2 / of_image
+        return snr / (1 + snr) ** p2 / image_factor
     return torch.ones_like(snr)
 
 
-def random_masks(patches: int, ratio: float, most: float | None, share: float, level: Tensor, rng: SampleRNG) -> Masks:
-    """Which patches are visible and which hidden: int64 [B, V] and [B, H], in random order, at least one of each.
+def random_masks(
+    patches: int, mask_ratio: float, max_ratio: float | None, predict: float, level: Tensor, rng: SampleRNG
+) -> Masks:
+    """Draw visible and hidden patches uniformly, at least one of each (He et al., 2022, section 3).
 
     Args:
-        patches: L.
-        ratio: share that is hidden at level 0.
-        most: share that is hidden at level 1, evenly more in between; None: `ratio` at any level.
-        share: of the hidden ones that is asked for.
-        level: [B].
-        rng: draws them.
+        patches: of an image, L.
+        mask_ratio: share of the patches that is hidden at level 0, in (0, 1).
+        max_ratio: share that is hidden at level 1; it is linear in the level. None: `mask_ratio` at every level.
+        predict: H as a share of the patches that are hidden at level 1, in (0, 1].
+        level: float32 [B], each in [0, 1).
+        rng: of the B samples.
 
     Returns:
-        Both; where their numbers vary, V and H are the largest, and the third, bool [B, V + H], says which are meant.
+        V and H are the same for all images, the largest numbers that occur; with `max_ratio` `valid` marks the entries
+        of each image.
     """
     order = rng.uniform(patches).argsort(dim=1)
-    largest = min(max(round(patches * (1 - ratio)), 1), patches - 1)
-    least = largest if most is None else min(max(round(patches * (1 - most)), 1), largest)
-    asked = max(round(share * (patches - least)), 1)  # the last ones: they are hidden at any level
-    if most is None:
-        return order[:, :largest], order[:, -asked:], None
-    visible = (patches * (1 - ratio - level * (most - ratio))).round().clamp(least, largest)[:, None]
-    place = torch.arange(patches, device=order.device)
-    there = torch.cat([place[:largest] < visible, place[-asked:] >= visible], dim=1)
-    return order[:, :largest], order[:, -asked:], there
+    max_visible = min(max(round(patches * (1 - mask_ratio)), 1), patches - 1)
+    min_visible = max_visible if max_ratio is None else min(max(round(patches * (1 - max_ratio)), 1), max_visible)
+    predicted = max(round(predict * (patches - min_visible)), 1)  # the last in `order`, which are hidden first
+    visible, hidden = order[:, :max_visible], order[:, -predicted:]
+    if max_ratio is None:
+        return Masks(visible, hidden, None)
+    count = (patches * (1 - mask_ratio - level * (max_ratio - mask_ratio))).round()
+    count = count.clamp(min_visible, max_visible)[:, None]  # of visible patches, [B, 1]
+    position = torch.arange(patches, device=order.device)  # in `order`
+    return Masks(visible, hidden, torch.cat([position[:max_visible] < count, position[-predicted:] >= count], dim=1))
 
 
 class UncertaintyHead(nn.Module):
-    """A denoiser, and beside it how large its error usually is at a time (Karras et al. 2024; Kendall et al. 2018).
+    """A denoiser with a head that learns the logarithm of its error at each noise level.
 
-    The log error is a constant and a sum of sines and cosines of 1 .. 16 times the time, 0 in the beginning. Its
-    parameters are among the network's, so they are trained, averaged and saved with them.
+    The log error u is a learned linear function of cos(k time) and sin(k time), k = 1 .. 16, and initially 0 (Karras et
+    al., 2024; Kendall et al., 2018). Its parameters are trained, saved and averaged (EMA) with those of the network.
 
     Args:
-        network: called as ``network(x, time, label)``, time [B] between -pi and pi.
+        network: called as ``network(x, time, label)``, with time [B] between -pi and pi.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -94,10 +125,20 @@ class UncertaintyHead(nn.Module):
     def forward(
         self, x: Tensor, time: Tensor, label: Tensor, uncertainty: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The network's output; with `uncertainty` also the log error, float32 [B]."""
+        """Call the network.
+
+        Args:
+            x: float32 [B, C, H, W].
+            time: float32 [B].
+            label: int64 [B]; -1 for no label.
+            uncertainty: whether to return the log error too.
+
+        Returns:
+            The network's output, [B, C, H, W]; with `uncertainty` also u, float32 [B].
+        """
         output = self.network(x, time, label)
         if not uncertainty:
             return output
         phase = time[:, None] * torch.arange(1, 17, device=time.device)
-        with torch.autocast(time.device.type, enabled=False):  # it is a part of the loss
+        with torch.autocast(time.device.type, enabled=False):  # part of the loss, which is computed in float32
             return output, self.log_error(torch.cat([phase.cos(), phase.sin()], dim=1)).squeeze(1)

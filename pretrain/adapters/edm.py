@@ -1,4 +1,4 @@
-"""Denoising at continuous noise levels, with the network's input, output and loss scaled to unit variance."""
+"""EDM: denoising at continuous noise levels, preconditioned to unit variance of inputs and targets."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +13,19 @@ from pretrain.core.rng import SampleRNG
 
 @dataclass(frozen=True)
 class EDM:
-    """Denoising with preconditioning and log-normal noise levels (Karras et al. 2022, table 1).
+    """Denoising with preconditioning and log-normal noise levels (EDM; Karras et al., 2022, table 1).
 
-    The network F sees the noisy image x = y + sigma noise as F(c_in x, ln(sigma) / 4). What is compared with y is
-    D = c_skip x + c_out F, weighted by 1 / c_out^2, which is the squared error of F itself (equation 8); its target,
-    (y - c_skip x) / c_out, is written below without the difference of nearly equal numbers.
+    The network F is called with the noisy image x = y + sigma noise as F(c_in x, ln(sigma) / 4). The denoiser is
+    D = c_skip x + c_out F. Its squared error, weighted by 1 / c_out^2, is the squared error of F with the target
+    (y - c_skip x) / c_out (equation 8), which is computed below without a difference of nearly equal numbers.
 
     Attributes:
-        mean: changes the objective: mean of ln(sigma), whose density says how much each noise level counts.
+        mean: changes the objective: mean of ln(sigma).
         std: changes the objective: standard deviation of ln(sigma).
-        sigma_data: standard deviation of the pixels.
-        uncertainty: changes the objective: learn how large the error usually is at each sigma and divide by it, so that
-            all count alike (Karras et al. 2024): error / e^u + u, u of sigma. The error alone is the score.
-        label_dropout: share of the labels replaced by "no label", for classifier-free guidance, in [0, 1].
+        sigma_data: standard deviation of the pixels, or of the latents.
+        uncertainty: changes the objective: learn the log error u(sigma) and minimize error / e^u + u, so that all
+            noise levels count alike (EDM2; Karras et al., 2024). The score is the error.
+        label_dropout: share of labels replaced by "no label", for classifier-free guidance, in [0, 1].
     """
 
     mean: float = -1.2
@@ -41,17 +41,17 @@ class EDM:
             raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """What is trained: the network, with the head that learns u beside it if there is one."""
+        """The network, with `uncertainty` inside an `UncertaintyHead`, which learns u."""
         return UncertaintyHead(model) if self.uncertainty else model
 
     def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
-        """One forward pass; the level picks sigma.
+        """The squared error of F; ln(sigma) is the quantile of its normal distribution at the level.
 
         Raises:
-            ValueError: `uncertainty` is asked for and the model does not come from `prepare`.
+            ValueError: `uncertainty` is set and the model does not come from `prepare`.
         """
         if self.uncertainty and not isinstance(bare(model), UncertaintyHead):
-            raise ValueError("uncertainty must be trained with the network: give the model that prepare(model) returns")
+            raise ValueError("uncertainty needs an UncertaintyHead; pass the module that prepare(model) returns")
         y, noise = batch.image, rng.normal(*batch.image.shape[1:])
         label = drop_labels(batch.label, self.label_dropout, rng)
         log_sigma = normal_quantile(batch.level, self.mean, self.std)
@@ -66,7 +66,7 @@ class EDM:
         return Losses(error / u.exp() + u, score=error.detach())
 
     def scheduler(self) -> Any:
-        """Second-order multistep solver (Lu et al. 2022) between 80 and 0.002, which scales as above."""
+        """DPM-Solver++ (Lu et al., 2022) of second order, with the same preconditioning, sigma from 80 to 0.002."""
         from diffusers import EDMDPMSolverMultistepScheduler
 
         return EDMDPMSolverMultistepScheduler(sigma_data=self.sigma_data)

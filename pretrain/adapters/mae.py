@@ -1,4 +1,4 @@
-"""Masked autoencoding of images."""
+"""The objective of masked autoencoders."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,18 @@ from pretrain.core.rng import SampleRNG
 
 @dataclass(frozen=True)
 class MAE:
-    """Predict the hidden patches of an image from the visible ones (He et al. 2022).
+    """Predict the hidden patches of an image from the visible ones (He et al., 2022).
 
-    The loss of a sample is the mean squared error over its hidden patches, or over some of them, chosen by chance:
-    with a decoder in which they don't know of each other its expectation is the same. Masks are drawn by sample, so
-    (seed, epoch, index) gives a mask back anywhere.
+    The loss of a sample is the mean squared error over its hidden patches, or over a random subset of them; if hidden
+    patches don't attend to each other (decoder "cross"), the subset has the same expected loss. The mask of a sample is
+    a function of (seed, epoch, index).
 
     Attributes:
-        mask_ratio: share of the patches hidden, in (0, 1).
-        most_masked: the share at level 1, where it varies: it rises evenly with the level, from `mask_ratio` at 0.
-        predict: share of the hidden patches that a visit in training predicts, in (0, 1]; the decoder is spared others.
-        norm_pix: predict each patch less its mean and divided by its standard deviation.
+        mask_ratio: share of the patches that is hidden, in (0, 1).
+        most_masked: hide a varying share, linear in the level, from mask_ratio at level 0 to this share at level 1;
+            default: always mask_ratio.
+        predict: share of the hidden patches that is predicted in training, in (0, 1]; less saves decoder time.
+        norm_pix: normalize each target patch by its own mean and standard deviation.
     """
 
     mask_ratio: float = 0.75
@@ -40,11 +41,11 @@ class MAE:
             raise ValueError(f"predict must be in (0, 1], got {self.predict}")
 
     def masks(self, patches: int, level: Tensor, rng: SampleRNG, share: float = 1.0) -> Masks:
-        """See `random_masks`."""
+        """The visible and hidden patches of a batch; `share` of the hidden ones is returned (see `random_masks`)."""
         return random_masks(patches, self.mask_ratio, self.most_masked, share, level, rng)
 
     def targets(self, patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What to predict for patches [B, L, P], and the mean and scale [B, L, 1] that lead back to pixels."""
+        """Targets [B, L, P] of patches [B, L, P], and the mean and scale [B, L, 1]: patch = target * scale + mean."""
         if not self.norm_pix:
             return patch, torch.zeros_like(patch[..., :1]), torch.ones_like(patch[..., :1])
         if patch.shape[-1] < 2:
@@ -53,27 +54,27 @@ class MAE:
         return (patch - mean) / scale, mean, scale
 
     def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
-        """One forward pass."""
+        """The mean squared error over the predicted patches; in evaluation mode all hidden patches are predicted."""
         network = bare(model)
         share = self.predict if network.training else 1.0
-        visible, hidden, there = self.masks(network.patches, batch.level, rng, share)
+        visible, hidden, valid = self.masks(network.patches, batch.level, rng, share)
         target, _, _ = self.targets(network.patchify(batch.image))
-        predicted = model(batch.image, visible, hidden, there)
+        predicted = model(batch.image, visible, hidden, valid)
         error = reduce((predicted - target.take_along_dim(hidden[..., None], 1)).square(), "b h p -> b h", "mean")
-        if there is None:
+        if valid is None:
             return Losses(error.mean(dim=1))
-        meant = there[:, visible.shape[1] :]
-        return Losses(torch.where(meant, error, 0.0).sum(dim=1) / meant.sum(dim=1))
+        valid = valid[:, visible.shape[1] :]
+        return Losses(torch.where(valid, error, 0.0).sum(dim=1) / valid.sum(dim=1))
 
     def reconstruct(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] as seen and as completed; under `norm_pix` their own mean and contrast are put back."""
+        """Images [B, C, H, W] with hidden patches 0, and completed; `norm_pix` is undone with the patches' own mean."""
         network = bare(model)
-        visible, hidden, there = self.masks(network.patches, batch.level, rng)
+        visible, hidden, valid = self.masks(network.patches, batch.level, rng)
         patch = network.patchify(batch.image)
         _, mean, scale = self.targets(patch)
-        place = hidden[..., None].expand(-1, -1, patch.shape[-1])
-        predicted = torch.zeros_like(patch).scatter(1, place, model(batch.image, visible, hidden, there).float())
-        known = torch.ones_like(visible).bool() if there is None else there[:, : visible.shape[1]]
-        shown = torch.zeros_like(patch[..., :1], dtype=torch.bool).scatter(1, visible[..., None], known[..., None])
-        completed = torch.where(shown, patch, predicted * scale + mean)
-        return network.unpatchify(torch.where(shown, patch, 0.0)), network.unpatchify(completed)
+        index = hidden[..., None].expand(-1, -1, patch.shape[-1])
+        predicted = torch.zeros_like(patch).scatter(1, index, model(batch.image, visible, hidden, valid).float())
+        valid = torch.ones_like(visible).bool() if valid is None else valid[:, : visible.shape[1]]
+        is_visible = torch.zeros_like(patch[..., :1], dtype=torch.bool).scatter(1, visible[..., None], valid[..., None])
+        completed = torch.where(is_visible, patch, predicted * scale + mean)
+        return network.unpatchify(torch.where(is_visible, patch, 0.0)), network.unpatchify(completed)

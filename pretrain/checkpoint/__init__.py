@@ -1,1 +1,1 @@
-"""A run's directory: its state on disk, averages of the parameters, opening a finished run."""
+"""The run directory: checkpoints, EMAs of the parameters and their snapshots, loading a finished run."""

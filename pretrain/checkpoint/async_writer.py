@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, which waits for the copy of its state alone."""
+"""Writing checkpoints in a background thread; training waits only for the copy of its state."""
 
 import time
 from collections.abc import Callable
@@ -7,60 +7,61 @@ from threading import Thread
 
 from pretrain.checkpoint import storage
 from pretrain.config.schema import Checkpoint
-from pretrain.core.errors import UserError
+from pretrain.core.errors import UserError, limit_reached
 
 
-class Writer:
-    """Writes a run's checkpoints in a thread of its own, one after the other. Use it as a context.
+class CheckpointWriter:
+    """Writes a run's checkpoints one after the other in a background thread. Use it as a context manager.
 
-    A checkpoint that can't be written is told of, and the training goes on as long as there is an earlier one.
+    If a checkpoint can't be written, a warning is logged and the training continues, provided that there is an earlier
+    checkpoint.
 
     Args:
         folder: of the checkpoints.
-        settings: when they are written and which are kept.
-        last: the one that the run goes on from, if it does.
-        tell: called with a sentence about one that could not be written.
+        settings: when checkpoints are written and which ones are kept.
+        last: the checkpoint that the run continues from; None for a new run.
+        log: called with a warning if a checkpoint could not be written.
     """
 
-    def __init__(self, folder: Path, settings: Checkpoint, last: Path | None, tell: Callable[[str], None]) -> None:
-        self.folder, self.settings, self.last, self.tell = folder, settings, last, tell
+    def __init__(self, folder: Path, settings: Checkpoint, last: Path | None, log: Callable[[str], None]) -> None:
+        self.folder, self.settings, self.last, self.log = folder, settings, last, log
         self.failure: Exception | None = None
         self._thread: Thread | None = None
-        self._began = time.monotonic()
+        self._last_save = time.monotonic()
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._thread is not None and kind is not KeyboardInterrupt:  # who says that twice means at once
+        if self._thread is not None and kind is not KeyboardInterrupt:  # a second Ctrl-C: exit without waiting
             self._thread.join()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being written."""
+        """Whether no checkpoint is being written."""
         return self._thread is None or not self._thread.is_alive()
 
     @property
     def due(self) -> bool:
-        """Whether the clock asks for one; not while one is being written."""
+        """Whether `checkpoint.minutes` have passed since the last one; False while one is being written."""
         minutes = self.settings.minutes
-        return bool(minutes) and self.idle and time.monotonic() - self._began > 60 * minutes
+        return bool(minutes) and self.idle and time.monotonic() - self._last_save > 60 * minutes
 
-    def save(self, step: int, state: storage.State, first: Callable[[], None] = lambda: None) -> None:
-        """Copy a state and have it written, when the one before it is.
+    def save(self, step: int, state: storage.State, flush: Callable[[], None] = lambda: None) -> None:
+        """Wait for the previous checkpoint, copy a state and start writing it.
 
         Args:
             step: optimizer steps made.
-            state: may change when this returns.
-            first: writes what must be on disk before it.
+            state: copied before this returns.
+            flush: writes what must be on disk before the checkpoint; its OSError counts as the checkpoint's.
 
         Raises:
-            UserError: the one before could not be written, and there is no other.
+            UserError: the previous checkpoint could not be written, and there is no other.
         """
-        self.report()
-        self._began = time.monotonic()
+        self.wait()
+        self._last_save = time.monotonic()
         try:
-            first()
+            flush()
         except OSError as error:
             self.failure = error
         else:
@@ -70,17 +71,17 @@ class Writer:
     def _write(self, step: int, state: storage.State) -> None:
         try:
             self.last = storage.save(self.folder, step, state, self.settings.keep, self.settings.hours)
-        except Exception as error:  # whatever it is, the run must hear of it
+        except Exception as error:  # an exception of a thread would be lost; `wait` reports it
             self.failure = error
 
-    def report(self, *, must: bool = False) -> None:
-        """Wait for what is being written, and tell if it failed.
+    def wait(self, *, required: bool = False) -> None:
+        """Wait for the checkpoint that is being written; log a warning if it failed.
 
         Args:
-            must: it may not have failed.
+            required: raise if it failed.
 
         Raises:
-            UserError: it failed and had to be written, or there is no earlier checkpoint.
+            UserError: it failed and was required, or there is no earlier checkpoint.
         """
         if self._thread is not None:
             self._thread.join()
@@ -88,12 +89,11 @@ class Writer:
         failure, self.failure = self.failure, None
         if failure is None:
             return
+        remedy = limit_reached(failure) or "free space"
         if self.last is None:
-            raise UserError(
-                f"{failure}; there is no earlier checkpoint, so the run stops; make room and start it again"
-            )
-        if must and not self.last.is_dir():
-            raise UserError(f"{failure}; {self.last.name} and what was before it were taken away, so the run is lost")
-        if must:
-            raise UserError(f"{failure}; make room, then --resume goes on from {self.last.name}")
-        self.tell(f"warning: {failure}; the training goes on, the last checkpoint is {self.last.name}")
+            raise UserError(f"{failure}; there is no earlier checkpoint, so the run stops; {remedy}, and start again")
+        if required and not self.last.is_dir():
+            raise UserError(f"{failure}; {self.last.name} and the checkpoints before it were removed: the run is lost")
+        if required:
+            raise UserError(f"{failure}; {remedy}, then --resume continues from {self.last.name}")
+        self.log(f"warning: {failure}; the training continues, the last checkpoint is {self.last.name}")

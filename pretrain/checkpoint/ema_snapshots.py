@@ -1,10 +1,10 @@
-"""Power averages of any sigma_rel, made after the run from snapshots of a few.
+"""Power-function EMAs of any sigma_rel, reconstructed after the run from snapshots of a few.
 
-    pretrain ema RUN --sigma-rel 0.075 -o average.safetensors
+    pretrain ema RUN --sigma-rel 0.075 -o ema.safetensors
 
-By Karras et al. 2024 ("Analyzing and improving the training dynamics of diffusion models", section 3 and appendix C):
-what an average weighs is a function of time; those of the snapshots are combined into the one that comes closest to
-what is asked for, in the mean square, and their parameters are combined likewise.
+Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", section 3 and appendix C: an
+EMA is an integral of the parameters over time with a known weight function. The linear combination of the snapshots'
+weight functions that is closest to the target's, by least squares, is applied to the snapshots' parameters.
 """
 
 import json
@@ -24,108 +24,128 @@ from pretrain.checkpoint.ema import EMACollection, exponent
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import own_folder, replacing
+from pretrain.core.files import atomic_write, own_folder
 
 
 class Snapshots:
-    """Writes a run's power averages now and then: one file a sigma_rel, with the parameters' own names.
+    """Writes snapshots of a run's power-function EMAs: one file per snapshot and sigma_rel.
 
     Args:
-        folder: of the files; those of steps yet to be made (of another past) are removed from it.
-        averages: of the run.
-        count: how often in a whole run, evenly over progress.
-        epochs: of a whole run.
-        step: optimizer steps made.
-        writes: whether this process is the one that writes.
+        folder: of the files; files of steps after `step` are removed from it, since the run will write them again.
+        emas: of the run.
+        count: snapshots in the whole run, evenly over progress.
+        epochs: of the whole run.
+        step: optimizer steps made so far.
+        writes: whether this process writes (rank 0).
     """
 
-    def __init__(
-        self, folder: Path, averages: EMACollection, count: int, epochs: int, step: int, *, writes: bool
-    ) -> None:
-        self.folder, self.averages, self.count, self.epochs, self.writes = folder, averages, count, epochs, writes
+    def __init__(self, folder: Path, emas: EMACollection, count: int, epochs: int, step: int, *, writes: bool) -> None:
+        self.folder, self.emas, self.count, self.epochs, self.writes = folder, emas, count, epochs, writes
         self.taken = self._due()
         for path in folder.glob("step-*") if writes else ():
             if path.suffix == ".part" or int(path.name.split("-")[1]) > step:
                 path.unlink()
 
     def _due(self) -> int:
-        return int(self.averages.progress * self.count + 1e-9)  # 0.29 * 100 is less than 29
+        """How many snapshots a run at this progress has."""
+        return int(self.emas.progress * self.count + 1e-9)  # 0.29 * 100 is less than 29
 
     def take(self, step: int) -> None:
-        """Write the averages as they are after a step, if it is time; before that step's checkpoint."""
+        """Write a snapshot if one is due after this step; call it before the step's checkpoint is written.
+
+        Raises:
+            OSError: it can't be written.
+        """
         due = self._due()
-        if due > self.taken and self.writes and self.averages.powers:
+        if due > self.taken and self.writes and self.emas.powers:
             own_folder(self.folder)
-            for sigma_rel, average in self.averages.powers.items():
+            for sigma_rel, ema in self.emas.powers.items():
                 file = self.folder / f"step-{step:08d}-sigma_rel-{sigma_rel}.safetensors"
-                # In epochs, which stay what they are if the run is given more of them. One entry: the order of several
-                # in the file would be another one each time.
-                about = json.dumps({"sigma_rel": sigma_rel, "epochs": self.averages.progress * self.epochs})
-                with replacing(file) as part:
-                    storage.write(part, average.model.state_dict(), {"snapshot": about})
+                # In epochs, which stay valid if a resumed run is given more of them. One entry of metadata, because
+                # safetensors writes several in an order that changes from run to run.
+                about = json.dumps({"sigma_rel": sigma_rel, "epochs": self.emas.progress * self.epochs})
+                with atomic_write(file) as part:
+                    storage.write(part, ema.model.state_dict(), {"snapshot": about})
         self.taken = due
 
 
 class Snapshot(NamedTuple):
-    """A power average as it was once."""
+    """What the weight function of a power-function EMA depends on.
+
+    Attributes:
+        sigma_rel: its width.
+        epochs: of training when it was taken, skipped samples included; a float.
+    """
 
     sigma_rel: float
-    epochs: float  # nominal, until then
+    epochs: float
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Integral of the product of what two averages weigh, each (gamma + 1) / T * (t / T)^gamma from 0 to its end T.
+    """Inner products of weight functions w(t) = (gamma + 1) / T * (t / T)^gamma on [0, T], in closed form.
+
+    Karras et al. 2024, appendix C.
 
     Args:
-        one, other: gamma and T, float64 [2, ...].
+        one, other: gamma and T, float64 [2, ...]; broadcast.
+
+    Returns:
+        float64 [...].
     """
     first = one[1] <= other[1]
     (gamma, end), (late_gamma, late_end) = np.where(first, one, other), np.where(first, other, one)
     return (gamma + 1) * (late_gamma + 1) / ((gamma + late_gamma + 1) * late_end) * (end / late_end) ** late_gamma
 
 
-def combination(snapshots: Sequence[Snapshot], wanted: Snapshot) -> tuple[np.ndarray, float]:
-    """What each snapshot counts for in the average that is wanted, and how far off it then is.
+def combination(snapshots: Sequence[Snapshot], target: Snapshot) -> tuple[np.ndarray, float]:
+    """Coefficients of the snapshots in the EMA `target`, by least squares over their weight functions.
 
-    The counts sum to 1, which least squares alone does not see to: parameters that never changed stay what they are.
+    The coefficients are constrained to sum to 1, so that parameters that never changed keep their value (plain least
+    squares does not ensure this).
+
+    Args:
+        snapshots: S of them.
+        target: the EMA to reconstruct.
 
     Returns:
-        the counts, float64 [S], and the root of the mean squared error of what is weighed, as a share of its own size.
+        The coefficients, float64 [S], and the relative error of the weight function: the norm of the difference over
+        the norm of the target's.
     """
     have = np.array([[exponent(one.sigma_rel) for one in snapshots], [one.epochs for one in snapshots]])
-    want = np.array([[exponent(wanted.sigma_rel)], [wanted.epochs]])
+    want = np.array([[exponent(target.sigma_rel)], [target.epochs]])
     scale = 1 / np.sqrt(overlap(have, have))
     products = overlap(have[:, :, None], have[:, None, :]) * np.outer(scale, scale)
     aims = overlap(have, want) * scale
     value, vector = np.linalg.eigh(products)
-    known = value > 1e-12 * value.max()  # of the others float64 knows nothing
-    inverse = (vector[:, known] / value[known]) @ vector[:, known].T
-    count = inverse @ (aims - scale * (scale @ inverse @ aims - 1) / (scale @ inverse @ scale))
+    resolved = value > 1e-12 * value.max()  # smaller eigenvalues are rounding errors of float64
+    inverse = (vector[:, resolved] / value[resolved]) @ vector[:, resolved].T
+    coefficient = inverse @ (aims - scale * (scale @ inverse @ aims - 1) / (scale @ inverse @ scale))
     size = overlap(want, want).item()
-    error = (count @ products @ count - 2 * count @ aims + size) / size
-    return count * scale, max(error, 0.0) ** 0.5
+    error = (coefficient @ products @ coefficient - 2 * coefficient @ aims + size) / size
+    return coefficient * scale, max(error, 0.0) ** 0.5
 
 
 def reconstruct(run: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float]:
-    """The power average of a sigma_rel at a run's last snapshot.
+    """Reconstruct the power-function EMA of a sigma_rel at the time of a run's last snapshot.
 
     Args:
         run: the run's folder.
-        sigma_rel: sigma_rel, above 0 and at most 0.28.
+        sigma_rel: above 0 and at most 0.28.
 
     Returns:
-        the parameters by name, for `load_state_dict` of the run's network; and the error, see `combination`.
+        The parameters and buffers by name, for `load_state_dict` of the run's network, and the relative error of
+        `combination`.
 
     Raises:
         UserError: there are no snapshots, or one can't be read.
-        ValueError: there is no such sigma_rel.
+        ValueError: sigma_rel is out of its range.
     """
     exponent(sigma_rel)
     files = sorted((run / "ema").glob("step-*.safetensors"))
     if not files:
         raise UserError(
-            f"{run}: there are no snapshots of averages there; name the --output-dir of a run that was given "
-            "--ema.sigma-rel, and see that it has come as far as the first"
+            f"{run}: there are no snapshots of EMAs in it; name the --output-dir of a run that was started with "
+            "--ema.sigma-rel and has reached its first snapshot"
         )
     with ExitStack() as stack:
         try:
@@ -134,17 +154,17 @@ def reconstruct(run: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float]:
         except (OSError, SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise UserError(f"{run}: a snapshot in its ema/ can't be read: {error}") from None
         last = max(range(len(snapshots)), key=lambda n: snapshots[n].epochs)
-        counts, error = combination(snapshots, Snapshot(sigma_rel, snapshots[last].epochs))
-        found = {}
+        coefficients, error = combination(snapshots, Snapshot(sigma_rel, snapshots[last].epochs))
+        tensors = {}
         for name in opened[last].keys():  # noqa: SIM118
             newest = opened[last].get_tensor(name)
             if newest.is_floating_point():
                 total = torch.zeros_like(newest, dtype=torch.float64)
-                for file, count in zip(opened, counts.tolist(), strict=True):
-                    total += count * file.get_tensor(name).double()
+                for file, coefficient in zip(opened, coefficients.tolist(), strict=True):
+                    total += coefficient * file.get_tensor(name).double()
                 newest = total.to(newest.dtype)
-            found[name] = newest
-    return found, error
+            tensors[name] = newest
+    return tensors, error
 
 
 def main(
@@ -152,21 +172,25 @@ def main(
     sigma_rel: float,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
 ) -> None:
-    """Write the power average of a sigma_rel, made from a run's snapshots; `pretrain export --sigma-rel` exports it.
+    """Reconstruct an EMA of another width from the snapshots of a run that was trained with --ema.sigma-rel.
+
+    `pretrain export`, `generate` and `evaluate` do the same with their --sigma-rel.
 
     Args:
-        run: the run's folder.
-        sigma_rel: of the average (sigma_rel), above 0 and at most 0.28.
-        output: file for the parameters, safetensors.
+        run: folder of the run.
+        sigma_rel: standard deviation of its weights as a share of the training (Karras et al. 2024), at most 0.28.
+        output: safetensors file to write the parameters to.
     """
     try:
         tensors, error = reconstruct(run, sigma_rel)
         storage.write(output, tensors)
-    except (OSError, SafetensorError, ValueError) as refusal:
-        raise refusal if isinstance(refusal, UserError) else UserError(str(refusal)) from None
-    Display(True).say(f"{output}: the average of sigma_rel {sigma_rel}, {error:.1%} off what it should weigh")
+    except (OSError, SafetensorError, ValueError) as failure:
+        raise failure if isinstance(failure, UserError) else UserError(str(failure)) from None
+    Display(True).print(
+        f"{output}: the EMA of sigma_rel {sigma_rel}; relative error of its weight function {error:.1%}"
+    )
 
 
 def run() -> None:
-    """The command."""
+    """Run the command `pretrain ema`."""
     run_command(main, "pretrain ema")

@@ -1,4 +1,4 @@
-"""A run that was trained, opened again."""
+"""Loading a finished or stopped run from its folder."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,22 +13,22 @@ from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, warn
-from pretrain.data.autoencoder import PLACES, Autoencoder, open_autoencoder
+from pretrain.data.autoencoder import SUBFOLDERS, Autoencoder, open_autoencoder
 from pretrain.data.sources import Source, open_data
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a run's folder holds.
+    """A run, as of one of its checkpoints.
 
     Attributes:
-        folder: where it lies.
+        folder: of the run.
         config: its settings.
         adapter: the objective.
-        model: the network with the averaged parameters, in evaluation mode.
+        model: the network with the parameters of an EMA, on the CPU, in evaluation mode.
         shape: (C, H, W) of the images, or of their latents.
-        classes: that the network knows; 0: none.
-        state: the checkpoint that the parameters are from.
+        classes: number of classes that the network is conditioned on; 0: none.
+        state: of the checkpoint.
     """
 
     folder: Path
@@ -41,69 +41,72 @@ class LoadedRun:
 
     @cached_property
     def source(self) -> Source:
-        """The data, opened when it is asked for.
+        """The run's data set, opened on first use.
 
         Raises:
-            UserError: it is not there any more, or is another one.
+            UserError: it is missing, or has changed.
         """
         try:
             source = open_data(self.config.data, self.config.seed)
-        except UserError as refusal:
-            raise UserError(f"{self.folder}: the run's data can't be had: {refusal}", local=refusal.local) from None
+        except UserError as error:
+            raise UserError(f"{self.folder}: the run's data can't be opened: {error}", local=error.local) from None
         if source.shape != self.shape or source.made_by != self.state.values["images"].get("autoencoder"):
             kind = "images of another shape" if source.shape != self.shape else "latents of another autoencoder"
             raise UserError(
-                f"{self.folder}: the run's data, {self.config.data.source}, are {kind} now; put back what it was "
-                "trained on"
+                f"{self.folder}: the run's data, {self.config.data.source}, are {kind} now; restore the data that it "
+                "was trained on"
             )
         return source
 
     @cached_property
     def autoencoder(self) -> Autoencoder | None:
-        """What decodes the model's latents: that of the data, or, where they are gone, of the exported model.
+        """The decoder of the model's latents: the data set's, or, if that is missing, the exported model's.
+
+        Returns:
+            None for a model of images.
 
         Raises:
-            UserError: it is not there any more, or is another one.
+            UserError: it is missing, or is another one.
         """
         made_by = self.state.values["images"].get("autoencoder")
         if made_by is None:
             return None
         folders = [Path(self.config.data.source).expanduser() / "vae"]
-        folders += [self.folder / "model" / name for name in PLACES]
+        folders += [self.folder / "model" / name for name in SUBFOLDERS]
         for folder in (folder for folder in folders if (folder / "config.json").is_file()):
-            if (found := open_autoencoder(folder)).name == made_by:
+            if (found := open_autoencoder(folder)).fingerprint == made_by:
                 return found
         raise UserError(
-            f"{self.folder}: the run is of latents, and the autoencoder that made them is not in any of "
-            f"{', '.join(map(str, folders))}; put it back there"
+            f"{self.folder}: the run was trained on latents, and their autoencoder is in none of "
+            f"{', '.join(map(str, folders))}; restore it there"
         )
 
 
 def load_run(folder: Path, sigma_rel: float | None = None) -> LoadedRun:
-    """The newest checkpoint of the run in `folder` that is whole; newer ones that are not are warned of.
+    """Load the newest undamaged checkpoint of a run; print a warning about newer ones that are damaged.
 
     Args:
-        folder: the run's.
-        sigma_rel: of the power-function EMA to open, made from the run's snapshots; None: the plain average.
+        folder: of the run.
+        sigma_rel: of the power-function EMA to load, reconstructed from the run's snapshots; None: the exponential EMA.
 
     Raises:
-        UserError: there is none, or it can't be read.
+        UserError: there is no checkpoint, or none can be read, or sigma_rel is out of its range.
     """
     found = storage.newest_whole(folder / "checkpoints")
     if found is None or not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: there is no run with a checkpoint there; name the --output-dir of one")
+        raise UserError(f"{folder}: it is not the folder of a run with a checkpoint; name a run's --output-dir")
     recipe = ["--config", str(folder / "config.yaml")]
     config = parse(recipe, adapter="flow", model="unet", recipe=folder / "config.yaml", output_dir=str(folder), help="")
     path, state, skipped = found
     for newer, why in skipped.items():
-        warn(f"{newer.name} is not used: {why}; going by {path.name}")
+        warn(f"{newer.name} is not used: {why}; using {path.name}")
     with storage.restoring(found):
         channels, height, width = state.values["images"]["shape"]
         shape, classes = (channels, height, width), state.values["images"]["classes"] if config.class_conditional else 0
         model = build_model(config, shape, classes).eval()
         try:
-            average = state.tensors["ema"] if sigma_rel is None else reconstruct(folder, sigma_rel)[0]
+            parameters = state.tensors["ema"] if sigma_rel is None else reconstruct(folder, sigma_rel)[0]
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"--sigma-rel: {error}") from None
-        storage.fill(model, average, path)
+        storage.load_parameters(model, parameters, path)
     return LoadedRun(folder, config, config.component("adapter"), model, shape, classes, state)

@@ -1,4 +1,4 @@
-"""What a folder of files should be: each file's size and SHA-256, in a file of its own."""
+"""A manifest: the size and SHA-256 of every file in a folder, to notice damage."""
 
 import hashlib
 import json
@@ -6,13 +6,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from pretrain.core.files import read_json, sync
+from pretrain.core.files import fsync, read_json
 
 NAME = "manifest.json"
 
 
 class Damaged(Exception):
-    """A folder isn't what its manifest says. The message says which file, and how it differs."""
+    """A folder differs from its manifest. The message names the file and the difference."""
 
 
 def _hash(file: Path) -> str:
@@ -20,19 +20,22 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def seal(folder: Path, **about: Any) -> None:
-    """Write the manifest of all that is in a folder, and wait until everything is on disk.
+def write_manifest(folder: Path, **about: Any) -> None:
+    """Write the manifest of all files in a folder, and wait until everything is on disk.
 
     Args:
-        folder: flat, without folders in it.
-        about: what else the manifest says of it.
+        folder: without folders in it.
+        about: further entries of the manifest, plain JSON.
+
+    Raises:
+        OSError: it can't be written.
     """
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
     with (folder / NAME).open("w") as file:
         json.dump({**about, "files": files}, file, indent=1)
     for path in folder.iterdir():
-        sync(path)
-    sync(folder)
+        fsync(path)
+    fsync(folder)
 
 
 def _is_of_the_system(name: str) -> bool:
@@ -47,7 +50,7 @@ def verify(folder: Path) -> list[str]:
         the names of its files.
 
     Raises:
-        Damaged: a file is missing, too much, of another size or of other bytes.
+        Damaged: a file is missing, is not in the manifest, or has another size or hash, or the manifest can't be read.
     """
     try:
         files = read_json(folder / NAME)["files"]
@@ -56,10 +59,10 @@ def verify(folder: Path) -> list[str]:
         for name in sorted({*expected} ^ found):
             raise Damaged(f"{name} is {'missing' if name in expected else 'not in its manifest'}")
         for name, (size, digest) in expected.items():
-            if not stat.S_ISREG((folder / name).lstat().st_mode):  # a pipe would be waited for
-                raise Damaged(f"{name} is no plain file")
-            if (given := (folder / name).stat().st_size) != size:
-                raise Damaged(f"{name} has {given:,} bytes, its manifest says {size:,}")
+            if not stat.S_ISREG((folder / name).lstat().st_mode):  # opening a pipe would wait for a writer
+                raise Damaged(f"{name} is not a regular file")
+            if (actual := (folder / name).stat().st_size) != size:
+                raise Damaged(f"{name} has {actual:,} bytes, its manifest says {size:,}")
             if _hash(folder / name) != digest:
                 raise Damaged(f"the bytes of {name} are not those that were written (SHA-256)")
         return [*expected]

@@ -1,6 +1,7 @@
-"""Checkpoints: safetensors and JSON, written beside and renamed, so that one is whole or not there.
+"""Checkpoints: a folder of safetensors and JSON files and a manifest.
 
-Neither format notices a flipped bit; the manifest beside them does, and a checkpoint that differs from it is not used.
+A checkpoint is written under another name and renamed when it is complete, so it exists completely or not at all. Its
+manifest has a hash of each file; a checkpoint that differs from its manifest is not used.
 """
 
 import json
@@ -15,28 +16,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrain.checkpoint.manifest import NAME, Damaged, seal, verify
+from pretrain.checkpoint.manifest import NAME, Damaged, verify, write_manifest
 from pretrain.core.errors import UserError
-from pretrain.core.files import own_folder, read_json, sync, usual_mode
+from pretrain.core.files import fsync, own_folder, read_json, usual_mode
 
 PREFIX = "step-"
-PART, OLD, GONE = ".part", ".old", ".gone"  # being written; about to be replaced; being removed
+PART, OLD, GONE = ".part", ".old", ".gone"  # suffixes: being written; being replaced; being removed
 
 
 class State(NamedTuple):
-    """All that the rest of a run depends on."""
+    """The state of a run: everything that its continuation depends on.
 
-    tensors: dict[str, dict[str, Tensor]]  # by file: model, average, optimizer, infobatch
-    values: dict[str, Any]  # plain JSON
+    Attributes:
+        tensors: by file (model, ema, optimizer, infobatch, ...) and name.
+        values: all others, plain JSON; their names and types are `VALUE_TYPES`.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    values: dict[str, Any]
 
     def copied(self) -> "State":
-        """The state as it is now, on the CPU."""
+        """A copy on the CPU."""
         tensors = {file: copied(group) for file, group in self.tensors.items()}
         return State(tensors, json.loads(json.dumps(self.values)))
 
 
 def pack_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's `state_dict` as named tensors and plain values."""
+    """The tensors of an optimizer's `state_dict`, by "{number of the parameter}.{name}", and its parameter groups."""
     tensors = {f"{p}.{name}": value for p, values in state["state"].items() for name, value in values.items()}
     return tensors, state["param_groups"]
 
@@ -50,16 +56,22 @@ def unpack_optimizer(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -
     return {"state": state, "param_groups": groups}
 
 
-class Found(NamedTuple):
-    """A checkpoint that is whole."""
+class FoundCheckpoint(NamedTuple):
+    """An undamaged checkpoint.
+
+    Attributes:
+        path: its folder.
+        state: its content.
+        skipped: the newer checkpoints that were not used, and why.
+    """
 
     path: Path
     state: State
-    skipped: dict[Path, str]  # newer ones, and why they are of no use
+    skipped: dict[Path, str]
 
 
 def _all(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; of two of one step, the one that was to replace the other last."""
+    """The checkpoints of a run, oldest first; of two of the same step, the replacement last."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.suffix in ("", OLD) and _step(path) is not None]
     return sorted(found, key=lambda path: (_step(path), path.suffix != OLD))
 
@@ -70,28 +82,29 @@ def _step(path: Path) -> int | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder of them; nobody has looked into it."""
+    """The newest checkpoint in a folder of checkpoints, unverified; None if there is none."""
     return next(reversed(_all(folder)), None)
 
 
-def newest_whole(folder: Path) -> Found | None:
-    """The newest checkpoint in a folder of them that is as it was written; None if there are no checkpoints.
+def newest_whole(folder: Path) -> FoundCheckpoint | None:
+    """The newest undamaged checkpoint in a folder of checkpoints; None if the folder has no checkpoints.
 
     Raises:
-        UserError: there are some, and all of them are damaged.
+        UserError: all checkpoints are damaged.
     """
     skipped: dict[Path, str] = {}
     for path in reversed(_all(folder)):
         try:
-            return Found(path, load(path), skipped | {part: "it was not written to its end" for part in _parts(folder)})
-        except UserError as refusal:
-            skipped[path] = str(refusal).removeprefix(f"{path}: ")
+            incomplete = {part: "it was not written completely" for part in _parts(folder)}
+            return FoundCheckpoint(path, load(path), skipped | incomplete)
+        except UserError as error:
+            skipped[path] = str(error).removeprefix(f"{path}: ")
     if not skipped:
         return None
     raise UserError(
         f"{folder}: all {len(skipped)} checkpoints are damaged: "
         + "; ".join(f"{path.name}: {why}" for path, why in skipped.items())
-        + "; put a good copy of one there, or start anew with --overwrite"
+        + "; restore one of them from a backup, or start again with --overwrite"
     )
 
 
@@ -100,53 +113,58 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, step: int, state: State, keep: int, hours: float | None = None) -> Path:
-    """Write `folder`/step-N, and remove those that are not kept, and any of a later step (of another past).
+    """Write the checkpoint `folder`/step-N and remove the checkpoints that are not kept.
+
+    Checkpoints of later steps are removed, too: they are left over from before a resume.
 
     Args:
         folder: of the checkpoints.
         step: optimizer steps made.
-        state: what is saved; with the "seconds" of training among its values.
-        keep: newest ones that are kept.
-        hours: beside them the first of every so many hours of training is kept.
+        state: to save; its values include the "seconds" of training.
+        keep: number of newest checkpoints that are kept.
+        hours: additionally keep the first checkpoint of each period of this many hours of training.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        OSError: it can't be written; those that were there are untouched.
+        OSError: it can't be written; the other checkpoints are unchanged.
     """
     path = folder / f"{PREFIX}{step:08d}"
     part = path.with_suffix(PART)
     try:
-        own_folder(folder)  # its parent is the run's, and not made anew if somebody took it away
+        own_folder(folder)  # without its parent: a run's folder that was removed is not made again
         for rest in (*_parts(folder), *folder.glob(f"{PREFIX}*{GONE}")):
             shutil.rmtree(rest, ignore_errors=True)
-        _room(folder, state)
+        _check_free_space(folder, state)
         part.mkdir()
         for name, tensors in state.tensors.items():
             save_file(tensors, part / f"{name}.safetensors")
         (part / "state.json").write_text(json.dumps(state.values))
         usual_mode(part)
-        seal(part, step=step, seconds=state.values["seconds"])
-        if path.exists():  # of this step already: at no time is there none
+        write_manifest(part, step=step, seconds=state.values["seconds"])
+        if path.exists():  # renamed, not removed: at every moment one of the two is there
             shutil.rmtree(path.with_suffix(OLD), ignore_errors=True)
             path.rename(path.with_suffix(OLD))
         part.rename(path)
-        sync(folder)
+        fsync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OSError(f"{path} can't be written: {said}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(f"{path} can't be written: {reason}") from None
     _remove(folder, path, keep, hours)
     return path
 
 
-def _room(folder: Path, state: State) -> None:
+def _check_free_space(folder: Path, state: State) -> None:
     needed = sum(value.nbytes for tensors in state.tensors.values() for value in tensors.values())
     free = shutil.disk_usage(folder).free
-    if free < needed * 1.02 + 100_000:  # the rest is names, JSON and blocks that are not full
+    if free < needed * 1.02 + 100_000:  # beside tensors: names, JSON, partly filled blocks
         raise OSError(f"it needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left")
 
 
 def _remove(folder: Path, newest: Path, keep: int, hours: float | None) -> None:
-    """Remove what is not kept. What fails here is tried again the next time."""
+    """Remove the checkpoints that are not kept. A failure is ignored; the next save tries again."""
     step = _step(newest)
     earlier = [path for path in _all(folder) if (_step(path) or 0) < (step or 0)]
     kept = {newest, *earlier[len(earlier) - keep + 1 :]}
@@ -158,24 +176,24 @@ def _remove(folder: Path, newest: Path, keep: int, hours: float | None) -> None:
                 first.setdefault(int(seconds // (3600 * hours)), path)
         kept |= {*first.values()}
     for path in {*_all(folder)} - kept:
-        with suppress(OSError):  # renamed first: half of a checkpoint must not be taken for a damaged one
+        with suppress(OSError):  # renamed first, so that a half-removed checkpoint does not count as a damaged one
             shutil.rmtree(path.rename(path.with_suffix(GONE)))
 
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as they are now, on the CPU; none shares memory with another, which safetensors would refuse."""
+    """Copies on the CPU; contiguous and without shared memory, as safetensors requires."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
 def write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a file, and wait until they are on disk.
+    """Write tensors to a safetensors file, and wait until they are on disk.
 
     Raises:
         OSError: it can't be written.
     """
     try:
         save_file(copied(tensors), file, metadata)
-        sync(file)
+        fsync(file)
     except SafetensorError as error:
         raise OSError(f"{file}: {error}") from None
 
@@ -184,7 +202,7 @@ def load(path: Path) -> State:
     """Read a checkpoint.
 
     Raises:
-        UserError: it is not one, or not as it was written.
+        UserError: there is none at `path`, or it is damaged.
     """
     if not path.is_dir():
         raise UserError(f"{path}: there is no checkpoint there")
@@ -196,7 +214,7 @@ def load(path: Path) -> State:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-VALUES: dict[str, type | tuple[type, ...]] = {
+VALUE_TYPES: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "seconds": float,
     "progress": float,
@@ -208,22 +226,24 @@ VALUES: dict[str, type | tuple[type, ...]] = {
     "bad_heldout_images": list,
     "images": dict,
     "config": dict,
-}  # that a run's state has
+}  # of `State.values`
 
 
 @contextmanager
-def restoring(found: Found | None) -> Iterator[None]:
-    """For going by a checkpoint, if there is one; what was not written by a run is refused, whatever it leads to.
+def restoring(found: FoundCheckpoint | None) -> Iterator[None]:
+    """A context for code that reads the state of a checkpoint: an error in it becomes a `UserError`.
+
+    A file that has a valid manifest may still have any content. Nothing happens if `found` is None.
 
     Raises:
-        UserError: a value is missing or of another type, or something in here fails.
+        UserError: a value of the state is missing or has the wrong type, or the code raised an exception.
     """
     if found is None:
         yield
         return
     values = found.state.values
     try:
-        for name, kind in VALUES.items():
+        for name, kind in VALUE_TYPES.items():
             if not isinstance(values[name], kind) or (kind is int and values[name] < 0):
                 raise TypeError(f"{name} is {values[name]!r}")
         if not all(isinstance(name, str) for name in values["bad_images"]):
@@ -232,18 +252,23 @@ def restoring(found: Found | None) -> Iterator[None]:
     except UserError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise UserError(
-            f"{found.path}: not the state of a run ({type(error).__name__}: {said[:200]}); go on from another "
-            "checkpoint, --resume PATH, or start anew"
+            f"{found.path}: not the state of a run ({type(error).__name__}: {message[:200]}); resume from another "
+            "checkpoint, --resume PATH, or start again"
         ) from None
 
 
-def fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load a network's parameters.
+def load_parameters(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load parameters and buffers into a network.
+
+    Args:
+        model: the bare network.
+        tensors: by name, as in the network's `state_dict`.
+        path: of the checkpoint, for the error message.
 
     Raises:
-        UserError: they are of another network.
+        UserError: names or shapes are those of another network.
     """
     own = model.state_dict()
     wrong = sorted(own.keys() ^ tensors.keys()) or [k for k, v in own.items() if v.shape != tensors[k].shape]

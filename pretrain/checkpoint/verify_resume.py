@@ -1,10 +1,10 @@
-"""Proof that a killed run goes on exactly, on a configuration of your own.
+"""Test that a killed and resumed run is identical to an uninterrupted one, on your own configuration.
 
-    pretrain verify-resume --config configs/x.yaml --steps 8 --kill 3 5 [any other settings]
+    pretrain verify-resume --config configs/x.yaml --steps 8 --kill 3 5 [other settings of the program]
 
-The run is trained twice, by the program that trains it: once left alone, once killed (SIGKILL) after each of the steps
-and resumed. Then what both have saved at the last step is compared, byte by byte. On a CPU it should be the same; on an
-accelerator as far as its kernels are deterministic.
+The run is trained twice: once without interruption, and once killed (SIGKILL) after each of the given steps and
+resumed. Then the checkpoints of both at the last step are compared byte by byte. They should be identical on a CPU, and
+on an accelerator if its kernels are deterministic.
 """
 
 import json
@@ -27,41 +27,50 @@ from pretrain.checkpoint.manifest import Damaged, verify
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
 
-APART = {"seconds", "config"}  # the wall clock; the config names the folder
+NOT_COMPARED = {"seconds", "config"}  # values of state.json: wall-clock time; the config has the output folder
 
 
 def start(program: Path, processes: int, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """The program in a process group of its own."""
+    """Start the program in a session of its own; its output is appended to `log`."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     python = [sys.executable, *(launcher if processes > 1 else [])]
     with log.open("ab") as file:
         return subprocess.Popen([*python, str(program), *arguments], stdout=file, stderr=file, start_new_session=True)
 
 
-def reach(process: subprocess.Popen[bytes], folder: Path, step: int, log: Path, seconds: float = 600) -> None:
-    """Wait until a step's checkpoint is there, then kill the program, its workers and its launcher.
+def kill_at_step(process: subprocess.Popen[bytes], folder: Path, step: int, log: Path, timeout: float = 600) -> None:
+    """Wait for the checkpoint of a step, then kill the program, its workers and its launcher.
+
+    Args:
+        process: the program.
+        folder: of its run.
+        step: optimizer steps made.
+        log: file with the program's output.
+        timeout: in seconds.
 
     Raises:
-        UserError: it ends before, or takes too long.
+        UserError: the program ended before, or the step was not reached in time.
     """
-    goal, end = folder / "checkpoints" / f"{storage.PREFIX}{step:08d}", time.monotonic() + seconds
+    goal, end = folder / "checkpoints" / f"{storage.PREFIX}{step:08d}", time.monotonic() + timeout
     try:
         while not goal.is_dir():
             if process.poll() is not None and not goal.is_dir():
-                said = " ".join(log.read_text(errors="replace").splitlines()[-1:])
-                raise UserError(f"the run ended (status {process.returncode}) before step {step}; it said: {said}")
+                last_line = " ".join(log.read_text(errors="replace").splitlines()[-1:])
+                raise UserError(
+                    f"the run ended (status {process.returncode}) before step {step}; its last output: {last_line}"
+                )
             if time.monotonic() > end:
-                raise UserError(f"the run did not come to step {step} in {seconds:.0f} s; its output is in {log}")
+                raise UserError(f"the run did not reach step {step} in {timeout:.0f} s; its output is in {log}")
             time.sleep(0.01)
     finally:
-        for pid in _family(process.pid):
+        for pid in _with_children(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
 
 
-def _family(pid: int) -> list[int]:
-    """A process and all below it; a launcher's ranks have sessions of their own."""
+def _with_children(pid: int) -> list[int]:
+    """A process and all its descendants; a launcher's ranks are in sessions of their own."""
     import psutil
 
     try:
@@ -71,10 +80,16 @@ def _family(pid: int) -> list[int]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What two checkpoints differ in: tensors by file and name, values by name.
+    """The differences of two checkpoints, apart from `NOT_COMPARED`.
+
+    Args:
+        one, other: folders of the checkpoints.
+
+    Returns:
+        Names of tensors ("file: name") and values ("state.json: name") that differ; empty if there are none.
 
     Raises:
-        UserError: one of them is damaged.
+        UserError: a checkpoint is damaged.
     """
     try:
         for path in (one, other):
@@ -84,7 +99,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found = []
     for name in sorted({path.name for path in (*one.iterdir(), *other.iterdir())} - {"manifest.json", "state.json"}):
         if not ((one / name).is_file() and (other / name).is_file()):
-            found.append(f"{name} (in one of them alone)")
+            found.append(f"{name} (only one checkpoint has it)")
         elif (one / name).read_bytes() != (other / name).read_bytes():
             first, second = storage.load(one).tensors[name[:-12]], storage.load(other).tensors[name[:-12]]
             found += [
@@ -95,66 +110,90 @@ def differences(one: Path, other: Path) -> list[str]:
                 or first[key].numpy().tobytes() != second[key].numpy().tobytes()
             ] or [f"{name}: its header"]
     first, second = (json.loads((path / "state.json").read_text()) for path in (one, other))
-    return found + [f"state.json: {key}" for key in sorted(first.keys() | second.keys()) if _unlike(key, first, second)]
+    return found + [
+        f"state.json: {key}" for key in sorted(first.keys() | second.keys()) if _differs(key, first, second)
+    ]
 
 
-def _unlike(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    if key == "metrics":  # a length; the seconds in it are longer or shorter
+def _differs(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    if key == "metrics":  # the length of metrics.jsonl, which has seconds with varying numbers of digits
         return False
-    return key not in APART and one.get(key) != other.get(key)
+    return key not in NOT_COMPARED and one.get(key) != other.get(key)
 
 
-def prove(
+def compare_runs(
     program: Path, processes: int, steps: int, kills: Sequence[int], arguments: Sequence[str], work: Path
 ) -> list[str]:
-    """Train twice, killed and not, and compare.
+    """Train with and without kills, and compare the checkpoints of the last step.
 
     Args:
-        program: one of train_*.py.
+        program: train_diffusion.py or train_mae.py.
         processes: of each run.
-        steps: that are compared after.
-        kills: steps after whose checkpoint the run is killed, each resumed.
-        arguments: settings.
+        steps: optimizer steps.
+        kills: steps after whose checkpoint the second run is killed and resumed.
+        arguments: settings of the program.
         work: empty folder for the runs.
 
     Returns:
-        What differs; nothing, if resuming is exact.
+        The `differences`; empty if resuming is exact.
+
+    Raises:
+        UserError: a run failed or did not reach a step.
     """
     common = [*arguments, "--checkpoint.every=1", "--checkpoint.keep=1000000", "--overwrite"]
-    left, killed, log = work / "left-alone", work / "killed", work / "output.txt"
-    reach(start(program, processes, [*common, "--output-dir", str(left)], log), left, steps, log)
-    words = [*common, "--output-dir", str(killed)]
+    reference, killed, log = work / "uninterrupted", work / "killed", work / "output.txt"
+    process = start(program, processes, [*common, "--output-dir", str(reference)], log)
+    kill_at_step(process, reference, steps, log)
+    settings = [*common, "--output-dir", str(killed)]
     for step in (*kills, steps):
-        reach(start(program, processes, words, log), killed, step, log)
-        words = ["--resume", "--output-dir", str(killed)]
+        kill_at_step(start(program, processes, settings, log), killed, step, log)
+        settings = ["--resume", "--output-dir", str(killed)]
     name = f"{storage.PREFIX}{steps:08d}"
-    return differences(left / "checkpoints" / name, killed / "checkpoints" / name)
+    return differences(reference / "checkpoints" / name, killed / "checkpoints" / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = ArgumentParser("pretrain verify-resume", description="Proof that a killed run goes on exactly.")
-    parser.add_argument("--program", type=Path, default=HOME / "train_diffusion.py", help="or train_mae.py")
-    parser.add_argument("--processes", type=int, default=1, help="of each run, started by torchrun")
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps to compare after")
-    parser.add_argument("--kill", type=int, nargs="*", help="steps after which to kill; where not given, three of them")
-    parser.epilog = "Any other setting is the program's: --config FILE, --data.limit 200, ..."
+    """Run the command; `arguments` are those of the command line, by default this process's.
+
+    Raises:
+        UserError: the arguments don't fit together, or a run failed.
+        SystemExit: with status 1 if resuming is not exact.
+    """
+    parser = ArgumentParser(
+        "pretrain verify-resume",
+        description="Train a configuration twice, once without interruption and once killed (SIGKILL) and resumed, and "
+        "check that the checkpoints of the last step are identical byte by byte.",
+        epilog="All other settings are passed to the program: --config FILE, --data.limit 200, ...",
+    )
+    parser.add_argument(
+        "--program", type=Path, default=HOME / "train_diffusion.py", help="train_diffusion.py (default) or train_mae.py"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="processes of each run, by torchrun (default: 1)")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of each run (default: 8)")
+    parser.add_argument(
+        "--kill", type=int, nargs="*", help="steps after which the run is killed (default: 1, STEPS / 2, STEPS - 1)"
+    )
     given, settings = parser.parse_known_args(arguments)
     steps = given.steps
     kills = sorted({1, steps // 2, steps - 1} - {0, steps}) if given.kill is None else sorted(given.kill)
     if steps < 2 or not all(0 <= kill < steps for kill in kills):
         raise UserError(f"--steps must be at least 2 and --kill below it, got {steps} and {kills}")
     display = Display(True)
-    display.say(f"{given.program.name}, {given.processes} process(es): {steps} steps left alone; killed after {kills}")
+    display.print(
+        f"{given.program.name}, {given.processes} process(es): {steps} steps without interruption, then killed after "
+        f"steps {', '.join(map(str, kills)) or 'none'} and resumed"
+    )
     work = Path(tempfile.mkdtemp(prefix="verify-resume-"))
-    found = prove(given.program.resolve(), given.processes, steps, kills, settings, work)
+    found = compare_runs(given.program.resolve(), given.processes, steps, kills, settings, work)
     if found:
-        display.say(f"NOT EXACT: {len(found)} tensors or values differ, the first: {found[0]}; both runs are in {work}")
+        display.print(
+            f"NOT EXACT: {len(found)} tensors or values differ, the first one: {found[0]}; both runs are in {work}"
+        )
         raise SystemExit(1)
     shutil.rmtree(work)
-    display.say(f"exact: after step {steps}, {len(kills)} kills and {len(kills)} resumes every byte is the same")
+    display.print(f"exact: after step {steps}, with {len(kills)} kills and resumes, every byte is the same")
 
 
 def run() -> None:
-    """The command."""
+    """Run the command `pretrain verify-resume`."""
     main(sys.argv[1:])

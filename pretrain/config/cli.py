@@ -190,6 +190,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     if any(argument.startswith("--pruning.") for argument in arguments):
         settings["infobatch"] = True
 
+    if features := _value(arguments, "--evaluate.features"):
+        trusted_code.trust_features(features)
     sections = {}
     for kind, default, head in (("adapter", adapter, AdapterSection), ("model", model, ModelSection)):
         in_file = str(settings.setdefault(f"{kind}.name", default))

@@ -26,18 +26,33 @@ class Data:
     Attributes:
         source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file
             or a folder of them, a folder that `pretrain encode-latents` wrote, or the name of a Hugging Face data set.
+        train_split: folder, file or split to train on, A+B for several; "." is the whole folder; default: by the names
+            (docs/data.md).
+        test_split: the one to evaluate on; "none" holds out training images; default: by the names.
+        image: column of the images; default: the only one, or the one called image.
+        label: column of the labels, in a table or in metadata.csv, .jsonl or .parquet beside images; default: one that
+            is called label, or of a like name.
         size: side in pixels that images are resized and center-cropped to; default: the size they have.
         channels: 1 (grey), 3 (RGB, transparent pixels on white) or 4 (RGB and the file's alpha channel, unchanged);
             default: 1 if all are grey, else 3.
         flip: mirror each image left to right with probability 1/2.
         crop: smallest area of a random crop, as a share of the image's; 1: no random crop.
         limit: largest number of training images, a random subset that is always the same; default: all.
+        range: values of the images that become black and white; values outside are cut off; default: 8 bits, or, of
+            other images, what the largest value of those that are looked at needs.
+        pages: first: use the first page or frame of images that have several; default: such an image is a bad one.
         held_out: images held out for evaluation if the data set has no test split.
         on_bad_image: what to do with an image that can't be read: stop, or skip and count it.
         workers: processes that decode images beside the training process.
     """
 
     source: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "fashion-mnist"
+    train_split: str | None = None
+    test_split: str | None = None
+    image: str | None = None
+    label: str | None = None
+    range: tuple[float, float] | None = None
+    pages: Literal["first"] | None = None
     size: int | None = None
     channels: Literal[1, 3, 4] | None = None
     flip: bool = False
@@ -49,6 +64,10 @@ class Data:
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "data", "images", "an empty name")
+        names = (self.train_split, self.test_split, self.image, self.label)
+        _require("" not in names, "data.train_split, test_split, image and label", "names", "an empty one")
+        low, high = self.range or (0, 1)
+        _require(-1e30 < low < high < 1e30, "data.range", "LOW and HIGH, LOW below HIGH", self.range)
         _require(self.size is None or self.size >= 1, "data.size", "at least 1", self.size)
         _require(0 < self.crop <= 1, "data.crop", "above 0 and at most 1", self.crop)
         _require(self.limit is None or self.limit >= 1, "data.limit", "at least 1", self.limit)
@@ -89,9 +108,10 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, with a linear warm-up of the learning rate and a cosine decay to 0.
+    """The optimizer, with a linear warm-up of the learning rate and a cosine decay to 0.
 
     Attributes:
+        name: adamw; or muon for the matrices of the network's blocks and adamw for the rest (Jordan et al. 2024).
         lr: peak learning rate.
         linear_scaling: multiply the learning rate by batch size / 256 (Goyal et al. 2017; `lr` is then the "base
             learning rate" of masked autoencoders).
@@ -103,6 +123,7 @@ class Optim:
             0: unchanged, 1: as much larger as there are fewer steps.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     linear_scaling: bool = False
     betas: tuple[float, float] = (0.9, 0.99)

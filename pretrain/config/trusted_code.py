@@ -1,7 +1,8 @@
-"""A .py file is executed if the user has named it, not because a YAML file does.
+"""A .py or TorchScript file is executed if the user has named it, not because a YAML file does.
 
-A recipe or the folder of a run may come from anywhere. An adapter, model or policy that it names is executed if it is
-part of this project, or a file that this user has named on a command line before and that has not changed since.
+A recipe or the folder of a run may come from anywhere. An adapter, model, policy or feature network that it names is
+executed if it is part of this project, or a file that this user has named on a command line before and that has not
+changed since.
 """
 
 import hashlib
@@ -43,22 +44,37 @@ def _from_environment() -> set[str]:
 
 
 def trust(name: str) -> None:
-    """Store that a file, as it is now, was named on a command line."""
+    """Store that a file, with its present content, was named on a command line."""
     entry = (_hash(name), _path(name))
-    if entry[0] and entry not in _trusted():
-        with suppress(OSError):  # without a home directory it holds for this command only
-            _list_file().parent.mkdir(parents=True, exist_ok=True)
-            with _list_file().open("a") as file:
-                file.write("  ".join(entry) + "\n")
+    if not entry[0] or entry in _trusted():
+        return
+    try:
+        _list_file().parent.mkdir(parents=True, exist_ok=True)
+        with _list_file().open("a") as file:
+            file.write("  ".join(entry) + "\n")
+    except OSError:  # without a home directory it holds for this command only
+        os.environ[VARIABLE] = os.pathsep.join([*filter(None, [os.environ.get(VARIABLE)]), _path(name)])
+
+
+def features_file(name: str) -> str:
+    """The path in the setting evaluate.features, which is PATH or NAME=PATH; of a name alone that name."""
+    first, equals, rest = name.partition("=")
+    return rest if equals and "/" not in first and not Path(name).is_file() else name
+
+
+def trust_features(name: str) -> None:
+    """Store that the file of a feature network was named on a command line, if it is one."""
+    if Path(features_file(name)).is_file():
+        trust(features_file(name))
 
 
 def require_trust(name: str, flag: str, source: str) -> None:
     """Raise if the user never named a file that a YAML file names, or it has changed since.
 
     Args:
-        name: path of the .py file.
+        name: path of the file.
         flag: by which a command line names it.
-        source: the YAML file.
+        source: the YAML file, or the setting in it.
 
     Raises:
         UserError: the user never named it as it is now.
@@ -66,8 +82,8 @@ def require_trust(name: str, flag: str, source: str) -> None:
     path, trusted = _path(name), _trusted()
     if path in _from_environment() or (_hash(name), path) in trusted:
         return
-    changed = " and has changed since you named it" if path in {each for _, each in trusted} else ""
+    changed = ", which has changed since you named it," if path in {each for _, each in trusted} else ","
     raise UserError(
-        f"{source} names {path}, whose code would be executed{changed}; read it, and if you trust it, give "
-        f"{flag} {name} once on the command line of a training, or {VARIABLE}={path} before any command"
+        f"{source} names {path}{changed} whose code would be executed; read it, and if you trust it, give "
+        f"{flag} {name} once on a command line, or {VARIABLE}={path} before any command"
     )

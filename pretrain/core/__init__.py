@@ -1,1 +1,1 @@
-"""What every part may use: keyed randomness, errors for users, files that are whole or absent, the terminal."""
+"""Basics for all packages: random numbers by key, padding, errors for the user, atomic file writes, the console."""

@@ -1,4 +1,4 @@
-"""How the programs say no (one sentence, exit status 2, no traceback) and how they warn."""
+"""Errors for the user, printed as one line with exit status 2 and no traceback; and warnings."""
 
 import errno
 import os
@@ -6,49 +6,50 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-OPEN_FILES = ("Too many open files", "received 0 items of ancdata")  # as torch has it
+OPEN_FILES = ("Too many open files", "received 0 items of ancdata")  # the second is torch's message
 
 
 class UserError(ValueError):
-    """Something the user gave can't be used. The message says what was given, what is allowed, what to do.
+    """An error in what the user gave: a setting, a file, a data set.
 
     Args:
-        sentence: the message.
-        local: this process alone knows of it (its share of the data), so it speaks whatever its rank.
+        message: one sentence: what was given, what is allowed, what to do. Control characters in it are escaped.
+        local: whether only this process can know of the error, as it concerns its share of the data. It is then printed
+            by any rank, other errors by rank 0 only.
     """
 
-    def __init__(self, sentence: str, *, local: bool = False) -> None:
-        # What was given may hold line breaks and what steers a terminal.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
+    def __init__(self, message: str, *, local: bool = False) -> None:
+        # File names and arguments may hold line breaks and terminal control sequences.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
         self.local = local
 
 
-def warn(sentence: str) -> None:
-    """A line on stderr, where no `Display` speaks; from rank 0 alone."""
+def warn(message: str) -> None:
+    """Print a warning to stderr, on rank 0 only; for code that has no `Display`."""
     if os.environ.get("RANK", "0") == "0":
-        _say(f"warning: {sentence}")
+        _print(f"warning: {message}")
 
 
-def _say(line: str) -> None:
-    with suppress(OSError):  # a full disk under it
+def _print(line: str) -> None:
+    with suppress(OSError):  # stderr is a file on a full disk
         print(line, file=sys.stderr, flush=True)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that a device, or this machine, has no memory left."""
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # as torch has it on a CPU
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the memory of a device or of the machine is exhausted."""
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's message on a CPU
         return True
     return bool({"OutOfMemoryError", "MemoryError"} & {kind.__name__ for kind in type(error).__mro__})
 
 
 def limit_reached(error: BaseException) -> str:
-    """Which limit of the operating system an error, or what led to it, comes from; "" if none."""
+    """The limit of the operating system that an error or its cause comes from, and what to do; "" if none."""
     cause: BaseException | None = error
     while cause is not None:
-        said = str(cause)
-        if getattr(cause, "errno", 0) in (errno.EMFILE, errno.ENFILE) or any(sign in said for sign in OPEN_FILES):
+        message = str(cause)
+        if getattr(cause, "errno", 0) in (errno.EMFILE, errno.ENFILE) or any(text in message for text in OPEN_FILES):
             return "too many files are open; raise the limit (ulimit -n), or give fewer --data.workers"
-        if "can't start new thread" in said or isinstance(cause, BlockingIOError):
+        if "can't start new thread" in message or isinstance(cause, BlockingIOError):
             return (
                 "no more threads or processes can be started; raise the limit (ulimit -u), or give fewer --data.workers"
             )
@@ -58,29 +59,30 @@ def limit_reached(error: BaseException) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn `UserError`, or a lack of memory, into a line on stderr and exit status 2, an interrupt into 130."""
+    """Exit with one line on stderr: status 2 on `UserError` or if memory ran out, 130 on an interrupt."""
     rank = os.environ.get("RANK", "0")
     try:
         yield
-    except UserError as refusal:
-        if rank == "0" or refusal.local:
-            _say(f"error: {'' if rank == '0' else f'[rank {rank}] '}{refusal}")
+    except UserError as error:
+        if rank == "0" or error.local:
+            _print(f"error: {'' if rank == '0' else f'[rank {rank}] '}{error}")
         sys.exit(2)
     except Exception as error:
         if limit := limit_reached(error):
-            _say(f"error: [rank {rank}] {limit}; a run goes on from its last checkpoint with --resume")
+            _print(f"error: [rank {rank}] {limit}; a run can be resumed from its last checkpoint with --resume")
             sys.exit(2)
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        _say(
-            f"error: [rank {rank}] memory ran out ({' '.join(str(error).split('. ')[0].split())}); push fewer images "
-            "through at once (in training --micro-batch N or auto, elsewhere --batch-size), or train with "
-            "--gradient-checkpointing; a run goes on from its last checkpoint with --resume"
+        _print(
+            f"error: [rank {rank}] memory ran out ({' '.join(str(error).split('. ')[0].split())}); process fewer "
+            "images at once (in training with --micro-batch N or auto, elsewhere with --batch-size), or train with "
+            "--gradient-checkpointing; --resume continues a run from its last checkpoint"
         )
         sys.exit(2)
     except KeyboardInterrupt:
         if rank == "0":
-            _say(
-                "interrupted at once; what was written is kept, and --resume goes on from the last checkpoint of a run"
+            _print(
+                "interrupted at once; files already written are kept, and --resume continues a run from its last "
+                "checkpoint"
             )
         sys.exit(130)

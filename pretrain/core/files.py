@@ -1,7 +1,7 @@
-"""Reading and writing the files of a run: whole or absent, never through a link.
+"""Reading and writing the files of a run.
 
-The folder of a run may come from elsewhere. A link in it must not lead what a run writes to another place, and a named
-pipe or a device must not be waited for.
+Writes are atomic: a crash leaves the old content or the new one, never a part. The folder of a run may come from
+elsewhere, so no link in it is followed by a write, and no named pipe or device is opened, which would wait.
 """
 
 import errno
@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_held: dict[Path, tuple[int, int]] = {}  # device and inode of the folders that this process writes runs to
+_held: dict[Path, tuple[int, int]] = {}  # device and inode of the folders of runs that this process writes
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on disk."""
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -26,7 +26,7 @@ def sync(path: Path) -> None:
 
 
 def hold(folder: Path) -> None:
-    """From now on nothing is written to the folder if another one has taken its place."""
+    """Remember which folder this path is, so that `require_own` notices if another one takes its place."""
     found = folder.stat()
     _held[folder.absolute()] = (found.st_dev, found.st_ino)
 
@@ -37,14 +37,14 @@ def release(folder: Path) -> None:
 
 
 def _is_link(path: Path) -> OSError:
-    return OSError(errno.ELOOP, f"{path} is a link or no plain file or folder, and is not written to; remove it")
+    return OSError(errno.ELOOP, f"{path} is a link or not a regular file or folder, and is not written to; remove it")
 
 
 def require_own(path: Path) -> None:
-    """Check the folders between a folder of `hold` and a path in it.
+    """Check a path inside a folder given to `hold`.
 
     Raises:
-        OSError: the folder that is held was replaced, or one of these folders is a link.
+        OSError: that folder was replaced, or a folder between it and the path is a link.
     """
     parents = path.absolute().parents
     for root, identity in [*_held.items()]:
@@ -52,7 +52,7 @@ def require_own(path: Path) -> None:
             continue
         found = root.stat()
         if (found.st_dev, found.st_ino) != identity:
-            raise OSError(errno.ESTALE, f"{root} is another folder than when the run began")
+            raise OSError(errno.ESTALE, f"{root} is not the folder that it was when the run began")
         for folder in parents:
             if folder == root:
                 break
@@ -62,10 +62,10 @@ def require_own(path: Path) -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """The folder, made if it isn't there.
+    """Return the folder; it is created if it does not exist.
 
     Raises:
-        OSError: it is a link, or can't be made.
+        OSError: it is a link, or can't be created.
     """
     require_own(path)
     with suppress(FileExistsError):
@@ -76,10 +76,13 @@ def own_folder(path: Path) -> Path:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A handle of a plain file with one name; with the permissions that the umask leaves where it is new.
+    """Open a regular file without following a link; a new file has the permissions that the umask leaves.
+
+    Returns:
+        The file descriptor.
 
     Raises:
-        OSError: it is a link, a device or the like, or has other names (hard links), or can't be opened.
+        OSError: it is a symbolic link, has other hard links, is a device or the like, or can't be opened.
     """
     require_own(path)
     try:
@@ -94,11 +97,11 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def require_plain(path: Path, *, inner_links: bool = False) -> None:
-    """Check that a path, and everything in it if it is a folder, is a plain file or folder, or not there.
+    """Check that a path, and everything in it if it is a folder, is a regular file or folder, or does not exist.
 
     Args:
         path: of the file or folder.
-        inner_links: whether there may be links that lead to something in the same folder.
+        inner_links: whether links to something in the same folder are allowed.
 
     Raises:
         OSError: something else is there.
@@ -120,14 +123,14 @@ def require_plain(path: Path, *, inner_links: bool = False) -> None:
 
 
 def usual_mode(path: Path, mode: int | None = None) -> None:
-    """Give a file, or all files in a folder, the permissions `mode`; some libraries write theirs with others.
+    """Set the permissions of a file or of all files in a folder; some libraries choose their own.
 
     Args:
         path: of the file or the folder.
-        mode: the permissions; None: those that a new file in the folder gets.
+        mode: the permissions; None: those of a new file in the folder.
     """
     if mode is None:
-        with replacing(path / "mode") as part:
+        with atomic_write(path / "mode") as part:
             mode = stat.S_IMODE(part.stat().st_mode)
         (path / "mode").unlink()
     for file in [path] if path.is_file() else path.rglob("*"):
@@ -137,41 +140,41 @@ def usual_mode(path: Path, mode: int | None = None) -> None:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A name beside a file's own to write to; when that is done it takes the file's place, on disk.
+def atomic_write(file: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; when the block ends, rename it to `file` and flush both to disk.
 
-    At any moment the file is the old one or the new one. If writing fails nothing is left of it. Links are replaced,
-    not followed.
+    At any moment `file` has its old content or its new one. If the block raises, the temporary file is removed. A link
+    is replaced, not followed.
 
     Raises:
         OSError: it can't be written.
     """
     require_own(file)
-    part = file.with_name(f"{file.name}.part")
-    part.unlink(missing_ok=True)
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    temporary = file.with_name(f"{file.name}.part")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what the umask leaves
     os.close(handle)
     try:
-        yield part
-        usual_mode(part, mode)
-        sync(part)
+        yield temporary
+        usual_mode(temporary, mode)
+        fsync(temporary)
         require_own(file)
-        part.replace(file)
-        sync(file.parent)
+        temporary.replace(file)
+        fsync(file.parent)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        OSError: it can't be read, or is no plain file.
+        OSError: it can't be read, or is not a regular file.
         ValueError: it isn't JSON, or nested too deeply.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, f"{path} is no plain file")
+        raise OSError(errno.EINVAL, f"{path} is not a regular file")
     try:
         return json.loads(path.read_text())
     except RecursionError:

@@ -1,1 +1,1 @@
-"""Images and latents: finding, decoding, transforming, loading and keeping them."""
+"""Images and latents: finding, decoding, augmenting, loading and caching them."""

@@ -1,71 +1,321 @@
-"""From an encoded image to pixels."""
+"""From an encoded image, or an array, to pixels."""
 
 import io
+import os
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from pretrain.data.files import FORMATS, OPENED, from_text
+from pretrain.data.ranges import scale_to_uint8
 
-class Glance(NamedTuple):
-    """What an image's header says."""
+MAX_PIXELS = 500_000_000  # of an image as it is stored; larger ones are not read
+MAX_CHUNK = 64 * 1024**2  # bytes of a PNG's text or color profile
+
+Image.MAX_IMAGE_PIXELS = None  # checked here, against MAX_PIXELS
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_CHUNK
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATION, SUBFILE, BITS, PHOTOMETRIC, SAMPLES, EXTRA = 274, 254, 258, 262, 277, 338  # TIFF and EXIF tags
+COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of a TIFF's color, by its PHOTOMETRIC; others have one
+SHAPES = "1, 3 or 4 bands can be used"
+
+
+class Reading(NamedTuple):
+    """How images are read.
+
+    Attributes:
+        range: values that become black and white where they are not 8-bit; None: 16 bits.
+        is_set: whether the user set the range: it is applied to 8-bit images, too, and values outside are cut off.
+        pages: "first" reads the first page or frame of an image that has several; None: that is an error.
+        folders: where files that a table names must lie; None: anywhere.
+    """
+
+    range: tuple[float, float] | None = None
+    is_set: bool = False
+    pages: str | None = None
+    folders: tuple[str, ...] | None = None
+
+
+class Values(NamedTuple):
+    """Pixel values that are not 8-bit, or have a fourth band that is not alpha."""
+
+    pixels: np.ndarray  # [H, W, C]
+    has_alpha: bool = False
+    orientation: int = 1  # as in EXIF
+
+
+class ImageInfo(NamedTuple):
+    """What an image's header says; of images that are not 8-bit the smallest and the largest value, too."""
 
     size: tuple[int, int]  # (H, W), upright
     grey: bool
+    unused: bool = False  # there is a fourth band that is not alpha
+    extrema: tuple[float, float, bool] | None = None  # minimum, maximum, whether they are floats
+    what: str = ""  # what its values are
 
 
-def _open(image: dict[str, Any]) -> Image.Image:
-    """An image from {"bytes", "path"}: encoded, or where it lies."""
-    return Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"])
+def path_of(path: str, folders: tuple[str, ...] | None) -> str:
+    """The file that a row names.
+
+    Raises:
+        ValueError: it lies outside of `folders`.
+    """
+    path = from_text(path)
+    if folders is None:
+        return path
+    real = os.path.realpath(os.path.join(folders[0], path))  # noqa: PTH118 — not Path: it may hold any bytes
+    if not any(real.startswith(f"{os.path.realpath(folder)}{os.sep}") for folder in folders):
+        raise ValueError("its path leads out of the folder of the data set")
+    return real
 
 
-def glance(image: dict[str, Any]) -> Glance | None:
-    """Size and colour of an image {"bytes", "path"} without decoding it; None where it can't be read."""
+def _stream(image: dict[str, Any], reading: Reading) -> io.BufferedIOBase:
+    """The encoded image of {"bytes", "path"}."""
+    if image["bytes"]:
+        return io.BytesIO(image["bytes"])
+    if not image["path"]:
+        raise ValueError("it has neither bytes nor a path" if image["bytes"] is None else "it has no bytes")
+    path = path_of(image["path"], reading.folders)
+    if not os.path.exists(path):  # noqa: PTH110
+        raise FileNotFoundError("there is no such file")
+    if not os.path.isfile(path):  # noqa: PTH113 — a FIFO would be waited for
+        raise ValueError("it is no regular file")
+    return open(path, "rb")  # noqa: PTH123 — closed by the caller
+
+
+def _open(stream: Any) -> Image.Image:
+    """An image of one of the formats that are read, not decoded yet."""
     try:
-        with _open(image) as picture:
-            lies = picture.getexif().get(0x0112, 1) > 4  # the orientation tag: on its side
-            palette: Any = picture.convert("RGB").getcolors(256) if picture.mode in ("P", "PA") else []
-            grey = bool(palette) and all(red == green == blue for _, (red, green, blue) in palette)
-            grey |= picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
-            width, height = picture.size
-            return Glance((width, height) if lies else (height, width), grey)
-    except Exception:  # image decoders raise whatever they like; the image is named when it is visited
+        picture = Image.open(stream, formats=OPENED)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no image of these formats: {', '.join(FORMATS)}") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"it has {picture.width * picture.height / 1e6:,.0f} megapixels, above {MAX_PIXELS / 1e6:.0f}")
+    return picture
+
+
+def _check_pages(picture: Image.Image, pages: str | None) -> None:
+    """Raise ValueError for several pages or frames, unless the first one is asked for."""
+    if pages == "first" or picture.format == "MPO" or not getattr(picture, "is_animated", False):
+        return
+    count = getattr(picture, "n_frames", 1)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):  # previews and masks are pages, too
+        kinds = []
+        for page in range(count):
+            picture.seek(page)
+            kinds.append(picture.tag_v2.get(SUBFILE, 0) & 5)
+        picture.seek(0)
+        count = 1 + sum(kind == 0 for kind in kinds[1:])
+    if count > 1:
+        raise ValueError(f"it has {count} pages or frames; split it, or use the first of each with --data.pages first")
+
+
+def _tiff_values(stream: Any, pages: str | None) -> Values | None:
+    """Pixels of a TIFF that Pillow would not read, or only in part; None for others.
+
+    Raises:
+        ValueError: its bands can't be used.
+    """
+    head = stream.read(16)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[2:3] == b"+" or head[3:4] == b"+" else head[:8])
+    stream.seek(tags.next)
+    tags.load(stream)
+    stream.seek(0)
+    samples, bits = tags.get(SAMPLES, 1), max(tags.get(BITS, (1,)))
+    extra, alpha = samples - COLORS.get(tags.get(PHOTOMETRIC, 1), 1), tags.get(EXTRA, ())
+    has_alpha = extra == 1 and alpha in ((1,), (2,))
+    if not (extra > 0 and not has_alpha) and not (samples > 1 and bits > 8) and bits <= 32:
+        return None
+    if samples not in (1, 3, 4) and not (samples == 2 and has_alpha):
+        raise ValueError(f"it is a TIFF with {samples} bands of {bits} bits, and {SHAPES}")
+    try:
+        import tifffile
+
+        with tifffile.TiffFile(stream) as file:
+            page: Any = file.pages[0]
+            if pages != "first" and (count := sum(not one.is_reduced for one in file.pages)) > 1:  # type: ignore[union-attr]
+                raise ValueError(f"it has {count} pages; split it, or use the first of each with --data.pages first")
+            if page.imagewidth * page.imagelength > MAX_PIXELS:
+                raise ValueError(f"it has more than {MAX_PIXELS / 1e6:.0f} megapixels")
+            pixels = page.asarray()
+            pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
+    except Exception as error:  # of whatever type, from a damaged file on
+        said = " ".join(str(error).split())
+        raise ValueError(f"it is a TIFF with {samples} bands of {bits} bits, which can't be read: {said}") from None
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return Values(pixels, has_alpha, int(tags.get(ORIENTATION, 1)))
+
+
+def _values(picture: Image.Image, stream: Any) -> Values | None:
+    """Pixels of an opened image that is not 8-bit; None for others."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        orientation = picture.getexif().get(ORIENTATION, 1)
+        return Values(np.asarray(picture)[..., None], orientation=orientation)
+    if picture.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(picture, "tile", ())):
+        return _deep_png(picture, stream)
+    return None
+
+
+def _deep_png(picture: Any, stream: Any) -> Values:
+    """Pixels of a PNG with 16 bits a band, of which Pillow reads the upper byte: the lower one as if it were that."""
+    tile = picture.tile[0]  # gone once the image is decoded
+    if tile[3] == "LA;16B":  # grey and alpha: four bytes a pixel
+        picture.tile = [tile._replace(args="RGBA")]
+        upper, lower = np.split(np.asarray(picture).reshape(picture.height, picture.width, 2, 2), 2, axis=-1)
+        pixels = (upper.astype(np.uint16) * 256 + lower)[..., 0]
+    else:
+        upper = np.asarray(picture).astype(np.uint16)
+        stream.seek(0)
+        with Image.open(stream, formats=OPENED) as again:
+            again.tile = [tile._replace(args=tile[3].replace("16B", "16L"))]  # type: ignore[attr-defined]
+            pixels = upper * 256 + np.asarray(again)
+    transparent = picture.info.get("transparency")
+    if transparent is not None and pixels.shape[-1] == 3:  # a color that stands for transparency
+        alpha = (pixels != np.array(transparent)).any(axis=-1, keepdims=True) * np.uint16(65535)
+        pixels = np.concatenate([pixels, alpha], axis=-1)
+    return Values(pixels, pixels.shape[-1] in (2, 4), picture.getexif().get(ORIENTATION, 1))
+
+
+def _of_array(array: Any) -> Values:
+    """A row's array as [H, W, C].
+
+    Raises:
+        ValueError: it is none.
+    """
+    array = np.asarray(array)
+    if array.dtype == object or array.ndim not in (2, 3) or not array.size:
+        shape = "rows of different lengths" if array.dtype == object else f"the shape {array.shape}"
+        raise ValueError(f"it is an array with {shape}, and [H, W], [H, W, C] or [C, H, W] can be used")
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.shape[2] > 4 and array.shape[0] <= 4:
+        array = np.moveaxis(array, 0, 2)
+    if array.shape[2] not in (1, 3, 4):
+        raise ValueError(f"it is an array with {array.shape[2]} bands, and {SHAPES}")
+    return Values(array * np.uint8(255) if array.dtype == bool else array)
+
+
+def _merged(bands: np.ndarray, mode: str) -> Image.Image:
+    """A picture of uint8 [H, W, C]."""
+    pictures = [Image.fromarray(np.ascontiguousarray(bands[..., number])) for number in range(bands.shape[-1])]
+    return pictures[0] if mode == "L" else Image.merge(mode, pictures)
+
+
+def _to_picture(values: Values, reading: Reading) -> Image.Image:
+    """An upright 8-bit picture; RGBX if it has four bands and none is alpha."""
+    pixels, count = values.pixels, values.pixels.shape[-1]
+    colors, is_float = count - values.has_alpha, values.pixels.dtype.kind == "f"
+    color = pixels[..., :colors]
+    if reading.is_set or color.dtype != np.uint8:
+        if reading.range is None and is_float:
+            raise ValueError("it has floating-point values, whose range is not known; set --data.range LOW HIGH")
+        if reading.range is None and color.max() < 2**14:
+            raise ValueError(
+                f"it is not 8-bit, and its values reach only {color.max()}; set black and white with --data.range LOW "
+                "HIGH"
+            )
+        color = scale_to_uint8(color, *(reading.range or (0, 65535)), clip=reading.is_set)
+    if values.has_alpha:
+        alpha = pixels[..., colors:]
+        top = 1 if is_float else np.iinfo(alpha.dtype).max
+        color = np.concatenate([color, scale_to_uint8(alpha, 0, top, clip=True)], axis=-1)
+    picture = _merged(color, {1: "L", 2: "LA", 3: "RGB"}.get(count) or ("RGBA" if values.has_alpha else "RGBX"))
+    picture.getexif()[ORIENTATION] = values.orientation
+    return ImageOps.exif_transpose(picture)
+
+
+def _with_range(picture: Image.Image, reading: Reading) -> Image.Image:
+    """An 8-bit picture with its values mapped to the range that the user set."""
+    if picture.mode not in ("L", "LA", "RGB", "RGBA"):
+        picture = picture.convert("L" if picture.mode == "1" else "RGBA" if picture.has_transparency_data else "RGB")
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    return _to_picture(Values(pixels, picture.mode in ("LA", "RGBA")), reading)
+
+
+def _read(image: Any, reading: Reading, look: Callable[[Image.Image], Any]) -> Any:
+    """`Values` of an image, or what `look` returns of the opened picture, if that is 8-bit."""
+    if image is None:
+        raise ValueError("its row has no image")
+    if not isinstance(image, dict):
+        return _of_array(image)
+    with _stream(image, reading) as stream:
+        head = stream.read(4)
+        stream.seek(0)
+        if head in TIFF and (values := _tiff_values(stream, reading.pages)) is not None:
+            return values
+        with _open(stream) as picture:
+            _check_pages(picture, reading.pages)
+            values = _values(picture, stream)
+            return look(picture) if values is None else values
+
+
+def image_info(image: Any, reading: Reading = Reading()) -> ImageInfo | None:  # noqa: B008 — it can't be changed
+    """Size and color of an image, see `decode`, without decoding it if it is 8-bit; None where it can't be read."""
+
+    def look(picture: Image.Image) -> ImageInfo:
+        is_turned = picture.getexif().get(ORIENTATION, 1) > 4
+        palette: Any = picture.convert("RGB").getcolors(256) if picture.mode in ("P", "PA") else []
+        grey = bool(palette) and all(red == green == blue for _, (red, green, blue) in palette)
+        grey |= picture.mode in ("1", "L", "LA")
+        width, height = picture.size
+        return ImageInfo((width, height) if is_turned else (height, width), grey)
+
+    try:
+        found = _read(image, reading, look)
+        if isinstance(found, ImageInfo):
+            return found
+        (height, width, count), dtype = found.pixels.shape, found.pixels.dtype
+        color = found.pixels[..., : count - found.has_alpha]
+        extrema = None if dtype == np.uint8 else (float(color.min()), float(color.max()), dtype.kind == "f")
+        size = (width, height) if found.orientation > 4 else (height, width)
+        return ImageInfo(size, count <= 2, count == 4 and not found.has_alpha, extrema, str(dtype))
+    except Exception:  # image decoders raise exceptions of any type; the image is named when it is used
         return None
 
 
-def decode(image: dict[str, Any], channels: int, size: int | None) -> Tensor:
-    """uint8 [C, H, W] from {"bytes", "path"}: upright, 8 bits a channel.
+def decode(image: Any, channels: int, size: int | None, reading: Reading = Reading()) -> Tensor:  # noqa: B008
+    """Decode an image to uint8 [C, H, W], upright.
 
     Args:
-        image: encoded bytes, or where they lie.
-        channels: 1, 3, or 4: with alpha; else what is transparent lies on white.
+        image: {"bytes", "path"}, encoded; or an array [H, W], [H, W, C] or [C, H, W]; None raises.
+        channels: 1, 3, or 4: with alpha, or with the fourth band; else what is transparent lies on white.
         size: scale the shorter side to it and crop the middle; None leaves the image's own size.
+        reading: range of its values, and other settings.
+
+    Raises:
+        ValueError: it can't be used; the message says why. Decoders raise exceptions of other types, too.
     """
+
+    def load(picture: Image.Image) -> Image.Image:
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        return _with_range(picture, reading) if reading.is_set else picture
+
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)  # handled below
-        with _open(image) as picture:
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # PIL would clip 16 bits, not scale them
-                values = np.asarray(picture).astype(np.int64)
-                if values.min() < 0 or values.max() > 65535:
-                    raise ValueError(f"its values span {values.min()} to {values.max()}, more than 16 bits")
-                picture = Image.fromarray((values // 257).astype(np.uint8))
-            elif picture.mode == "F":
-                raise ValueError("it has floating-point values, whose range is not known; save it with 8 or 16 bits")
-            if channels == 4:  # to PIL an RGBX is four bands like any other; resizing an RGBA would mix them
-                picture = Image.merge("RGBX", picture.convert("RGBA").split())
-            else:
-                if picture.has_transparency_data:
-                    picture = picture.convert("RGBA")
-                    white = Image.new("RGBA", picture.size, "white")
-                    picture = Image.alpha_composite(white, picture)
-                picture = picture.convert("L" if channels == 1 else "RGB")
+        found = _read(image, reading, load)
+        picture = _to_channels(_to_picture(found, reading) if isinstance(found, Values) else found, channels)
     if size is not None and picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     values = torch.from_numpy(np.array(picture))
     return values.view(picture.height, picture.width, channels).permute(2, 0, 1).contiguous()
+
+
+def _to_channels(picture: Image.Image, channels: int) -> Image.Image:
+    """An 8-bit picture as L, RGB, or RGBX: to Pillow four bands like any other; resizing an RGBA would mix them."""
+    if picture.mode == "RGBX":
+        if channels == 4:
+            return picture
+        picture = Image.merge("RGB", picture.split()[:3])
+    if channels == 4:
+        return Image.merge("RGBX", picture.convert("RGBA").split())
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("L" if channels == 1 else "RGB")

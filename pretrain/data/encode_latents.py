@@ -1,12 +1,12 @@
-"""Encode a data set once, for a diffusion model of its latents.
+"""The command `pretrain encode-latents`: encode a data set once, for training a latent diffusion model.
 
     pretrain encode-latents VAE --data ~/photos --data.size 256 --data.flip -o photos-latents
     python train_diffusion.py --data photos-latents
 
-VAE is a folder with an AutoencoderKL or AutoencoderTiny of diffusers, or with a pipeline that has one. What is kept is
-the mean and the standard deviation of each image's latent, in float16, so that every visit in training draws a new one;
-with --data.flip also those of the mirrored image. A run that was stopped goes on where it was when it is started again.
-Under torchrun or `accelerate launch` the processes share the images.
+VAE is a folder with an AutoencoderKL or AutoencoderTiny of diffusers, or a pipeline that has one. The mean and the
+standard deviation of each image's latent are stored in float16, and training samples a new latent in every epoch. With
+--data.flip those of the mirrored image are stored, too. A command that was stopped continues at the last shard when it
+is started again. Under torchrun or `accelerate launch` the processes share the images.
 """
 
 import json
@@ -23,23 +23,23 @@ from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
 from pretrain.core.files import read_json
 
-IMAGES = Data()
-SHARD = 4096  # images; what a stopped run may have to encode again, on each process
+DEFAULT_DATA = Data()
+SHARD_SIZE = 4096  # images; each process of a stopped command encodes at most so many of them again
 
 
 def main(
     vae: tyro.conf.Positional[Path],
     output_dir: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    data: Data = IMAGES,
+    data: Data = DEFAULT_DATA,
     batch_size: int = 32,
 ) -> None:
-    """Encode a data set into a folder that --data takes.
+    """Encode a data set into a folder of latents, which --data accepts.
 
     Args:
         vae: folder of a diffusers AutoencoderKL or AutoencoderTiny, or of a pipeline that has one.
-        output_dir: new or empty folder, or one that this command has not finished.
-        data: which images, and how they are read; `flip` keeps both views of each.
-        batch_size: images at once.
+        output_dir: new or empty folder, or one that this command has begun and not finished.
+        data: the images, and how they are decoded; with `flip` the mirrored images are encoded, too.
+        batch_size: images that the autoencoder encodes at once.
     """
     from pretrain.core.console import Display
     from pretrain.data.autoencoder import open_autoencoder
@@ -54,7 +54,8 @@ def main(
     state = launch.join()
     autoencoder, source = open_autoencoder(vae), open_data(data, 0)
     if source.autoencoder is not None:
-        raise UserError(f"--data {data.source}: these are latents already; name the images")
+        raise UserError(f"--data {data.source}: these are latents already; give the images")
+    Display(state.is_main_process).print(str(source.report))
     source.train.cache = source.test.cache = None  # each image is read once
     shape = autoencoder.latent_shape(source.shape)
     manifest = {
@@ -63,51 +64,56 @@ def main(
         "source": data.source,
         "image": source.shape,
         "shape": shape,
-        "moments": (1 + data.flip, 2 if autoencoder.draws else 1),
+        "moments": (1 + data.flip, 2 if autoencoder.is_variational else 1),
         "dtype": "float16",
         "classes": source.classes,
+        "class_names": source.class_names,
         "images": {"train": len(source.train), "test": len(source.test)},
-        "shard": SHARD,
+        "shard": SHARD_SIZE,
     }
     _check_folder(output_dir, manifest)
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    state.wait_for_everyone()  # no process may write before all have checked the folder
     try:
         if state.is_main_process:
-            _begin(output_dir, manifest, autoencoder)
+            _create_folder(output_dir, manifest, autoencoder)
         state.wait_for_everyone()
         _encode(source, autoencoder, output_dir, data.flip, batch_size, state)
         state.wait_for_everyone()
         if state.is_main_process:
-            Display(True).say(_finish(output_dir, manifest))
+            Display(True).print(_finish(output_dir, manifest))
     except OSError as error:
         raise UserError(f"--output-dir {output_dir}: can't be written to: {error}", local=True) from None
     state.wait_for_everyone()
 
 
 def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder that holds anything but an unfinished cache of the very same."""
+    """Raise unless the folder can be written to: it is new, empty, or holds unfinished latents with the same manifest.
+
+    Raises:
+        UserError: it is a file, or holds something else.
+    """
     from pretrain.data.latents import UNFINISHED
 
     if not folder.exists():
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / UNFINISHED).is_file()):
-        raise UserError(f"--output-dir {folder}: it is there already and not an empty folder; name another one")
+        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; give another one")
     if not any(folder.iterdir()):
         return
     try:
-        begun = read_json(folder / UNFINISHED)
+        existing = read_json(folder / UNFINISHED)
     except (OSError, ValueError):
-        begun = {}
-    mine = json.loads(json.dumps(manifest))
-    if differing := [name for name in mine if begun.get(name) != mine[name]]:
+        existing = {}
+    new = json.loads(json.dumps(manifest))
+    if differing := [name for name in new if existing.get(name) != new[name]]:
         raise UserError(
-            f"--output-dir {folder}: it holds an unfinished cache with another {', '.join(differing)}; give what it "
-            "was begun with, or name another folder"
+            f"--output-dir {folder}: it holds unfinished latents with another {', '.join(differing)}; give the "
+            "same arguments as before, or another folder"
         )
 
 
-def _begin(folder: Path, manifest: dict[str, Any], autoencoder: Any) -> None:
-    """Make the folder ready."""
+def _create_folder(folder: Path, manifest: dict[str, Any], autoencoder: Any) -> None:
+    """Create the folder with its subfolders, the unfinished manifest and the autoencoder."""
     from pretrain.data.latents import UNFINISHED
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,64 +124,74 @@ def _begin(folder: Path, manifest: dict[str, Any], autoencoder: Any) -> None:
 
 
 def _encode(source: Any, autoencoder: Any, output_dir: Path, flip: bool, batch_size: int, state: Any) -> None:
-    """Write this process's shards, as far as they are not there yet."""
+    """Write those shards of this process that do not exist yet."""
     from pretrain.core.console import Display
     from pretrain.data.loader import RestartingLoader, make_loader
 
     autoencoder.network.to(state.device)
     display = Display(state.is_main_process)
-    work = [
+    shards = [
         (images, output_dir / split, number)
         for split, images in (("train", source.train), ("test", source.test))
-        for number in range(math.ceil(len(images) / SHARD))
+        for number in range(math.ceil(len(images) / SHARD_SIZE))
     ]
-    for images, folder, number in work[state.process_index :: state.num_processes]:
+    for images, folder, number in shards[state.process_index :: state.num_processes]:
         path = folder / f"{number:05d}"
         if not path.exists():
-            left = [(None, index) for index in range(number * SHARD, min((number + 1) * SHARD, len(images)))]
+            end = min((number + 1) * SHARD_SIZE, len(images))
+            remaining = [(None, index) for index in range(number * SHARD_SIZE, end)]
             with RestartingLoader(
-                lambda images=images, left=left: make_loader(images, [*left], batch_size), display.say
+                lambda images=images, remaining=remaining: make_loader(images, [*remaining], batch_size), display.print
             ) as batches:
-                _write(_encoded(images, left, batches, autoencoder, flip, state.device), path)
-            display.say(f"{path} written")
+                _write_shard(_encode_rows(images, remaining, batches, autoencoder, flip, state.device), path)
+            display.print(f"{path} written")
 
 
-def _encoded(images: Any, left: list[Any], batches: Any, autoencoder: Any, flip: bool, device: Any) -> Iterator[Any]:
-    """A shard's rows; `left` shrinks as they are made."""
+def _encode_rows(
+    images: Any, remaining: list[Any], batches: Any, autoencoder: Any, flip: bool, device: Any
+) -> Iterator[Any]:
+    """Yield the rows of a shard; the keys of batches that were loaded are removed from `remaining`."""
     import torch
 
     from pretrain.data.images import on_device
 
-    for plain, problems in batches:
-        del left[: len(plain.index)]
+    for loaded, problems in batches:
+        del remaining[: len(loaded.index)]
         images.handle(problems)
-        batch = on_device(plain, device)
+        batch = on_device(loaded, device)
         views = [batch.image, batch.image.flip(-1)] if flip else [batch.image]
         latents = torch.stack([autoencoder.encode(view) for view in views], dim=1).half().cpu()
-        for index, label, latent in zip(plain.index.tolist(), plain.label.tolist(), latents, strict=True):
-            if index < 0:  # it can't be read
+        for index, label, latent in zip(loaded.index.tolist(), loaded.label.tolist(), latents, strict=True):
+            if index < 0:  # padding: the image can't be read
                 continue
             if not latent.isfinite().all():
-                sentence = f"{images.name_of(index)}: its latent is too large for float16; give the autoencoder that"
-                raise UserError(f"{sentence} was trained on such images, with its scaling_factor", local=True)
+                raise UserError(
+                    f"{images.name_of(index)}: its latent is too large for float16; give an autoencoder that was "
+                    "trained on such images, with its scaling_factor",
+                    local=True,
+                )
             yield {"latent": latent.numpy().tobytes(), "path": images.name_of(index), "label": label}
 
 
-def _write(rows: Iterator[Any], path: Path) -> None:
-    """A shard, written beside and renamed, so that it is whole or not there."""
+def _write_shard(rows: Iterator[Any], path: Path) -> None:
+    """Write a shard under a temporary name and rename it, so that it is complete or absent."""
     import datasets
 
     from pretrain.data.latents import FEATURES
 
-    part = path.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
+    temporary = path.with_suffix(".part")
+    shutil.rmtree(temporary, ignore_errors=True)
     datasets.disable_progress_bars()
-    datasets.Dataset.from_list([*rows], features=FEATURES).save_to_disk(part)
-    part.rename(path)
+    datasets.Dataset.from_list([*rows], features=FEATURES).save_to_disk(temporary)
+    temporary.rename(path)
 
 
 def _finish(folder: Path, manifest: dict[str, Any]) -> str:
-    """Make the folder a cache, and say what is in it."""
+    """Write the final manifest, and return a summary for the user.
+
+    Raises:
+        UserError: a split has no readable image.
+    """
     import datasets
     import numpy as np
 
@@ -188,24 +204,25 @@ def _finish(folder: Path, manifest: dict[str, Any]) -> str:
         if not splits[split][0]:
             raise UserError(f"{folder}: none of the {split} images can be read")
     first: Any = datasets.load_from_disk(folder / "train" / "00000")
-    some = first[:256]["latent"]
-    moments = np.stack([np.frombuffer(latent, np.float16) for latent in some]).astype(float)
+    stored = first[:256]["latent"]
+    moments = np.stack([np.frombuffer(latent, np.float16) for latent in stored]).astype(float)
     mean, *deviation = moments.reshape(-1, manifest["moments"][1], math.prod(manifest["shape"])).swapaxes(0, 1)
-    std = float((mean.var() + sum((one**2).mean() for one in deviation)) ** 0.5)
+    std = float((mean.var() + sum((sigma**2).mean() for sigma in deviation)) ** 0.5)
     (folder / UNFINISHED).write_text(json.dumps({**manifest, "std": std, "splits": splits}, indent=2) + "\n")
     (folder / UNFINISHED).rename(folder / MANIFEST)
     (train, size), (test, _) = splits["train"], splits["test"]
-    left_out = sum(manifest["images"].values()) - train - test
-    said = f"{train:,} and {test:,} held-out latents {'x'.join(map(str, manifest['shape']))} in {folder}, "
-    said += f"{size / train / 1024:,.1f} KiB an image, standard deviation {std:.2f}"
-    said += f"; {left_out} images that can't be read are left out" if left_out else ""
+    skipped = sum(manifest["images"].values()) - train - test
+    message = f"{train:,} and {test:,} held-out latents {'x'.join(map(str, manifest['shape']))} in {folder}, "
+    message += f"{size / train / 1024:,.1f} KiB per image, standard deviation {std:.2f}"
+    message += f"; {skipped} images that can't be read were skipped" if skipped else ""
     if not 0.5 < std < 2:
-        said += (
-            "\nnote: noise schedules are made for a deviation of about 1; correct scaling_factor in the VAE's config"
+        message += (
+            "\nnote: noise schedules assume a standard deviation of about 1; correct scaling_factor in the "
+            "autoencoder's config"
         )
-    return said
+    return message
 
 
 def run() -> None:
-    """The command."""
+    """Run the command `pretrain encode-latents`."""
     run_command(main, "pretrain encode-latents")

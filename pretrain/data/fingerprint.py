@@ -1,91 +1,118 @@
-"""What a data set is, in four bytes a sample, so that a run goes on with the images that its scores belong to."""
+"""Fingerprints of a data set, 4 bytes per sample, to refuse resuming a run on other images than its scores are of."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.files import from_text
 from pretrain.data.images import Images
 from pretrain.data.sources import Source
 
-WHOLE = 256 * 1024**2  # bytes of images that are read whole; of larger data sets names and sizes are compared
-MANY = 100_000  # files; of more than that names and labels alone, because asking for a million sizes takes minutes
-CHUNK = 1000  # rows at once
+MAX_HASHED_BYTES = 256 * 1024**2  # of a data set whose content is hashed; of larger ones only names and sizes are
+MAX_STAT_FILES = 100_000  # of a data set whose file sizes are read; a million of them would take minutes
+CHUNK = 1000  # rows processed at a time
 
 
 def fingerprints(source: Source) -> dict[str, Tensor]:
-    """That of the images to train on, and of those held out."""
+    """The `fingerprint` of the training images ("train") and of the held-out ones ("test")."""
     return {"train": fingerprint(source.train), "test": fingerprint(source.test)}
 
 
 def fingerprint(images: Images) -> Tensor:
-    """int32 [N]: of each sample its name, label, size and, in a data set of up to 256 MB, its bytes."""
-    seen = [*_rows(images)]
-    whole = sum(size for *_, size in seen) <= WHOLE
-    found = []
-    for name, label, content, size in seen:
+    """A hash of each sample's name, label and size, and of its encoded bytes if they are few enough.
+
+    Returns:
+        int32 [N]; 4-byte BLAKE2b hashes. The bytes are hashed in data sets of up to `MAX_HASHED_BYTES`; sizes
+        are left out if there are more than `MAX_STAT_FILES` files.
+    """
+    rows, total = [], 0
+    for name, label, content, size in _rows(images):
+        total += size
+        rows.append((name, label, content if total <= MAX_HASHED_BYTES else None, size))  # they must fit into memory
+    hash_content = total <= MAX_HASHED_BYTES
+    hashes = []
+    for name, label, content, size in rows:
         digest = hashlib.blake2b(f"{name}\0{label}\0{size}\0".encode(errors="surrogateescape"), digest_size=4)
-        if whole:
+        if hash_content:
             digest.update(content if content is not None else _read(name, images))
-        found.append(int.from_bytes(digest.digest(), "little", signed=True))
-    return torch.tensor(found, dtype=torch.int32)
+        hashes.append(int.from_bytes(digest.digest(), "little", signed=True))
+    return torch.tensor(hashes, dtype=torch.int32)
 
 
 def _rows(images: Images) -> Iterator[tuple[str, int, bytes | None, int]]:
-    """Name, label, bytes if they are in the table, and their number."""
+    """Yield each sample's name, label, encoded bytes if the table holds them, and their number."""
     root = Path(images.data.source).expanduser()
     for start in range(0, len(images.rows), CHUNK):
         rows = images.table[images.rows[start : start + CHUNK].tolist()]
-        given = rows.get("image") or [
-            {"bytes": content, "path": path} for content, path in zip(rows["latent"], rows["path"], strict=True)
-        ]
-        for image, label in zip(given, rows["label"], strict=True):
-            content, path = image["bytes"], image["path"]
-            if content is not None:
-                yield path or "", label, content, len(content)
+        if "image" in rows:
+            encoded = [_content(image) for image in rows["image"]]
+        else:
+            encoded = [*zip(rows["latent"], rows["path"], strict=True)]
+        for (content, path), label in zip(encoded, rows["label"], strict=True):
+            if content is None and path:
+                size = _size(images.file_of(path)) if len(images) <= MAX_STAT_FILES else MAX_HASHED_BYTES
+                name = os.path.relpath(from_text(path), root) if images.reading.folders is None else path
+                yield name, int(label), None, size
             else:
-                yield os.path.relpath(path, root), label, None, _size(path) if len(images) <= MANY else WHOLE
+                yield path or "", int(label), content or b"", len(content or b"")
 
 
-def _size(path: str) -> int:
+def _content(image: Any) -> tuple[bytes | None, str | None]:
+    """The bytes and the path of a row's image."""
+    if image is None:
+        return b"", None
+    return (image["bytes"], image["path"]) if isinstance(image, dict) else (np.asarray(image).tobytes(), None)
+
+
+def _size(file: str | None) -> int:
     try:
-        return Path(path).stat().st_size
-    except OSError:  # it has vanished; whoever visits it says so
+        return os.stat(file).st_size if file is not None else -1  # noqa: PTH116 (Path fails for names of any bytes)
+    except OSError:  # it was removed since; reading the image reports it
         return -1
 
 
 def _read(name: str, images: Images) -> bytes:
+    if images.reading.folders is None:
+        file = os.path.join(Path(images.data.source).expanduser(), name)  # noqa: PTH118
+    else:
+        file = images.file_of(name)
     try:
-        return (Path(images.data.source).expanduser() / name).read_bytes()
+        return Path(file).read_bytes() if file and Path(file).is_file() else b""
     except OSError:
         return b""
 
 
-def changed(before: dict[str, Tensor], now: dict[str, Tensor], source: Source) -> str:
-    """What is no longer as it was, in words; empty if nothing.
+def describe_changes(before: dict[str, Tensor], now: dict[str, Tensor], source: Source) -> str:
+    """Describe how a data set has changed since a checkpoint, for a message.
 
     Args:
-        before: the fingerprints in a checkpoint.
+        before: the fingerprints in the checkpoint.
         now: those of `source`.
-        source: the data set.
+        source: the data set, for the names of its images.
+
+    Returns:
+        "" if it has not changed.
     """
-    train = _changed(before["train"], now["train"], source.train)
-    test = _changed(before["test"], now["test"], source.test)
-    return train or (f"of those held out, {test}" if test else "")
+    train = _describe_changes(before["train"], now["train"], source.train)
+    test = _describe_changes(before["test"], now["test"], source.test)
+    return train or (f"of the held-out images, {test}" if test else "")
 
 
-def _changed(before: Tensor, now: Tensor, images: Images) -> str:
+def _describe_changes(before: Tensor, now: Tensor, images: Images) -> str:
     if torch.equal(before, now):
         return ""
     old, new = {*before.tolist()}, {*now.tolist()}
-    added = [number for number, mark in enumerate(now.tolist()) if mark not in old]
-    gone = [number for number, mark in enumerate(before.tolist()) if mark not in new]
-    said = [f"{len(before)} images then, {len(now)} now"] if len(before) != len(now) else []
+    added = [number for number, value in enumerate(now.tolist()) if value not in old]
+    removed = [number for number, value in enumerate(before.tolist()) if value not in new]
+    changes = [f"{len(before)} images then, {len(now)} now"] if len(before) != len(now) else []
     if added:
-        said.append(f"{len(added)} are new or changed, the first: {images.name_of(added[0])}")
-    if gone:
-        said.append(f"{len(gone)} of then are gone or changed, the first: number {gone[0]}")
-    return ", ".join(said) or "they come in another order"
+        changes.append(f"{len(added)} are new or changed, the first: {images.name_of(added[0])}")
+    if removed:
+        changes.append(f"{len(removed)} are gone or changed, the first: number {removed[0]}")
+    return ", ".join(changes) or "their order has changed"

@@ -1,4 +1,4 @@
-"""Image tensors as pictures that a person can see."""
+"""Arranging image tensors in one picture."""
 
 import torch
 from einops import rearrange
@@ -6,9 +6,15 @@ from torch import Tensor
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """One picture, uint8 [H', W', C], of images [B, C, H, W] in [-1, 1], enlarged so that a person can see it.
+    """Arrange images in rows, with a border; small ones are enlarged by a whole factor to up to 96 pixels.
 
-    Of four channels the first three are shown: the fourth may be anything, and where it is 0 one would see nothing.
+    Args:
+        images: float32 [B, C, H, W] in [-1, 1]. Of four channels the first three are shown: as alpha, the fourth could
+            make everything invisible.
+        columns: images per row; the last row is filled with black.
+
+    Returns:
+        uint8 [H', W', C] on the CPU, C 1 or 3.
     """
     images = images[:, :3]
     empty = -len(images) % columns
@@ -16,9 +22,9 @@ def grid(images: Tensor, columns: int) -> Tensor:
     scale = max(1, 96 // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
     images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-0.6)
-    return rearrange(pixels(images), "(r k) h w c -> (r h) (k w) c", k=columns)
+    return rearrange(to_uint8(images), "(r k) h w c -> (r h) (k w) c", k=columns)
 
 
-def pixels(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] on the CPU, of images [B, C, H, W] in [-1, 1]."""
+def to_uint8(images: Tensor) -> Tensor:
+    """Convert images [B, C, H, W] in [-1, 1] (values beyond are clamped) to uint8 [B, H, W, C] on the CPU."""
     return rearrange(((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu(), "b c h w -> b h w c")

@@ -19,9 +19,10 @@ from pretrain.config.schema import Data
 from pretrain.core.errors import UserError, limit_reached
 from pretrain.core.padding import sample_of
 from pretrain.core.rng import SampleRNG
-from pretrain.data.decode import decode
+from pretrain.data.decode import Reading, decode, path_of
+from pretrain.data.files import from_text, printable
 from pretrain.data.image_cache import new_cache
-from pretrain.data.transforms import CROPS, FLIPS, boxes, flipped, resized_crops
+from pretrain.data.transforms import CROPS, FLIPS, random_boxes, random_flips, resized_crops
 
 MAX_SKIPPED = 0.5  # share of the images; if more can't be used, the training stops
 
@@ -39,12 +40,13 @@ class Images(Dataset[Item]):
     """Labelled images of one shape, by (epoch, index).
 
     Args:
-        table: rows with "image", {"bytes", "path"}, and "label", -1 where there is none.
+        table: rows with "image", {"bytes", "path"}, an array or None, and "label", -1 where there is none.
         rows: int64 [N]; the table's row of each sample.
         shape: (C, H, W) of every image.
         data: size, crop and further settings.
         seed: of the augmentation.
         name: of the table, for messages about a row.
+        reading: how images are decoded.
 
     Attributes:
         skipped: descriptions of the images that were skipped so far.
@@ -59,8 +61,10 @@ class Images(Dataset[Item]):
         data: Data,
         seed: int,
         name: str,
+        reading: Reading = Reading(),  # noqa: B008 — it can't be changed
     ) -> None:
         self.table, self.rows, self.shape, self.data, self.seed, self.name = table, rows, shape, data, seed, name
+        self.reading = reading
         self.skipped: set[str] = set()
         self.cache = new_cache(len(rows), shape, torch.device("cpu")) if self.cacheable else None
 
@@ -84,9 +88,9 @@ class Images(Dataset[Item]):
         try:
             image, label = self._decode(sample, epoch)
         except Exception as error:  # image decoders raise exceptions of any type
-            if limit_reached(error):  # it is not the image's fault
+            if limit_reached(error):  # not the image's fault
                 raise
-            problem = f"{self.name_of(sample)} can't be used: {' '.join(str(error).split())}"
+            problem = printable(f"{self.name_of(sample)} can't be used: {' '.join(str(error).split())}")
             return Item(torch.zeros(self.shape, dtype=torch.uint8), -1, ~sample, problem)
         return Item(image, label, index, "")
 
@@ -115,20 +119,20 @@ class Images(Dataset[Item]):
         image = batch.image
         if self.data.crop < 1 and not self.crops_when_decoding:
             rng = SampleRNG(self.seed, epoch, CROPS, index=batch.index)
-            image = resized_crops(image, boxes(rng, *self.shape[1:], self.data.crop))
+            image = resized_crops(image, random_boxes(rng, *self.shape[1:], self.data.crop))
         if self.data.flip:
-            image = flipped(image, SampleRNG(self.seed, epoch, FLIPS, index=batch.index))
+            image = random_flips(image, SampleRNG(self.seed, epoch, FLIPS, index=batch.index))
         return batch._replace(image=image)
 
     def _decode(self, sample: int, epoch: int | None) -> tuple[Tensor, int]:
         """The image, uint8 [C, H, W], and its label."""
         row = self.table[int(self.rows[sample])]
         if epoch is None or not self.crops_when_decoding:
-            image = decode(row["image"], self.shape[0], self.data.size)
+            image = decode(row["image"], self.shape[0], self.data.size, self.reading)
         else:
-            image = decode(row["image"], self.shape[0], None)
+            image = decode(row["image"], self.shape[0], None, self.reading)
             rng = SampleRNG(self.seed, epoch, CROPS, index=torch.tensor([sample]))
-            box = boxes(rng, image.shape[1], image.shape[2], self.data.crop)[0].tolist()
+            box = random_boxes(rng, image.shape[1], image.shape[2], self.data.crop)[0].tolist()
             image = functional.resized_crop(
                 image, *box, size=[*self.shape[1:]], interpolation=InterpolationMode.BICUBIC
             )
@@ -137,12 +141,21 @@ class Images(Dataset[Item]):
                 f"it is {image.shape[2]}x{image.shape[1]} where most images are {self.shape[2]}x{self.shape[1]}"
                 "; resize all with --data.size N"
             )
-        return image, row["label"]
+        return image, int(row["label"])
 
     def name_of(self, index: int) -> str:
-        """The sample's path, or its row in the table."""
+        """The sample's path, or its row in the table, for a terminal."""
         row = int(self.rows[index])
-        return self.table[row]["image"]["path"] or f"row {row} of {self.name}"
+        image = self.table[row]["image"]
+        path = image["path"] if isinstance(image, dict) else None
+        return printable(from_text(path) if path else f"row {row} of {self.name}")
+
+    def file_of(self, path: str) -> str | None:
+        """The file of a row's path; None if it may not be read."""
+        try:
+            return path_of(path, self.reading.folders)
+        except ValueError:
+            return None
 
     def handle(self, problems: Iterable[str]) -> None:
         """Apply `on_bad_image` to images that can't be read: stop, or record them as skipped.

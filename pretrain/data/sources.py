@@ -1,14 +1,15 @@
-"""Finding images: what ships with the package, folders, parquet files, the Hugging Face hub."""
+"""Opening what `--data` names: images that ship with the package, folders, parquet files, Hugging Face data sets.
 
-import glob
-import os
+`splits` says which files belong to which split, `tables` which columns are meant; here it becomes two `Images`, and a
+`Report` of what was taken.
+"""
+
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
-import huggingface_hub
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,62 +19,127 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import generator
 from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
-from pretrain.data.decode import glance
+from pretrain.data.decode import ImageInfo, Reading, decode, image_info
+from pretrain.data.find import Part, find_parts
 from pretrain.data.images import Images
+from pretrain.data.ranges import find_range, largest_of
+from pretrain.data.report import Report
+from pretrain.data.splits import NONE
+from pretrain.data.tables import class_names, match
 
-EMBEDDED = {"fashion-mnist": Path(__file__).parent / "fashion_mnist"}
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2"}
-LABELS = ("label", "labels", "class", "cls", "target")  # columns that name a class
-TEST_SPLITS = ("test", "validation", "val", "valid", "eval")
-LOOKED_AT = 64  # images, evenly apart, whose headers say what the data set's size and channels are
+MAX_LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set
 
 
 class Source(NamedTuple):
-    """What a data set comes down to."""
+    """An opened data set.
+
+    Attributes:
+        train: images to train on.
+        test: images to evaluate on.
+        shape: (C, H, W) of all.
+        classes: number of classes; 0 without labels.
+        autoencoder: that encoded the latents, in a data set of latents.
+        class_names: of the classes.
+        report: how the data set was interpreted; None if a program made the source itself.
+    """
 
     train: Images
     test: Images
-    shape: tuple[int, int, int]  # (C, H, W)
-    classes: int  # 0 where there are no labels
-    autoencoder: Autoencoder | None = None  # what made the latents, where the images are latents
+    shape: tuple[int, int, int]
+    classes: int
+    autoencoder: Autoencoder | None = None
+    class_names: tuple[str, ...] = ()
+    report: Report | None = None
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what a person sees: of the images, or of those that latents decode to."""
+        """(C, H, W) of the images, or of the images that latents decode to."""
         return self.autoencoder.image_shape(self.shape) if self.autoencoder else self.shape
 
     def seen(self, image: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1], of a batch's, which may be latents."""
+        """Images [B, C, H, W] in [-1, 1] of a batch's images, or decoded from its latents."""
         return self.autoencoder.decode(image) if self.autoencoder else image
 
     @property
     def made_by(self) -> str | None:
-        """The autoencoder's name."""
-        return self.autoencoder.name if self.autoencoder else None
+        """The fingerprint of the autoencoder that encoded the latents; None for images."""
+        return self.autoencoder.fingerprint if self.autoencoder else None
 
 
-def _look(table: datasets.Dataset, data: Data) -> tuple[int, int, int]:
-    """(C, H, W) of a data set from the headers of some images and what the user asks for."""
-    rows = np.unique(np.linspace(0, len(table) - 1, LOOKED_AT).astype(int))
-    glances = [glance(table[int(row)]["image"]) for row in rows]
-    readable = [seen for seen in glances if seen is not None]
-    if not readable and data.size is None:
-        raise UserError(f"--data {data.source}: none of {len(rows)} images that were tried can be read")
-    common = Counter(seen.size for seen in readable).most_common(1)
-    height, width = (data.size, data.size) if data.size else common[0][0]
-    return data.channels or (1 if all(seen.grey for seen in readable) else 3), height, width
+def _look(
+    table: datasets.Dataset, data: Data, report: Report, reading: Reading
+) -> tuple[tuple[int, int, int], Reading]:
+    """(C, H, W) and the range of a data set, from some of its images and the settings."""
+    rows = np.unique(np.linspace(0, len(table) - 1, MAX_LOOKED_AT).astype(int))
+    seen = [found for row in rows if (found := image_info(table[int(row)]["image"], reading)) is not None]
+    if not seen and data.size is None:
+        try:
+            decode(table[int(rows[0])]["image"], 3, None, reading)
+            said = ""
+        except Exception as error:  # image decoders raise exceptions of any type
+            said = f" (of the first one: {' '.join(str(error).split())})"
+        raise UserError(f"--data {data.source}: none of {len(rows)} images that were tried can be read{said}")
+    if len(seen) < len(rows):
+        report.note(f"{len(rows) - len(seen)} of {len(rows)} images that were looked at can't be read")
+    sizes = Counter(found.size for found in seen).most_common()
+    height, width = (data.size, data.size) if data.size else sizes[0][0]
+    if data.size is not None:
+        report.size = f"resized and cropped to {data.size}x{data.size}"
+    elif len(sizes) > 1:
+        report.note(
+            f"of {len(seen)} images that were looked at {len(seen) - sizes[0][1]} are not {width}x{height} and can't "
+            "be used; --data.size N resizes all"
+        )
+    channels = data.channels or (1 if all(found.grey for found in seen) else 3)
+    if channels != 4 and (count := sum(found.unused for found in seen)):
+        report.note(f"{count} of {len(seen)} images have a fourth band, which is not used; --data.channels 4 uses it")
+    return (channels, height, width), _with_range(seen, data, report, reading)
+
+
+def _with_range(seen: list[ImageInfo], data: Data, report: Report, reading: Reading) -> Reading:
+    """The range of images that are not 8-bit, from the largest value of those that were looked at."""
+    if data.range is not None:
+        report.range = f"values {data.range[0]:g} to {data.range[1]:g}"
+        return reading
+    deep = [found.extrema for found in seen if found.extrema is not None]
+    if not deep:
+        return reading
+    low, high, is_float = largest_of(deep)
+    kinds = ", ".join(sorted({found.what for found in seen if found.what}))
+    try:
+        found = find_range(low, high, is_float)
+    except ValueError as error:
+        raise UserError(
+            f"--data {data.source}: its images have {error} ({kinds}), and what is black and white among them is not "
+            "known; set --data.range LOW HIGH"
+        ) from None
+    report.range = f"{kinds} values {found[0]:g} to {found[1]:g}, seen are {low:g} to {high:g}"
+    if len(deep) < len(seen):
+        report.note(
+            f"{len(deep)} of {len(seen)} images are not 8-bit; only of these {found[0]:g} to {found[1]:g} is the range"
+        )
+    if high < found[1] / 4:
+        report.note(
+            f"the images are dark: their values reach {high:g} of {found[1]:g}; --data.range {low:g} {high:g} would "
+            "spread them"
+        )
+    return reading._replace(range=found)
 
 
 def is_cache(source: str) -> bool:
-    """Whether latents are there, finished or not."""
+    """Whether `source` is a folder of latents, complete or not."""
     return any((Path(source).expanduser() / name).is_file() for name in (latents.MANIFEST, latents.UNFINISHED))
 
 
 def open_data(data: Data, seed: int) -> Source:
     """Find the images that `data` names and their held-out part.
 
+    Args:
+        data: the settings.
+        seed: of the augmentation.
+
     Raises:
-        UserError: there is nothing there, or no images in it, or they can't be read.
+        UserError: there are no images, they can't be read, or what is meant is ambiguous.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -84,42 +150,103 @@ def open_data(data: Data, seed: int) -> Source:
         raise UserError(
             f"--data {data.source}: the latents in it are not finished; run `pretrain encode-latents` again"
         )
-    splits = {name: table for name, table in _splits(data.source).items() if len(table)}
-    if not splits:
-        raise UserError(f"--data {data.source}: there are no images in it")
-    train_name = "train" if "train" in splits else next(iter(splits))
-    test_name = next((name for name in TEST_SPLITS if name in splits and name != train_name), None)
-    train, classes = _readable(splits[train_name], data.source, None)
-    rows = np.arange(len(train))
-    if test_name:
-        test = _readable(splits[test_name], data.source, classes)[0]
+    report = Report(data.source)
+    train, *others = find_parts(data, report)
+    names = _classes(train, report)
+    test = _held_out(train, others, names, data, report)
+    labels = _labels(train, names, report)
+    table, rows = train.table(labels), np.arange(len(train))
+    reading = Reading(data.range, data.range is not None, data.pages, train.folders)
+    if test is not None:
         chosen = _some(np.arange(len(test)), data.held_out, 0)
+        test_table, test_name = test.table(_labels(test, names, report)), test.name
     else:
         if len(train) < 2:
             raise UserError(f"--data {data.source}: one image is not enough, one at least is held out for evaluation")
-        test, test_name = train, train_name
+        test_table, test_name = table, train.name
         order = torch.randperm(len(train), generator=generator(0)).numpy()
         chosen, rows = np.split(order, [max(1, min(data.held_out, len(train) // 10))])
         chosen = np.sort(chosen)
     rows = _some(rows, data.limit, 1)
-    shape = _look(train, data)
-    return Source(
-        Images(train, rows, shape, data, seed, f"{data.source}, {train_name}"),
-        Images(test, chosen, shape, data, seed, f"{data.source}, {test_name}"),
+    shape, reading = _look(table, data, report, reading)
+    found = Source(
+        Images(table, rows, shape, data, seed, f"{data.source}, {train.name}", reading),
+        Images(
+            test_table,
+            chosen,
+            shape,
+            data,
+            seed,
+            f"{data.source}, {test_name}",
+            reading._replace(folders=test.folders) if test else reading,
+        ),
         shape,
-        len(classes),
+        len(names),
+        None,
+        tuple(names),
+        report,
     )
+    _complete(report, found, labels[rows], train, test)
+    return found
+
+
+def _complete(report: Report, source: Source, labels: np.ndarray, train: Part, test: Part | None) -> None:
+    """Enter the counts."""
+    report.shape = source.shape
+    report.images, report.labels = train.images, train.labels
+    report.splits = {
+        "train": {"name": train.name, "used": len(source.train), "images": len(train)},
+        "test": {"name": (test or train).name, "used": len(source.test), "images": len(test or train)},
+    }
+    counts = np.bincount(labels + 1, minlength=source.classes + 1).tolist()
+    report.classes = {name: count for name, count in zip(source.class_names, counts[1:], strict=True)} | {"": counts[0]}
+
+
+def _classes(train: Part, report: Report) -> list[str]:
+    """The names of the training data's classes."""
+    if any(isinstance(value, float) and not value.is_integer() for value in train.values):
+        report.note(f"the labels ({train.labels}) are fractions, no classes, and are not used")
+        return []
+    names = class_names(train.values) if train.given is None else train.given
+    if len(names) == 1:
+        report.note(f"all labels are {names[0]} ({train.labels}); one class is none, so they are not used")
+        return []
+    return names
+
+
+def _labels(part: Part, names: list[str], report: Report) -> np.ndarray:
+    """The number of each image's class, -1 where it has none."""
+    return match(part.values, names, report.note) if names else np.full(len(part), -1)
+
+
+def _held_out(train: Part, others: Sequence[Part], names: list[str], data: Data, report: Report) -> Part | None:
+    """The part to evaluate on: the first one that has labels, if the training data has; None: there is none."""
+    if data.test_split == NONE:
+        chosen = None
+    else:
+        labelled = [part for part in others if names and (match(part.values, names, lambda _: None) >= 0).any()]
+        chosen = next(iter([*labelled, *others]), None)
+        if chosen is not None and names and not labelled:
+            report.note(f"{chosen.name} has no labels of the training classes: accuracies can't be measured on it")
+    for part in others:
+        if part is not chosen:
+            report.note(f"{part.name} ({len(part):,} images) is not used (--data.test-split {part.name})")
+    return chosen
 
 
 def _some(rows: np.ndarray, most: int | None, stream: int) -> np.ndarray:
-    """At most so many of the rows, by chance but always the same, in their order."""
+    """A random subset of at most `most` rows, in ascending order; always the same one for a `stream`."""
     if most is not None and len(rows) > most:
         rows = rows[torch.randperm(len(rows), generator=generator(stream)).numpy()[:most]]
     return np.sort(rows)
 
 
 def _latents(folder: Path, data: Data, seed: int) -> Source:
-    """A cache of latents, with the autoencoder that it brings."""
+    """A folder of latents, with its autoencoder.
+
+    Raises:
+        UserError: it can't be read, or its autoencoder is missing or another one.
+    """
     manifest = latents.read_manifest(folder)
     if not (folder / "vae" / "config.json").is_file():
         raise UserError(
@@ -129,130 +256,20 @@ def _latents(folder: Path, data: Data, seed: int) -> Source:
     autoencoder = open_autoencoder(folder / "vae")
     if autoencoder.identity != manifest["autoencoder"]:
         raise UserError(
-            f"--data {folder}: its latents were made by another autoencoder than that in its vae/, which could not "
-            "decode them; put the one back that made them, or encode the images again"
+            f"--data {folder}: its latents were made by another autoencoder than the one in its vae/, which can't "
+            "decode them; put the right one back, or encode the images again"
         )
-    splits = latents.tables(folder, manifest, data, seed)
+    splits = latents.open_splits(folder, manifest, data, seed)
     for images, most, stream in ((splits["train"], data.limit, 1), (splits["test"], data.held_out, 0)):
         images.rows = _some(images.rows, most, stream)
-    return Source(splits["train"], splits["test"], splits["train"].shape, manifest["classes"], autoencoder)
-
-
-def _readable(table: Any, source: str, known: dict[Any, int] | None) -> tuple[datasets.Dataset, dict[Any, int]]:
-    try:
-        return _columns(table, source, known)
-    except UserError:
-        raise
-    except Exception as error:  # whatever arrow has to say of a column that is not what its name says
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"--data {source}: its images or labels can't be read: {said}") from None
-
-
-def _splits(source: str) -> dict[str, Any]:
-    """The tables of a data set by split."""
-    load: Any = datasets.load_dataset
-    path = EMBEDDED.get(source, Path(source).expanduser())
-    try:
-        if path.is_file():
-            if path.suffix != ".parquet":
-                raise UserError(f"--data {source}: a file must be a parquet file, or give a folder of images")
-            return {"train": load("parquet", data_files=glob.escape(str(path)), split="train")}
-        if path.is_dir():
-            if any(path.rglob("*.parquet")):
-                return {str(name): table for name, table in load("parquet", data_dir=glob.escape(str(path))).items()}
-            return _folder(path)
-        if source.startswith((".", "/", "~")) or source.count("/") > 1 or not source:
-            raise UserError(f"--data {source}: there is no such file or folder")
-        _ask_hub(source)
-        return {str(name): table for name, table in load(source).items()}
-    except UserError:
-        raise
-    except Exception as error:  # whatever arrow or the hub has to say
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if not path.exists():
-            raise UserError(
-                f"--data {source}: there is no such file or folder here, and as the name of a Hugging Face data set it "
-                f"can't be had: {said}"
-            ) from None
-        raise UserError(f"--data {source}: reading it failed with {said}") from None
-
-
-def _ask_hub(name: str) -> None:
-    """Ask once whether there is such a data set; `load_dataset` would try six times before it says so."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:  # what is in the cache must do
-        return
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=10)
-    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):
-        raise UserError(
-            f"--data {name}: there is no file or folder of that name, nor a Hugging Face data set"
-        ) from None
-    except Exception as error:  # no network, or not to there
-        raise UserError(
-            f"--data {name}: there is no file or folder of that name, and Hugging Face can't be asked "
-            f"({type(error).__name__}: {error}); HF_HUB_OFFLINE=1 reads a data set that is in its cache"
-        ) from None
-
-
-def _folder(root: Path) -> dict[str, datasets.Dataset]:
-    """The images below a folder, in the order of their names; their class is their first folder's name."""
-    below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
-    if "train" in below:
-        roots = {name: path for name, path in below.items() if name in ("train", *TEST_SPLITS)}
-    else:
-        roots = {"train": root}
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
-    tables = {}
-    for split, root in roots.items():
-        paths = sorted(_images_below(root))
-        below_root = [path.relative_to(root).parts for path in paths]
-        label = [parts[0] if len(parts) > 1 else None for parts in below_root]
-        columns = {"image": [str(path) for path in paths], "label": label}
-        tables[split] = datasets.Dataset.from_dict(columns, features=features)
-    return tables
-
-
-def _images_below(root: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        for name in files:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield Path(folder, name)
-
-
-def _columns(
-    table: datasets.Dataset, source: str, known: dict[Any, int] | None
-) -> tuple[datasets.Dataset, dict[Any, int]]:
-    """The table with just "image" (encoded) and "label", and the number of each class.
-
-    Args:
-        table: anything with a column of images.
-        source: its name, for messages.
-        known: numbers of the classes; None takes them from the table. What is not among them is -1.
-    """
-    features = table.features
-    image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
-    image = image or next((name for name in ("image", "img", "png", "jpg") if name in features), None)
-    if image is None:
-        raise UserError(f"--data {source}: no column holds images; its columns are {', '.join(features)}")
-    columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    columns += [name for name in LABELS if isinstance(features.get(name), datasets.Value)]
-    values: list[Any] = list(table[columns[0]]) if columns else [None] * len(table)
-    kind = features[columns[0]] if columns else None
-    if isinstance(kind, datasets.ClassLabel):
-        values = [kind.names[value] if value is not None and value >= 0 else None for value in values]
-    if known is None:
-        given = kind.names if isinstance(kind, datasets.ClassLabel) else sorted({*values} - {None, -1})
-        known = {value: number for number, value in enumerate(given)}
-    table = (
-        table.select_columns([image])
-        .rename_columns({image: "image"})
-        .cast_column("image", datasets.Image(decode=False))
-    )
-    return table.add_column("label", np.array([known.get(value, -1) for value in values])), known
+    train, test = splits["train"], splits["test"]
+    names = tuple(manifest.get("class_names") or map(str, range(manifest["classes"])))
+    report = Report(data.source)
+    source = Source(train, test, train.shape, manifest["classes"], autoencoder, names, report)
+    labels = np.asarray(train.table["label"], np.int64)[train.rows]
+    parts = [
+        Part(name, [None] * rows, None, None, f"latents of {autoencoder.fingerprint}", "the images' labels")
+        for name, rows in manifest["splits"].items()
+    ]
+    _complete(report, source, labels, *parts)
+    return source

@@ -1,7 +1,7 @@
-"""Random crops and flips, functions of (seed, epoch, index), drawn and made for a whole batch at once.
+"""Random crops and flips of a whole batch, by random numbers of (seed, epoch, index).
 
-A crop is brought to the image's size by two matrix products, one for the rows and one for the columns: what a bicubic
-filter makes of a box is linear in its pixels, and separable.
+A bicubic filter is linear and separable, so a crop is resized by two matrix products, one for the rows and one for the
+columns.
 """
 
 import math
@@ -11,72 +11,82 @@ from torch import Tensor
 
 from pretrain.core.rng import SampleRNG
 
-CROPS, FLIPS = 1, 2  # streams of a visit's draws; that of noise and masks has no number
-TRIES = 10  # boxes that are drawn for a crop, of which the first that fits is taken
-RATIOS = (3 / 4, 4 / 3)  # of a crop's width to its height
+CROPS, FLIPS = 1, 2  # added to the key (seed, epoch) of random numbers; noise and masks use the key itself
+ATTEMPTS = 10  # boxes drawn per crop; the first that fits is used
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop: width / height
 
 
-def boxes(rng: SampleRNG, height: int, width: int, least: float) -> Tensor:
-    """A box to crop for each sample, int64 [B, 4]: top, left, height, width.
+def random_boxes(rng: SampleRNG, height: int, width: int, min_area: float) -> Tensor:
+    """Draw a box to crop for each sample, with the distribution of torchvision's `RandomResizedCrop`.
 
-    Its share of the area is uniform, its ratio of width to height log-uniform (Szegedy et al. 2015, section 6); where
-    none of ten fits, it is the largest in the middle whose ratio is allowed. The distribution is that of torchvision's
-    `RandomResizedCrop`.
+    Its share of the area is uniform in [min_area, 1], its aspect ratio log-uniform (Szegedy et al., 2015, section 6).
+    If no box in `ATTEMPTS` fits into the image, it is the largest centered box of an allowed aspect ratio.
 
     Args:
-        rng: of the samples.
-        height: of all images.
-        width: likewise.
-        least: smallest share of the area.
+        rng: of the B samples.
+        height, width: of the images, in pixels.
+        min_area: smallest share of the image's area, in (0, 1].
+
+    Returns:
+        int64 [B, 4]: top, left, height and width in pixels.
     """
-    drawn = rng.uniform(TRIES, 2).double()
-    place = rng.uniform(2).double()
-    area = height * width * (least + (1 - least) * drawn[..., 0])
-    low, high = map(math.log, RATIOS)
+    drawn = rng.uniform(ATTEMPTS, 2).double()
+    position = rng.uniform(2).double()
+    area = height * width * (min_area + (1 - min_area) * drawn[..., 0])
+    low, high = map(math.log, ASPECT_RATIOS)
     ratio = (low + (high - low) * drawn[..., 1]).exp()
-    wide, tall = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()  # [B, TRIES]
-    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    box_width, box_height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()  # [B, ATTEMPTS]
+    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
     first = fits.int().argmax(dim=1, keepdim=True)
-    bound = min(max(width / height, RATIOS[0]), RATIOS[1])
-    middle = (min(height, round(width / bound)), min(width, round(height * bound)))
+    central_ratio = min(max(width / height, ASPECT_RATIOS[0]), ASPECT_RATIOS[1])
+    central = (min(height, round(width / central_ratio)), min(width, round(height * central_ratio)))
     none = ~fits.any(dim=1)
-    tall = tall.gather(1, first).squeeze(1).masked_fill(none, middle[0])
-    wide = wide.gather(1, first).squeeze(1).masked_fill(none, middle[1])
-    place = torch.where(none[:, None], 0.5, place)
-    top = torch.where(none, (height - tall) // 2, (place[:, 0] * (height - tall + 1)).long())
-    left = torch.where(none, (width - wide) // 2, (place[:, 1] * (width - wide + 1)).long())
-    return torch.stack([top, left, tall, wide], dim=1)
+    box_height = box_height.gather(1, first).squeeze(1).masked_fill(none, central[0])
+    box_width = box_width.gather(1, first).squeeze(1).masked_fill(none, central[1])
+    top = torch.where(none, (height - box_height) // 2, (position[:, 0] * (height - box_height + 1)).long())
+    left = torch.where(none, (width - box_width) // 2, (position[:, 1] * (width - box_width + 1)).long())
+    return torch.stack([top, left, box_height, box_width], dim=1)
 
 
 def resized_crops(image: Tensor, box: Tensor) -> Tensor:
-    """Each image's box at the size of the image, by an antialiased bicubic filter (Keys 1981, a = -0.5).
+    """Crop each image to its box, and resize the crop to the image's size by an antialiased bicubic filter.
+
+    The filter is that of Keys (1981) with a = -0.5, as in Pillow and torchvision.
 
     Args:
         image: float32 [B, C, H, W] in [-1, 1].
-        box: int64 [B, 4], see `boxes`.
+        box: int64 [B, 4], see `random_boxes`.
 
     Returns:
-        float32 [B, C, H, W] in [-1, 1]; where the filter overshoots it is cut off.
+        float32 [B, C, H, W], clamped to [-1, 1], where the filter overshoots.
     """
-    top, left, tall, wide = box.unbind(1)
-    rows = _filter(top, tall, image.shape[2])
-    columns = _filter(left, wide, image.shape[3])
+    top, left, box_height, box_width = box.unbind(1)
+    rows = _filter(top, box_height, image.shape[2])
+    columns = _filter(left, box_width, image.shape[3])
     return (rows[:, None] @ image @ columns[:, None].mT).clamp(-1, 1)
 
 
 def _filter(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """What each of `size` new pixels takes of each of `size` old ones, of those in the interval: [B, size, size]."""
-    at = torch.arange(size, device=start.device)
+    """Matrices [B, size, size] that resize an interval of an axis to the whole axis.
+
+    Entry (i, j) is the weight of the old pixel j in the new pixel i. Pixels outside of the interval have weight 0, and
+    each row sums to 1.
+
+    Args:
+        start, length: int64 [B]; the interval, in pixels.
+        size: of the axis, in pixels.
+    """
+    pixel = torch.arange(size, device=start.device)
     scale = (length / size)[:, None, None]
-    centre = (at[:, None] + 0.5) * scale + start[:, None, None]
-    x = ((at + 0.5 - centre) / scale.clamp(min=1)).abs()
+    center = (pixel[:, None] + 0.5) * scale + start[:, None, None]
+    x = ((pixel + 0.5 - center) / scale.clamp(min=1)).abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
     weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    inside = (at >= start[:, None]) & (at < (start + length)[:, None])
+    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
     weight = weight * inside[:, None]
     return weight / weight.sum(dim=-1, keepdim=True)
 
 
-def flipped(image: Tensor, rng: SampleRNG) -> Tensor:
-    """Half of the images [B, C, H, W] mirrored left to right."""
+def random_flips(image: Tensor, rng: SampleRNG) -> Tensor:
+    """Images [B, C, H, W], each mirrored left to right with probability 1/2."""
     return torch.where((rng.uniform() < 0.5)[:, None, None, None], image.flip(-1), image)

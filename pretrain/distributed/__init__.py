@@ -1,1 +1,1 @@
-"""The processes of one launch: starting, agreeing, noticing that one is gone."""
+"""The processes of one launch: starting them, collectives, noticing that one has ended."""

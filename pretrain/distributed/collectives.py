@@ -1,4 +1,4 @@
-"""What the processes of `torch.distributed` tell each other; with a single process nothing is sent."""
+"""Collectives of `torch.distributed`; with a single process they return their argument."""
 
 import os
 from collections.abc import Hashable, Iterator, Sequence
@@ -19,46 +19,46 @@ def _initialized() -> bool:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes.
+    """This process's rank, and the number of processes.
 
     Raises:
-        ValueError: there are several that don't know of each other yet.
+        ValueError: a launcher started several processes and the process group is not initialized yet.
     """
     if _initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"this is one of {os.environ['WORLD_SIZE']} processes that don't know of each other yet; make InfoBatch "
-            "after torch.distributed.init_process_group, or say which it is with rank and world"
+            f"this is one of {os.environ['WORLD_SIZE']} processes and the process group is not initialized; make "
+            "InfoBatch after torch.distributed.init_process_group, or pass rank and world"
         )
     return 0, 1
 
 
 def all_reduce_max(table: Tensor) -> Tensor:
-    """The element-wise maximum over all processes; all of them must call it."""
+    """The element-wise maximum of a tensor over all ranks, on its device; all ranks must call it."""
     return _all_reduce(table, torch.distributed.ReduceOp.MAX)
 
 
 def all_reduce_sum(table: Tensor) -> Tensor:
-    """The element-wise sum over all processes; all of them must call it."""
+    """The element-wise sum of a tensor over all ranks, on its device; all ranks must call it."""
     return _all_reduce(table, torch.distributed.ReduceOp.SUM)
 
 
-def _all_reduce(table: Tensor, by: Any) -> Tensor:
+def _all_reduce(table: Tensor, operation: Any) -> Tensor:
     if not _initialized():
         return table
     shared = table.cuda() if torch.distributed.get_backend() == "nccl" else table
-    torch.distributed.all_reduce(shared, op=by)
+    torch.distributed.all_reduce(shared, op=operation)
     return shared.to(table.device)
 
 
 def max_over_ranks(*numbers: int) -> list[int]:
-    """The largest of each number that any process has; all of them must call it."""
+    """The maximum of each number over all ranks; all ranks must call it."""
     return all_reduce_max(torch.tensor(numbers)).tolist()
 
 
 def _all_gather_object(item: Any) -> list[Any]:
-    """By rank; all processes must call it."""
+    """The objects of all ranks, by rank; all ranks must call it."""
     if not _initialized():
         return [item]
     found: list[Any] = [None] * torch.distributed.get_world_size()
@@ -67,15 +67,19 @@ def _all_gather_object(item: Any) -> list[Any]:
 
 
 def all_gather_set(items: set[T]) -> set[T]:
-    """The union of every process's set; all of them must call it."""
+    """The union of the sets of all ranks; all ranks must call it."""
     return set().union(*_all_gather_object(items))
 
 
 def all_gather_rows(columns: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors whose rows are those of all processes, by rank, on the CPU; all of them must call it.
+    """Concatenate tensors of all ranks along their first axis; all ranks must call it.
 
     Args:
-        columns: of one shape beyond the rows on every process; a process that has no rows may give none.
+        columns: [rows, ...]; the number of rows may differ between ranks, the other axes and the dtype may not. A rank
+            without rows may pass an empty sequence.
+
+    Returns:
+        For each column its rows of all ranks, by rank, on the CPU.
     """
     columns = [column.detach().cpu() for column in columns]
     if not _initialized():
@@ -85,7 +89,7 @@ def all_gather_rows(columns: Sequence[Tensor]) -> list[Tensor]:
     found = []
     for number, (shape, dtype) in enumerate(max(shapes, key=len)):
         rows = [each[number][0][0] if each else 0 for each in shapes]
-        padded = torch.zeros(max(rows), *shape[1:], dtype=dtype, device=device)  # gloo gathers equal shapes alone
+        padded = torch.zeros(max(rows), *shape[1:], dtype=dtype, device=device)  # gloo gathers equal shapes only
         if columns:
             padded[: len(columns[number])] = columns[number].to(device)
         every = [torch.empty_like(padded) for _ in rows]
@@ -96,9 +100,10 @@ def all_gather_rows(columns: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Where one process raises `UserError` in here, all of them do, with the first one's sentence.
+    """A context: if a rank raises a `UserError` in it, all ranks raise one at its end, with the lowest rank's message.
 
-    All processes must enter it, and not wait for each other in it.
+    So no rank waits in a collective for one that has failed. All ranks must enter it; the code in it must not
+    communicate.
     """
     error = None
     try:
@@ -109,5 +114,5 @@ def raise_on_all_ranks() -> Iterator[None]:
         if error is not None:
             raise error
     elif max_over_ranks(int(error is not None))[0]:
-        said = [sentence for sentence in _all_gather_object(str(error) if error else "") if sentence]
-        raise UserError(said[0]) from error
+        messages = [message for message in _all_gather_object(str(error) if error else "") if message]
+        raise UserError(messages[0]) from error

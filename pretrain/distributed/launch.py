@@ -1,4 +1,4 @@
-"""The processes of one launch: how many there are, what they agree on, and when they are told to stop."""
+"""Starting as one of the processes of a launch, and signals to stop. The only module that imports accelerate."""
 
 import atexit
 import ctypes
@@ -30,49 +30,50 @@ from pretrain.core.errors import UserError
 from pretrain.distributed.agreement import require_same_settings
 from pretrain.distributed.heartbeat import Heartbeat
 
-GRACE = 30.0  # seconds in which a process's own signal is the one that it heard of from another process
+GRACE = 30.0  # seconds in which a process's own signal counts as the one that another process received before it
 
 
 def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
-    """This process's accelerator.
+    """Make this process's `Accelerator`, for training.
 
     Args:
         output_dir: folder of the run.
         precision: "no", "fp16" or "bf16".
-        tracker: experiment tracker that accelerate knows.
+        tracker: an experiment tracker of accelerate, or None.
 
     Raises:
-        UserError: the launcher started another number of processes than it was asked for, the batch can't be divided
-            among them, the model is to be sharded, or precision or tracker are not to be had here.
+        UserError: the launcher started another number of processes than requested, it was configured for another
+            precision or for sharding the model, or the precision or the tracker is not available here.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", precision):
         raise UserError(
-            f"accelerate was told to compute in {launched}, this run in {precision}; say --precision {launched}"
+            f"accelerate was launched with mixed precision {launched}, the run has --precision {precision}; give "
+            f"--precision {launched}"
         )
-    for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true":
+    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "").lower() == "true":
             raise UserError(
-                f"accelerate was told to use {way}, which shards the model; here it has to fit each device: start it "
-                "without, and save memory by --gradient-checkpointing and --micro-batch auto"
+                f"accelerate was launched with {plugin}, which shards the model; here it must fit into each device: "
+                "launch without it, and save memory by --gradient-checkpointing and --micro-batch auto"
             )
-    meeting: dict[str, Any] = _meeting()
+    rendezvous: dict[str, Any] = _rendezvous()
     folder = ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers"))
     try:
         accelerator = Accelerator(
-            # Without it, torchrun on a CPU gives independent runs that all take themselves for rank 0.
+            # Otherwise torchrun on a CPU gives independent runs that all have rank 0.
             cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(),
             mixed_precision=precision,
-            # Stated, because accelerate would take it from its own config file, and divide losses by it.
+            # Explicit, because the default is accelerate's own config file, and losses are divided by this number.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=tracker,
             project_config=folder,
-            kwargs_handlers=[InitProcessGroupKwargs(**meeting)] if meeting else None,
+            kwargs_handlers=[InitProcessGroupKwargs(**rendezvous)] if rendezvous else None,
         )
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
-    _all_there(accelerator.num_processes)
-    _end_with_the_launcher()
+    _check_world_size(accelerator.num_processes)
+    _stop_with_launcher()
     if tracker and not accelerator.log_with:
         raise UserError(f"--tracker {tracker}: its package is not installed; pip install {tracker}")
     atexit.register(accelerator.state.destroy_process_group)
@@ -80,61 +81,61 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
 
 
 def join() -> PartialState:
-    """This process among those of its launch, for programs that do not train.
+    """Make this process's `PartialState`, for commands that do not train.
 
     Raises:
-        UserError: the launcher started another number of processes than it was asked for, or differing commands.
+        UserError: the launcher started another number of processes than requested, or with different arguments.
     """
-    state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(), **_meeting())
-    _all_there(state.num_processes)
+    state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(), **_rendezvous())
+    _check_world_size(state.num_processes)
     atexit.register(state.destroy_process_group)
     require_same_settings({"the command": shlex.join(sys.argv[1:])})
     return state
 
 
-def _meeting() -> dict[str, str]:
-    """Arguments of `init_process_group` for processes that torchrun started again; none for others.
+def _rendezvous() -> dict[str, str]:
+    """Arguments of `init_process_group` for processes that torchrun has restarted; none for others.
 
-    They meet under keys of this attempt: torchrun's store still has those of the attempt before, and a process that
-    reads them waits for one that is gone.
+    torchrun's store still has the keys of the attempt before; a process that reads them would wait for one that is
+    gone. So each attempt has its own keys.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0":
         return {}
 
-    def meet(url: str, **settings: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+    def handler(url: str, **settings: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
         for store, rank, world in torch.distributed.rendezvous("env://", **settings):
             yield torch.distributed.PrefixStore(f"attempt {attempt}", store), rank, world
 
     with suppress(RuntimeError):  # registered already
-        torch.distributed.register_rendezvous_handler("attempt", meet)
+        torch.distributed.register_rendezvous_handler("attempt", handler)
     return {"init_method": "attempt://"}
 
 
-def _end_with_the_launcher() -> None:
-    """Be told to stop (SIGTERM) when the launcher dies: `accelerate launch` does not pass signals on. Linux alone."""
+def _stop_with_launcher() -> None:
+    """Receive SIGTERM when the launcher ends, because `accelerate launch` does not forward signals. Linux only."""
     if sys.platform == "linux" and {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & {*os.environ}:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def heartbeat(accelerator: Accelerator, stop: "StopSignal") -> Heartbeat:
-    """Whether the other processes live, while it is entered."""
+def heartbeat(accelerator: Accelerator, stop_signal: "StopSignal") -> Heartbeat:
+    """The heartbeat of an accelerator's processes."""
     rank, world = accelerator.process_index, accelerator.num_processes
-    return Heartbeat(rank, world, lambda port: broadcast_object_list([port])[0], stop)
+    return Heartbeat(rank, world, lambda port: broadcast_object_list([port])[0], stop_signal)
 
 
-def _all_there(started: int) -> None:
-    if started != (asked := _asked_for()):
+def _check_world_size(started: int) -> None:
+    if started != (requested := _requested_world_size()):
         raise UserError(
-            f"the launcher was asked for {asked} processes and started {started}; on CPUs use "
-            f"`torchrun --nproc_per_node {asked}` or `accelerate launch --multi_gpu --num_processes {asked}`"
+            f"the launcher was asked for {requested} processes and started {started}; on CPUs use "
+            f"`torchrun --nproc_per_node {requested}` or `accelerate launch --multi_gpu --num_processes {requested}`"
         )
 
 
-def _asked_for() -> int:
-    """How many processes the launcher was asked for.
+def _requested_world_size() -> int:
+    """The number of processes that the launcher was asked for.
 
-    `accelerate launch --cpu --num_processes 2` starts one and leaves no trace of the two but its command line.
+    `accelerate launch --cpu --num_processes 2` starts one process; only its command line shows that two were requested.
     """
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
@@ -142,24 +143,29 @@ def _asked_for() -> int:
     command = parent.cmdline() if parent is not None and "ACCELERATE_USE_CPU" in os.environ else []
     if "launch" not in command:
         return 1
-    asked, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
-    if asked.num_processes is None and asked.config_file is not None:
-        return int(yaml.safe_load(Path(asked.config_file).read_text()).get("num_processes") or 1)
-    return asked.num_processes or 1
+    given, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    if given.num_processes is None and given.config_file is not None:
+        return int(yaml.safe_load(Path(given.config_file).read_text()).get("num_processes") or 1)
+    return given.num_processes or 1
 
 
 class StopRequested(BaseException):
-    """A signal told the run to stop; raised where `StopSignal.raising` allows it."""
+    """A signal to stop, raised inside `StopSignal.raising`."""
 
 
 class StopSignal:
-    """While it is entered, notes the signals that tell a run to stop; a second one acts as if nobody listened.
+    """A context that records a signal to stop, so that the loop can write a checkpoint and exit.
 
-    Within a second it counts as the first again: of one Ctrl-C a launcher makes two, its own and the terminal's.
+    A second signal has its usual effect. One within `REPEAT_WINDOW` of the first is ignored: on one Ctrl-C a process
+    receives a signal from the terminal and another one from its launcher.
+
+    Attributes:
+        signal: number of the signal; 0 if there was none.
+        since: time.monotonic() of the signal.
     """
 
-    ECHO = 1.0  # seconds
-    # Ctrl-C; a launcher or a cluster; Slurm's --signal; a terminal that is closed; the limit of CPU time
+    REPEAT_WINDOW = 1.0  # seconds
+    # Ctrl-C; a launcher or a cluster; Slurm's --signal; a closed terminal; the limit of CPU time
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 
     def __init__(self) -> None:
@@ -169,7 +175,7 @@ class StopSignal:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """While it is entered a signal raises `StopRequested`, for what takes long and changes nothing."""
+        """A context in which a signal raises `StopRequested`; for code that takes long and changes no state."""
         try:
             self._raises = True
             if self.signal:
@@ -178,8 +184,8 @@ class StopSignal:
         finally:
             self._raises = False
 
-    def hear(self, number: int) -> None:
-        """Another process was told to stop; called from a thread."""
+    def forward(self, number: int) -> None:
+        """Treat a signal that another process received as this one's, inside `raising`; called from a thread."""
         if self._raises and not self.signal:
             self._grace = time.monotonic() + GRACE
             signal.pthread_kill(threading.main_thread().ident or 0, number)
@@ -187,7 +193,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
         numbers = [number for number in self.SIGNALS if number != signal.SIGHUP or not ignored]
-        self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in numbers}
+        self.before: dict[int, Any] = {number: signal.signal(number, self._handle) for number in numbers}
         self._pipe = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, False)
@@ -202,21 +208,21 @@ class StopSignal:
             os.close(end)
 
     def arrived(self) -> int:
-        """The signal that told this process to stop, or 0; also while its main thread waits for others in a collective.
+        """The number of the signal to stop that this process received, or 0.
 
-        There Python calls no handler.
+        It is known also while the main thread waits in a collective, where Python calls no handler.
         """
         with suppress(OSError):
             found = [number for number in os.read(self._pipe[0], 64) if number in self.before]
             self._arrived = self._arrived or next(iter(found), 0)
         return self.signal or self._arrived
 
-    def _note(self, number: int, _: object) -> None:
+    def _handle(self, number: int, _: object) -> None:
         if not self.signal:
             self.signal, self.since = number, max(time.monotonic(), self._grace)
             if self._raises:
                 self._raises = False
                 raise StopRequested
-        elif number != signal.SIGXCPU and time.monotonic() - self.since > self.ECHO:  # which comes every second
+        elif number != signal.SIGXCPU and time.monotonic() - self.since > self.REPEAT_WINDOW:  # SIGXCPU repeats
             signal.signal(number, self.before[number])
             signal.raise_signal(number)

@@ -1,8 +1,8 @@
-"""What a model is worth: objects that are called as ``evaluator(model)`` and return {name: value}.
+"""Evaluators measure a model: objects that are called as ``evaluator(model)`` and return {name: value}.
 
-Values are numbers or lists of numbers; an evaluator's `note`, where it has one, says what they are of. Every process of
-a launch calls them, does its share, and gets the same values. They see the averaged parameters in
-evaluation mode. `METRICS` has them by name, and nothing here imports torch.
+Values are numbers or lists of numbers; an optional attribute `note` describes how they were measured. All processes
+call an evaluator, compute a share, and get the same values. The model has the EMA parameters and is in evaluation mode.
+`METRICS` lists the evaluators by name; importing this module does not import torch.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretrain.core.errors import UserError
+from pretrain.core.errors import UserError, warn
 
 if TYPE_CHECKING:
     from pretrain.evaluation.context import EvalContext
@@ -20,23 +20,23 @@ Evaluator = Callable[[Any], dict[str, Any]]
 
 
 class Metric(NamedTuple):
-    """What a metric needs.
+    """Where a metric is implemented, and its requirements.
 
     Attributes:
-        file: the module here whose `make(subject, names)` returns the evaluator of its metrics.
-        of: what is measured: any model, the images that one makes ("images"), or features of an encoder ("features").
+        module: the module of this package whose `make(context, names)` returns the evaluator.
+        of: what is measured: any model (""), generated images ("images"), or features of an encoder ("features").
         labels: whether the images need labels.
-        package: that pip installs and `pip install` of this project alone does not.
+        package: an optional dependency that it needs, by its name on PyPI.
     """
 
-    file: str
+    module: str
     of: str = ""
     labels: bool = False
     package: str = ""
 
 
 METRICS = {
-    "heldout": Metric("heldout_loss"),
+    "loss": Metric("validation_loss"),
     "fid": Metric("fid", "images", package="torch-fidelity"),
     "kid": Metric("fid", "images", package="torch-fidelity"),
     "precision-recall": Metric("fid", "images", package="torch-fidelity"),
@@ -48,46 +48,69 @@ METRICS = {
 }
 
 
-def allowed(subject: "EvalContext") -> list[str]:
-    """The metrics that the subject's objective and data have."""
-    return [name for name in METRICS if not _lacks(name, subject)]
+def available(context: "EvalContext") -> list[str]:
+    """The metrics that this objective and data allow."""
+    return [name for name in METRICS if not _obstacle(name, context)]
 
 
-def _lacks(name: str, subject: "EvalContext") -> str:
-    """What a metric needs and the subject hasn't got, in words."""
+def _obstacle(name: str, context: "EvalContext") -> str:
+    """Why a metric can't be measured, as the end of "the metric ..."; "" if it can."""
     metric = METRICS[name]
-    if name == "online-probe" and not subject.training:
-        return "looks on while a model is trained; name it in --evaluate.metrics of the training"
-    if metric.of == "images" and not subject.makes_images:
-        return f"measures made images, which {subject.objective} does not make"
-    if metric.of == "images" and subject.source.seen_shape[0] not in (1, 3):
-        return f"measures images of 1 or 3 channels, and these have {subject.source.seen_shape[0]}"
-    if metric.of == "features" and not subject.has_encoder:
-        return f"measures an encoder's features, and a model of {subject.objective} has no encoder"
-    if metric.labels and not subject.source.classes:
-        return f"needs labels, which the images of {subject.source.train.data.source} have not"
+    if name == "online-probe" and not context.during_training:
+        return "observes the training; set it in --evaluate.metrics of a training"
+    if metric.of == "images" and not context.generates:
+        return f"measures generated images, and a model of {context.objective} generates none"
+    if metric.of == "images" and context.source.seen_shape[0] not in (1, 3):
+        return f"measures images of 1 or 3 channels, and these have {context.source.seen_shape[0]}"
+    if metric.of == "features" and not context.has_encoder:
+        return f"measures an encoder's features, and a model of {context.objective} has no encoder"
+    return _label_obstacle(context) if metric.labels else ""
+
+
+def _label_obstacle(context: "EvalContext") -> str:
+    """The same for the requirements on labels."""
+    from pretrain.evaluation.context import MIN_LABELLED, labels_of
+
+    source = context.source
+    if not source.classes:
+        return f"needs labels, and the images of {source.train.data.source} have none"
+    train, test = (label[label >= 0] for label in map(labels_of, source[:2]))
+    if len(train) < MIN_LABELLED or not len(test):
+        return (
+            f"needs labels of {MIN_LABELLED} training images and 1 validation image, and {len(train)} and {len(test)} "
+            "have one"
+        )
+    if len(train.unique()) == 1:
+        return "needs two classes, and all labelled training images are of one, so an accuracy would mean nothing"
     return ""
 
 
-def evaluators(names: Sequence[str], subject: "EvalContext") -> list[Evaluator]:
-    """The evaluators of some metrics; of none: the held-out loss, and k-NN accuracy where that is to be had.
+def evaluators(names: Sequence[str], context: "EvalContext") -> list[Evaluator]:
+    """Construct the evaluators of some metrics.
+
+    Args:
+        names: of `METRICS`; none: the validation loss, and the k-NN accuracy of an encoder if the images have labels.
+        context: what is evaluated.
 
     Raises:
-        UserError: there is no such metric, or it is not to be had of this model, data or installation.
+        UserError: a metric does not exist, or can't be measured with this model, data or installation.
     """
-    flag = f"{subject.flag}metrics"
-    names = names or [name for name in ("heldout", "knn") if name in allowed(subject)]
+    flag = context.flag("metrics")
     for name in names:
         if name not in METRICS:
             near = get_close_matches(name, METRICS, 1, 0.4)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{flag} {name}: {hint}There are {', '.join(METRICS)}")
-        if lack := _lacks(name, subject):
-            raise UserError(f"{flag} {name}: it {lack}; of this run there are {', '.join(allowed(subject))}")
+            raise UserError(f"{flag} {name}: {hint}The metrics are {', '.join(METRICS)}")
+        if obstacle := _obstacle(name, context):
+            raise UserError(f"{flag} {name}: it {obstacle}; available for this run: {', '.join(available(context))}")
         package = METRICS[name].package
         if package and importlib.util.find_spec(package.replace("-", "_")) is None:
             raise UserError(f"{flag} {name}: it needs {package}, which is not installed; pip install {package}")
-    files: dict[str, list[str]] = {}
+    if not names:
+        names = [name for name in ("loss", "knn") if name in available(context)]
+        if context.has_encoder and context.source.classes and "knn" not in names:
+            warn(f"the k-NN accuracy is not measured: it {_label_obstacle(context)}")
+    modules: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        files.setdefault(METRICS[name].file, []).append(name)
-    return [importlib.import_module(f"{__name__}.{file}").make(subject, together) for file, together in files.items()]
+        modules.setdefault(METRICS[name].module, []).append(name)
+    return [importlib.import_module(f"{__name__}.{module}").make(context, group) for module, group in modules.items()]

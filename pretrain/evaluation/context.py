@@ -1,9 +1,10 @@
-"""What is evaluated, and the walk over images that evaluators share among the processes."""
+"""The input of evaluators, and functions that several of them use."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,21 +15,21 @@ from pretrain.data.images import Images, on_device
 from pretrain.data.sources import Source
 from pretrain.distributed.collectives import all_gather_rows, rank_and_world_size
 
-BATCH = 64  # images at once. The number is part of a result's last digits, so it does not depend on the processes.
-LEAST = 4  # labelled images that something is learned from
+BATCH_SIZE = 64  # The batch size changes the last digits of a result, so it does not depend on the number of processes.
+MIN_LABELLED = 4  # training images with a label, for metrics that need labels
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What evaluators are made for.
+    """What evaluators are constructed from.
 
     Attributes:
         adapter: the objective.
         source: the data.
-        classes: that the network knows; 0: none.
-        has_encoder: whether the network has an `encoder`, which turns images [B, C, H, W] into features [B, D].
-        settings: how it is measured.
-        flag: what a setting's name begins with on the command line: "--evaluate." of a run in training.
+        classes: number of classes of the network; 0: it has no label input.
+        has_encoder: whether the network has an `encoder`, which maps images [B, C, H, W] to features [B, D].
+        settings: how to evaluate.
+        during_training: whether the model is being trained; False: `pretrain evaluate` measures a run.
     """
 
     adapter: Any
@@ -36,77 +37,97 @@ class EvalContext:
     classes: int
     has_encoder: bool
     settings: Evaluate
-    flag: str = "--"
+    during_training: bool = False
+
+    def flag(self, setting: str) -> str:
+        """The command-line flag of a setting: --evaluate.metrics of the training, --metrics of `pretrain evaluate`."""
+        return f"--evaluate.{setting}" if self.during_training else f"--{setting}"
 
     @property
-    def training(self) -> bool:
-        """Whether the model is being trained."""
-        return self.flag == "--evaluate."
-
-    @property
-    def makes_images(self) -> bool:
-        """Whether the model can generate."""
+    def generates(self) -> bool:
+        """Whether the objective trains a model that generates images."""
         return isinstance(self.adapter, Generative)
 
     @property
     def objective(self) -> str:
-        """Its name."""
+        """Name of the objective."""
         return type(self.adapter).__name__
 
 
-def together(parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Rows that all processes found, in the order of the first column, which is left out; on every one, on the CPU."""
-    rows = [torch.cat(column) for column in zip(*parts, strict=True)]
+def gather_in_order(batches: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Concatenate batches of rows over all processes, sorted by their first column.
+
+    All processes must call it.
+
+    Args:
+        batches: for each batch (number, *columns); number, int64 [B], is unique over all processes.
+
+    Returns:
+        The columns after the first one, on the CPU, the same on all processes.
+    """
+    rows = [torch.cat(column) for column in zip(*batches, strict=True)]
     number, *columns = all_gather_rows(rows)
     order = number.argsort()
     return [column[order] for column in columns]
 
 
-def over(
-    images: Images, index: Sequence[int], device: torch.device, rows: Callable[[Batch], tuple[Tensor, ...]]
+def map_images(
+    images: Images, index: Sequence[int], device: torch.device, function: Callable[[Batch], tuple[Tensor, ...]]
 ) -> list[Tensor]:
-    """What `rows` makes of a batch, a row per image, for all these images: spread over the processes.
+    """Apply a function to images in batches, which the processes share. All processes must call it.
 
     Args:
-        images: read as they are; unreadable ones are left out.
-        index: which, rising.
-        device: that batches are moved to.
-        rows: tensors with a row for each image of the batch.
+        images: read without augmentation; unreadable ones are left out.
+        index: which images, in ascending order.
+        device: where the batches are.
+        function: returns tensors with a row for each image of the batch.
 
     Returns:
-        The tensors with the rows of all images, in the order of `index`, on the CPU.
+        These tensors for all images, in the order of `index`, on the CPU.
     """
-    batches = (on_device(plain, device) for plain in images.batches(index, BATCH, *rank_and_world_size()))
+    batches = (on_device(batch, device) for batch in images.batches(index, BATCH_SIZE, *rank_and_world_size()))
     with torch.no_grad():
-        return together((batch.index, *rows(batch)) for batch in batches)
+        return gather_in_order((batch.index, *function(batch)) for batch in batches)
 
 
-def over_seeds(measure: Callable[[int], dict[str, float]], seeds: int) -> dict[str, float]:
-    """What is measured with each of so many seeds: NAME is the mean, NAME_std the standard deviation of several."""
+def mean_over_seeds(measure: Callable[[int], dict[str, float]], seeds: int) -> dict[str, float]:
+    """Call `measure` with each of the seeds 0, 1, ...
+
+    Returns:
+        NAME: the mean; with several seeds also NAME_std: the standard deviation.
+    """
     found = [measure(seed) for seed in range(seeds)]
     values = {name: torch.tensor([each[name] for each in found], dtype=torch.float64) for name in found[0]}
     spread = {f"{name}_std": value.std().item() for name, value in values.items() if seeds > 1}
     return {name: value.mean().item() for name, value in values.items()} | spread
 
 
-def labelled(subject: EvalContext, names: list[str]) -> Tensor:
-    """Which training images have labels, int64 [N].
+def labels_of(images: Images) -> Tensor:
+    """Labels of images without reading them, int64 [N]; -1: none."""
+    return torch.from_numpy(np.asarray(images.table["label"][:], dtype=np.int64)[images.rows])
+
+
+def labelled(images: Images) -> Tensor:
+    """Indices of the images with a label, int64."""
+    return (labels_of(images) >= 0).nonzero().flatten()
+
+
+def accuracy(predicted: Tensor, label: Tensor) -> float:
+    """Share of the labelled images whose class was predicted.
+
+    Args:
+        predicted: int64 [N].
+        label: int64 [N]; -1: none.
 
     Raises:
-        UserError: too few of them have, or none of the held-out ones.
+        UserError: no image has a label.
     """
-    train, test = (
-        (torch.as_tensor(images.table["label"][:])[torch.from_numpy(images.rows)] >= 0).nonzero().flatten()
-        for images in subject.source[:2]
-    )
-    if len(train) < LEAST or not len(test):
-        raise UserError(
-            f"{subject.flag}metrics {','.join(names)}: {len(train)} training and {len(test)} held-out images have "
-            f"labels; it takes {LEAST} and 1"
-        )
-    return train
+    known = label >= 0
+    if not known.any():
+        raise UserError("no validation image with a label could be read, so no accuracy can be measured")
+    return (predicted == label)[known].double().mean().item()
 
 
-def evenly(images: Images, most: int) -> range:
-    """At most so many of the images, evenly apart."""
-    return range(0, len(images), -(-len(images) // most))
+def evenly_spaced(images: Images, max_count: int) -> range:
+    """Indices of at most `max_count` images at equal distances."""
+    return range(0, len(images), -(-len(images) // max_count))

@@ -1,9 +1,9 @@
 """Measure a trained run.
 
-    pretrain evaluate RUN --metrics heldout,knn
+    pretrain evaluate RUN --metrics loss,knn
 
-What may be measured follows from the run's objective; docs/evaluating.md says how each metric is. Under torchrun or
-`accelerate launch` the processes share the work and come to the same numbers.
+The metrics depend on the run's objective; docs/evaluation.md describes them. Under torchrun or `accelerate launch` the
+processes share the work, and the values are those of one process.
 """
 
 import dataclasses
@@ -18,33 +18,34 @@ from typing import Annotated, Any
 
 import tyro
 
+from pretrain.config import trusted_code
 from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
-from pretrain.core.files import read_json, replacing
+from pretrain.core.files import atomic_write, read_json
 
 
 @dataclass(frozen=True)
 class Command:
-    """Measure the averaged model of a run: a table, and a record more in RUN/evaluation.json.
+    """Measure the EMA model of a run: print a table, and append a record to RUN/evaluation.json.
 
-    What is not given is as in the run's own settings (--evaluate.* when it was trained).
+    The default of a setting is that of the run (its --evaluate.* in training).
 
     Attributes:
         run: folder of a run.
-        metrics: names, with commas or spaces between them; where not given, those that were measured in training.
-        steps: network calls to generate an image.
-        guidance: classifier-free guidance scale when generating with labels; 1 is none.
-        sampler: ddim, euler, heun or dpm++, as far as the objective knows them.
-        num_images: images generated for fid, kid and precision-recall.
-        features: network whose features they compare: small (the one of this package), inception or any other of
-            torch-fidelity's (NAME=PATH: with the weights of that file), or the path of a TorchScript file.
-        reference: images that generated ones are compared with, as --data of the training programs names them; where
-            not given the training images, and of latents what the autoencoder makes of them.
-        max_reference: how many of them at most, evenly apart.
-        probe_epochs: passes over the labelled images of linear-probe, attentive-probe and finetune.
-        seeds: that a metric with chance in it is measured with; its mean and standard deviation are given.
-        sigma_rel: of the power-function EMA that is measured, from the run's snapshots; the plain average where
-            not given.
+        metrics: names, separated by commas or spaces; default: those measured in training.
+        steps: sampling steps of generated images.
+        guidance: scale of classifier-free guidance for generation with labels; 1: none.
+        sampler: ddim, euler, heun or dpm++; not every objective allows all of them.
+        num_images: number of generated images for fid, kid and precision-recall.
+        features: network whose features these compare: small (that of this package), inception or another network of
+            torch-fidelity (NAME=PATH: with the weights of a file), or the path of a TorchScript file.
+        reference: images that generated ones are compared with, in the form of --data of the training programs;
+            default: the training images (latents are decoded).
+        max_reference: largest number of these, evenly spaced.
+        probe_epochs: epochs of linear-probe, attentive-probe and finetune.
+        seeds: number of seeds of random metrics, which then have a mean and a standard deviation.
+        sigma_rel: measure the power-function EMA of this length, reconstructed from the run's snapshots; default: the
+            plain EMA.
     """
 
     run: tyro.conf.Positional[Path]
@@ -62,8 +63,14 @@ class Command:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, show and write down."""
+    """Measure a run, print the values and append them to its record.
+
+    Raises:
+        UserError: the run can't be opened or measured, or the record can't be written.
+    """
     command = call_with_options(Command, "pretrain evaluate", arguments)
+    if command.features:
+        trusted_code.trust_features(command.features)
     from pretrain.checkpoint.load_run import load_run
     from pretrain.distributed import launch
     from pretrain.evaluation import evaluators
@@ -77,13 +84,13 @@ def main(arguments: list[str]) -> None:
     try:
         settings = dataclasses.replace(trained.config.evaluate, **given)
     except ValueError as error:
-        name, _, said = str(error).removeprefix("evaluate.").partition(" ")
-        raise UserError(f"--{name.replace('_', '-')} {said}") from None
+        name, _, message = str(error).removeprefix("evaluate.").partition(" ")
+        raise UserError(f"--{name.replace('_', '-')} {message}") from None
     has_encoder = hasattr(trained.model, "encoder")
-    subject = EvalContext(trained.adapter, trained.source, trained.classes, has_encoder, settings)
+    context = EvalContext(trained.adapter, trained.source, trained.classes, has_encoder, settings)
     names = settings.metrics if command.metrics else [name for name in settings.metrics if name != "online-probe"]
     found: dict[str, Any] = {}
-    model, began, chosen = trained.model.to(state.device), time.monotonic(), evaluators(names, subject)
+    model, start, chosen = trained.model.to(state.device), time.monotonic(), evaluators(names, context)
     for evaluator in chosen:
         found |= evaluator(model)
     record = {
@@ -92,30 +99,30 @@ def main(arguments: list[str]) -> None:
         "step": trained.state.values["step"],
         "sigma_rel": command.sigma_rel,
         "processes": state.num_processes,
-        "seconds": round(time.monotonic() - began, 2),
+        "seconds": round(time.monotonic() - start, 2),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "every"},
         "found": found,
         "notes": [note for evaluator in chosen if (note := getattr(evaluator, "note", None))],
     }
     if state.is_main_process:
-        _show(command.run, record)  # first: it may have taken hours
-        _write(command.run / "evaluation.json", record)
+        _print(command.run, record)  # before writing, which may fail after hours of measuring
+        _append(command.run / "evaluation.json", record)
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """Add a record to the file's list."""
+def _append(path: Path, record: dict[str, Any]) -> None:
+    """Append a record to the list in a file."""
     try:
         records = read_json(path) if path.exists() else []
         if not isinstance(records, list):
-            raise ValueError("it is no list")
-        with replacing(path) as part:
+            raise ValueError("it holds no list")
+        with atomic_write(path) as part:
             part.write_text(json.dumps([*records, record], indent=1) + "\n")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be added to: {error}; move it away") from None
+        raise UserError(f"{path}: can't be added to: {error}; repair it or move it away") from None
 
 
-def _show(run: Path, record: dict[str, Any]) -> None:
-    """The numbers as a table."""
+def _print(run: Path, record: dict[str, Any]) -> None:
+    """Print the values as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -131,11 +138,10 @@ def _show(run: Path, record: dict[str, Any]) -> None:
     console.print(table)
     for note in record["notes"]:
         console.print(note, markup=False)
-    console.print(
-        f"{record['seconds']} s on {record['processes']} processes; in {run / 'evaluation.json'}", markup=False
-    )
+    processes = f"{record['processes']} process" + ("" if record["processes"] == 1 else "es")
+    console.print(f"{record['seconds']} s on {processes}; appended to {run / 'evaluation.json'}", markup=False)
 
 
 def run() -> None:
-    """The command."""
+    """The command `pretrain evaluate`."""
     main(sys.argv[1:])

@@ -1,6 +1,8 @@
-"""Networks whose features images are compared by: a small one that is here, torch-fidelity's, a file of the user's."""
+"""Networks whose features FID, KID, precision and recall compare: our small one, torch-fidelity's, or a user's file."""
 
 import hashlib
+import pickle
+import tempfile
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +13,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pretrain.config.trusted_code import features_file, require_trust
 from pretrain.core.errors import UserError
 
 SMALL = Path(__file__).parent / "weights" / "fashion_mnist.safetensors"
 WIDTH = 64  # of the small network's features
-SHORT = {"inception": "inception-v3-compat"}
+ABBREVIATIONS = {"inception": "inception-v3-compat"}
 
 
 class Classifier(nn.Module):
-    """A small convolutional network for images of any size; what comes before its last layer are the features."""
+    """A small convolutional classifier for images of any size; the input of its last layer are the features."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -36,23 +39,23 @@ class Classifier(nn.Module):
 
 
 class Features(nn.Module):
-    """A feature network together with what it wants.
+    """A feature network for images of 1 or 3 channels.
 
     Args:
-        network: uint8 images [B, C, H, W] -> [B, D], or a tuple that begins with it.
-        channels: C that it wants.
-        code: what tells it from others with the same parameters.
+        network: maps uint8 images [B, C, H, W] to [B, D], or to a tuple whose first element is that.
+        channels: C of its input.
+        code: distinguishes it from networks with other code and the same parameters.
     """
 
     def __init__(self, network: nn.Module, channels: int, code: bytes) -> None:
         super().__init__()
         self.network, self.channels, self.code = network.eval(), channels, code
         self.anchor: Tensor
-        self.register_buffer("anchor", torch.empty(0), persistent=False)  # it is where the network is
+        self.register_buffer("anchor", torch.empty(0), persistent=False)  # it is on the network's device
 
     @property
     def device(self) -> torch.device:
-        """Where images must be."""
+        """The network's device."""
         return self.anchor.device
 
     @torch.no_grad()
@@ -64,7 +67,7 @@ class Features(nn.Module):
         return (found[0] if isinstance(found, tuple) else found).float().flatten(1)
 
     def fingerprint(self) -> str:
-        """Changes with any of the parameters, and with the code."""
+        """A hash of the code and all parameters."""
         digest = hashlib.sha256(self.code)
         for name, value in self.network.state_dict().items():
             digest.update(name.encode())
@@ -73,30 +76,36 @@ class Features(nn.Module):
 
 
 def load(name: str, flag: str = "--features") -> Features:
-    """A feature network.
+    """Load a feature network.
 
     Args:
-        name: "small"; a network that torch-fidelity knows, "inception" for short, whose weights come from where
-            torch-fidelity keeps or fetches them, or, as NAME=PATH, from a file; the path of a TorchScript file (.pt)
-            for uint8 images [B, 3, H, W], or of a small network (.safetensors) that benchmarks/quality.py trained.
-        flag: what it was named by.
+        name: one of
+            - "small";
+            - the name of a torch-fidelity network, or "inception" for its Inception-v3; torch-fidelity downloads its
+              weights, or, as NAME=PATH, they are those of a file;
+            - the path of a small network (.safetensors) trained by benchmarks/quality.py;
+            - the path of a TorchScript file (.pt) for uint8 images [B, 3, H, W]. TorchScript is code, so the user must
+              have trusted the file, see `trusted_code`.
+        flag: the command-line flag, for error messages.
 
     Raises:
-        UserError: there is none, or it can't be read.
+        UserError: the name is unknown, or the file can't be read or is not trusted.
     """
     try:
-        if name == "small" or name.endswith(".safetensors"):
+        file = features_file(name)
+        if name == "small" or (name.endswith(".safetensors") and file == name):
             return _small(SMALL if name == "small" else Path(name))
-        if name.endswith(".pt") and "=" not in name:
+        if name.endswith(".pt") and file == name:
+            require_trust(name, flag, "the setting evaluate.features")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # TorchScript has a successor; files of it remain
+                warnings.simplefilter("ignore", FutureWarning)  # torch deprecates TorchScript
                 return Features(torch.jit.load(name, map_location="cpu"), 3, Path(name).read_bytes())
-        return _of_torch_fidelity(name)
-    except UserError as refusal:
-        raise UserError(f"{flag} {name}: {refusal}") from None
-    except Exception as error:  # whatever the readers have to say
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{flag} {name}: the feature network can't be read: {said}") from None
+        return _of_torch_fidelity(name.removesuffix(f"={file}"), file if file != name else "", flag)
+    except UserError as error:
+        raise UserError(f"{flag} {name}: {error}") from None
+    except Exception as error:  # readers of broken files raise exceptions of any type
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{flag} {name}: the feature network can't be read ({message})") from None
 
 
 def _small(path: Path) -> Features:
@@ -106,26 +115,44 @@ def _small(path: Path) -> Features:
     return Features(network, state["body.0.weight"].shape[1], b"small")
 
 
-def _of_torch_fidelity(name: str) -> Features:
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as KNOWN
+def _of_torch_fidelity(name: str, file: str, flag: str) -> Features:
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as EXTRACTORS
     from torch_fidelity.utils import create_feature_extractor
 
-    short, _, weights = name.partition("=")
-    full = SHORT.get(short, short)
-    if full not in KNOWN:
+    full = ABBREVIATIONS.get(name, name)
+    if full not in EXTRACTORS:
         raise UserError(
-            f"a feature network is small, inception, {', '.join(KNOWN)} (each also as NAME=WEIGHTS), or the path of a "
-            ".pt or .safetensors file"
+            f"a feature network is small, inception, {', '.join(EXTRACTORS)} (also as NAME=PATH with the weights of a "
+            "file), or the path of a .pt or .safetensors file"
         )
-    if weights and not Path(weights).is_file():
-        raise UserError(f"there is no file {weights}")
-    layer = KNOWN[full].get_default_feature_layer_for_metric("fid")
+    layer = EXTRACTORS[full].get_default_feature_layer_for_metric("fid")
+
+    def create(path: str | None) -> Features:
+        network = create_feature_extractor(
+            full, [layer], feature_extractor_weights_path=path, cuda=False, verbose=False
+        )
+        return Features(network, 3, full.encode())
+
+    if not file:
+        try:
+            return create(None)
+        except URLError as error:
+            raise UserError(
+                f"its weights can't be downloaded ({error.reason}); copy them from another machine and give the file: "
+                f"{name}=PATH"
+            ) from None
+    if not Path(file).is_file():
+        raise UserError(f"there is no file {file}")
+    if full.startswith("dinov2"):
+        raise UserError(f"torch-fidelity can't read the weights of {full} from a file; give {name} alone")
+    if full.startswith("clip"):  # its files are TorchScript
+        require_trust(file, flag, "the setting evaluate.features")
+        return create(file)
+    # torch-fidelity unpickles its file, which can execute code, so it gets a copy that holds tensors alone.
     try:
-        extractor = create_feature_extractor(
-            full, [layer], feature_extractor_weights_path=weights or None, cuda=False, verbose=False
-        )
-    except URLError as error:
-        raise UserError(
-            f"its weights can't be fetched ({error.reason}); bring them from elsewhere and name the file: {short}=FILE"
-        ) from None
-    return Features(extractor, 3, full.encode())
+        tensors = load_file(file) if file.endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{file} holds more than tensors, which could execute code; save a state dict alone") from None
+    with tempfile.NamedTemporaryFile(suffix=".pth") as copy:
+        torch.save(tensors, copy.name)
+        return create(copy.name)

@@ -1,4 +1,4 @@
-"""How like the training images the images are that a model makes: in the features of a network, by torch-fidelity."""
+"""FID, KID, precision and recall of generated images, computed by torch-fidelity from the features of a network."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -7,190 +7,207 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch
-from pretrain.adapters._sampling import check, generate, sampler
-from pretrain.core.errors import UserError
+from pretrain.adapters._sampling import check_sampling, generate, make_scheduler
+from pretrain.core.errors import UserError, warn
+from pretrain.core.files import atomic_write
 from pretrain.core.rng import SampleRNG
-from pretrain.data.grid import pixels
+from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
 from pretrain.distributed.collectives import all_reduce_max, rank_and_world_size
-from pretrain.evaluation.context import BATCH, EvalContext, evenly, over, over_seeds, together
+from pretrain.evaluation.context import (
+    BATCH_SIZE,
+    EvalContext,
+    evenly_spaced,
+    gather_in_order,
+    map_images,
+    mean_over_seeds,
+)
 from pretrain.evaluation.feature_extractors import Features, load
 
-LEAST = 4  # images on either side: a neighbourhood is that of the third neighbour
-SUBSET = 1000  # images that one estimate of the kernel distance looks at, at most
-PROBED = 64  # images that tell one data set from another
+MIN_IMAGES = 4  # generated and reference images: precision and recall use the third nearest neighbour
+KID_SUBSET_SIZE = 1000  # images of one estimate of KID, at most
+FINGERPRINT_IMAGES = 64  # reference images whose pixels identify the data set
 
 
-def make(subject: EvalContext, names: list[str]) -> "Likeness":
-    """The evaluator of this file's metrics.
-
-    Raises:
-        UserError: the settings do not fit the model or each other.
-    """
-    settings, flag = subject.settings, subject.flag
-    check(subject.adapter, subject.classes, settings.sampler, settings.steps, settings.guidance, flag)
-    if settings.num_images < LEAST:
-        raise UserError(f"{flag}num-images {settings.num_images}: {', '.join(names)} need at least {LEAST} images")
-    others = _others(subject)
-    if len(evenly(others.train, settings.max_reference)) < LEAST:
-        few = min(len(others.train), settings.max_reference)
-        raise UserError(f"{flag}metrics {','.join(names)}: {few} images to compare with are too few, it takes {LEAST}")
-    return Likeness(subject, others, tuple(names), load(settings.features, f"{flag}features"))
-
-
-def _others(subject: EvalContext) -> Source:
-    """The data whose images made ones are compared with, of the shape that those have.
+def make(context: EvalContext, names: list[str]) -> "ImageQuality":
+    """The evaluator of the metrics fid, kid and precision-recall.
 
     Raises:
-        UserError: there are none.
+        UserError: the settings do not suit the model or each other.
     """
-    name, (channels, height, width) = subject.settings.reference, subject.source.seen_shape
+    settings = context.settings
+    check_sampling(
+        context.adapter, context.classes, settings.sampler, settings.steps, settings.guidance, context.flag("")
+    )
+    if settings.num_images < MIN_IMAGES:
+        raise UserError(
+            f"{context.flag('num-images')} {settings.num_images}: {', '.join(names)} need at least {MIN_IMAGES} images"
+        )
+    reference = _open_reference(context)
+    if (count := len(evenly_spaced(reference.train, settings.max_reference))) < MIN_IMAGES:
+        raise UserError(
+            f"{context.flag('metrics')} {','.join(names)}: there are {count} reference images, and at least "
+            f"{MIN_IMAGES} are needed; set another {context.flag('reference')} or a larger "
+            f"{context.flag('max-reference')}"
+        )
+    return ImageQuality(context, reference, tuple(names), load(settings.features, context.flag("features")))
+
+
+def _open_reference(context: EvalContext) -> Source:
+    """The data set that generated images are compared with.
+
+    Raises:
+        UserError: it can't be opened, or its images have another shape than the generated ones.
+    """
+    name, (channels, height, width) = context.settings.reference, context.source.seen_shape
     if name is None:
-        return subject.source
-    size, given = height if height == width else None, f"{subject.flag}reference {name}"
+        return context.source
+    size, flag = height if height == width else None, f"{context.flag('reference')} {name}"
     if is_cache(name):
-        raise UserError(f"{given}: it holds latents; name images, or leave it out")
-    data = replace(subject.source.train.data, source=name, size=size, channels=channels, flip=False, crop=1.0)
+        raise UserError(f"{flag}: it holds latents; give images, or omit it")
+    data = replace(context.source.train.data, source=name, size=size, channels=channels, flip=False, crop=1.0)
     try:
-        found = open_data(data, 0)
-    except UserError as refusal:
-        raise UserError(f"{given}: {str(refusal).removeprefix(f'--data {name}: ')}") from None
-    if found.shape != subject.source.seen_shape:
-        there, here = ("x".join(map(str, shape)) for shape in (found.shape, subject.source.seen_shape))
-        raise UserError(f"{given}: its images are {there}, those that the model makes {here}; name images of that size")
-    return found
+        reference = open_data(data, 0)
+    except UserError as error:
+        raise UserError(f"{flag}: {str(error).removeprefix(f'--data {name}: ')}") from None
+    if reference.shape != context.source.seen_shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (reference.shape, context.source.seen_shape))
+        raise UserError(f"{flag}: its images are {theirs}, the generated ones {ours}; give images of that size")
+    return reference
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """Fréchet and kernel distance, precision and recall of made images against training images, as torch-fidelity has
-    them (Heusel et al. 2017, equation 6; Bińkowski et al. 2018, section 4; Kynkäänniemi et al. 2019, section 2).
+class ImageQuality:
+    """FID (Heusel et al. 2017, equation 6), KID (Bińkowski et al. 2018, section 4), precision and recall (Kynkäänniemi
+    et al. 2019, section 2) of generated images.
 
-    Image n has the same noise, and of a conditional model the same label, whatever the model and the processes.
+    The noise and the label of image n depend on the seed and n alone.
 
     Attributes:
-        subject: what is evaluated.
-        others: data that made images are compared with; the training images, of latents decoded.
+        context: what is evaluated.
+        reference: data set that generated images are compared with; latents are decoded.
         names: of the metrics.
-        network: whose features are compared.
+        network: computes the features.
     """
 
-    subject: EvalContext
-    others: Source
+    context: EvalContext
+    reference: Source
     names: tuple[str, ...]
     network: Features
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """The metrics by name; over several seeds, their means and standard deviations."""
+        """The metrics by name, see `mean_over_seeds`."""
         self.network.to(next(model.parameters()).device)
-        return over_seeds(lambda seed: self.compare(self.made(model, seed)), self.subject.settings.seeds)
+        return mean_over_seeds(
+            lambda seed: self.compare(self.generated_features(model, seed)), self.context.settings.seeds
+        )
 
-    def made(self, model: nn.Module, seed: int) -> Tensor:
-        """Features [n, D] of the images that the model makes."""
-        settings, classes = self.subject.settings, self.subject.classes
+    def generated_features(self, model: nn.Module, seed: int) -> Tensor:
+        """Features float32 [N, D] of the N generated images."""
+        settings, classes = self.context.settings, self.context.classes
         device, (rank, world) = next(model.parameters()).device, rank_and_world_size()
 
-        def rows(which: Tensor) -> tuple[Tensor, Tensor]:
-            noise = SampleRNG(seed, index=which).normal(*self.subject.source.shape)
-            label = which % classes if classes else torch.full_like(which, -1)
+        def encode(number: Tensor) -> tuple[Tensor, Tensor]:
+            noise = SampleRNG(seed, index=number).normal(*self.context.source.shape)
+            label = number % classes if classes else torch.full_like(number, -1)
             image = generate(
                 model,
-                self.subject.adapter,
+                self.context.adapter,
                 noise,
                 label,
                 steps=settings.steps,
                 guidance=settings.guidance,
-                by=settings.sampler,
-                autoencoder=self.subject.source.autoencoder,
+                sampler=settings.sampler,
+                autoencoder=self.context.source.autoencoder,
             )
-            return which, self.features(image)
+            return number, self.features(image)
 
-        (feature,) = together(map(rows, torch.arange(settings.num_images, device=device).split(BATCH)[rank::world]))
+        batches = torch.arange(settings.num_images, device=device).split(BATCH_SIZE)[rank::world]
+        (feature,) = gather_in_order(map(encode, batches))
         return feature
 
     def features(self, image: Tensor) -> Tensor:
-        """Features [B, D] of images [B, C, H, W] in [-1, 1], brought to 8 bits as files have them."""
-        return self.network(pixels(image).movedim(-1, 1).to(self.network.device))
+        """Features [B, D] of images [B, C, H, W] in [-1, 1], which are rounded to 8 bits as in an image file."""
+        return self.network(to_uint8(image).movedim(-1, 1).to(self.network.device))
 
-    def compare(self, made: Tensor) -> dict[str, float]:
-        """The metrics of features [n, D]."""
+    def compare(self, generated: Tensor) -> dict[str, float]:
+        """The metrics of features [N, D]."""
         from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
         from torch_fidelity.metric_kid import kid_features_to_metric
         from torch_fidelity.metric_prc import prc_features_to_metric
 
         found: dict[str, float] = {}
         if "fid" in self.names:
-            statistics = {name: self.real[name].numpy() for name in ("mu", "sigma")}
-            distance = fid_statistics_to_metric(fid_features_to_statistics(made), statistics, verbose=False)
+            statistics = {name: self.reference_features[name].numpy() for name in ("mu", "sigma")}
+            distance = fid_statistics_to_metric(fid_features_to_statistics(generated), statistics, verbose=False)
             found["fid"] = distance["frechet_inception_distance"]
-        real = self.real["feature"]
+        reference = self.reference_features["feature"]
         if "kid" in self.names:
-            size = min(SUBSET, len(made), len(real))
-            kernel = kid_features_to_metric(made, real, kid_subset_size=size, verbose=False)
-            found["kid"] = kernel["kernel_inception_distance_mean"]
+            size = min(KID_SUBSET_SIZE, len(generated), len(reference))
+            distance = kid_features_to_metric(generated, reference, kid_subset_size=size, verbose=False)
+            found["kid"] = distance["kernel_inception_distance_mean"]
         if "precision-recall" in self.names:
-            both = prc_features_to_metric(made, real, save_cpu_ram=True, verbose=False)
+            both = prc_features_to_metric(generated, reference, save_cpu_ram=True, verbose=False)
             found |= {name: both[name] for name in ("precision", "recall")}
         return found
 
     @property
-    def chosen(self) -> range:
-        """Numbers of the images that made ones are compared with."""
-        return evenly(self.others.train, self.subject.settings.max_reference)
+    def reference_index(self) -> range:
+        """Indices of the reference images."""
+        return evenly_spaced(self.reference.train, self.context.settings.max_reference)
 
     @property
     def note(self) -> str:
-        """What the numbers are of, in words, without folders of this machine."""
-        settings, source = self.subject.settings, Path(self.others.train.data.source).expanduser()
-        by = type(sampler(self.subject.adapter, settings.sampler)).__name__
-        kind = "latents decoded by their autoencoder" if self.others.autoencoder else "images"
-        where = source.resolve().name if source.exists() else self.others.train.data.source
+        """How the metrics were measured; of paths only the last name."""
+        settings, source = self.context.settings, Path(self.reference.train.data.source).expanduser()
+        scheduler = type(make_scheduler(self.context.adapter, settings.sampler)).__name__
+        kind = "latents, decoded by their autoencoder," if self.reference.autoencoder else "images"
+        name = source.resolve().name if source.exists() else self.reference.train.data.source
         return (
-            f"{settings.num_images:,} images, by {settings.steps} steps of {by} with guidance {settings.guidance:g}, "
-            f"compared with {len(self.chosen):,} {kind} of {where} by the features of {Path(settings.features).name}"
+            f"{settings.num_images:,} images, generated by {settings.steps} steps of {scheduler} with guidance "
+            f"{settings.guidance:g}, compared with {len(self.reference_index):,} {kind} of {name} in the features of "
+            f"{Path(settings.features).name}"
         )
 
     @cached_property
-    def real(self) -> dict[str, Tensor]:
-        """Features of the training images, "feature" [R, D], with their mean "mu" and covariance "sigma"; kept on disk,
-        by what the images and the network are.
+    def reference_features(self) -> dict[str, Tensor]:
+        """Features of the reference images ("feature", float32 [R, D]), their mean ("mu") and covariance ("sigma").
+
+        They are cached on disk under a fingerprint of the images and the network.
         """
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
-        images, network, chosen = self.others.train, self.network, self.chosen
+        images, network, index = self.reference.train, self.network, self.reference_index
 
         def encode(batch: Batch) -> tuple[Tensor]:
-            return (self.features(self.others.seen(batch.image)),)
+            return (self.features(self.reference.seen(batch.image)),)
 
-        told = _fingerprint(images, chosen, self.others.made_by or "")
-        name = f"{told}-{network.fingerprint()}.safetensors"
+        name = f"{_fingerprint(images, index, self.reference.made_by or '')}-{network.fingerprint()}.safetensors"
         file = cached_assets_path("infobatch-pretrain", "evaluate", "reference") / name
-        # All processes do the same: on one of several machines the file may be missing.
+        # All processes must take the same branch, and a process on another machine may not see the file.
         if not all_reduce_max(torch.tensor(not file.exists())).item():
             return load_file(file)
-        (feature,) = over(images, chosen, network.device, encode)
+        (feature,) = map_images(images, index, network.device, encode)
         statistics = fid_features_to_statistics(feature)
         found = {"feature": feature, **{key: torch.from_numpy(value) for key, value in statistics.items()}}
         if rank_and_world_size()[0] == 0:
-            _keep(found, file)
+            try:
+                with atomic_write(file) as part:
+                    save_file(found, part)
+            except (OSError, SafetensorError) as error:
+                warn(f"{file}: the reference features can't be cached: {error}")
         return found
 
 
-def _keep(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a file that others never see half of."""
-    part = file.with_suffix(f".{torch.initial_seed() % 997}.part")
-    save_file(tensors, part)
-    part.replace(file)
-
-
-def _fingerprint(images: Images, chosen: range, autoencoder: str) -> str:
-    """Changes with the images, as far as some of them, evenly apart, tell, and with what decodes them."""
-    digest = hashlib.sha256(f"{len(images)} {len(chosen)} {images.shape} {autoencoder}".encode())
-    for index in chosen[:: -(-len(chosen) // PROBED)]:
-        digest.update(images[None, index].image.numpy().tobytes())
+def _fingerprint(images: Images, index: range, autoencoder: str) -> str:
+    """A hash of some of the images `index` at equal distances, and of the name of the autoencoder that decodes them."""
+    digest = hashlib.sha256(f"{len(images)} {len(index)} {images.shape} {autoencoder}".encode())
+    for number in index[:: -(-len(index) // FINGERPRINT_IMAGES)]:
+        digest.update(images[None, number].image.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What an encoder is worth to somebody who trains on with labels: fine-tuned, or frozen below an attentive head."""
+"""The accuracy of an encoder after fine-tuning, or frozen under an attentive head."""
 
 import copy
 from dataclasses import dataclass
@@ -16,115 +16,118 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG, fold_seed, generator
 from pretrain.data.images import on_device
 from pretrain.distributed.collectives import rank_and_world_size
-from pretrain.evaluation.context import EvalContext, labelled, over, over_seeds
+from pretrain.evaluation.context import EvalContext, accuracy, labelled, map_images, mean_over_seeds
 from pretrain.evaluation.finetune_augment import Augmentation, seeded
-from pretrain.evaluation.heads import Attentive, DropPath, tunable, tuning
+from pretrain.evaluation.heads import AttentiveProbe, DropPath, as_classifier, fine_tuning_settings
 
-MOST = 256  # images of a step
-STEPS = 8  # of an epoch, at least
-RATE = 1e-3  # of the attentive probe
+MAX_BATCH_SIZE = 256
+MIN_STEPS_PER_EPOCH = 8
+PROBE_LR = 1e-3  # of the attentive probe
 
 
-def make(subject: EvalContext, names: list[str]) -> "Supervised":
-    """The evaluator of this file's metrics.
+def make(context: EvalContext, names: list[str]) -> "TrainedClassifier":
+    """The evaluator of the metrics finetune and attentive-probe.
 
     Raises:
-        UserError: there are fewer labelled images in a step than processes can share.
+        UserError: the batch has less than two images per process.
     """
-    found = Supervised(subject, tuple(names), labelled(subject, names))
-    if found.batch < 2 * (world := rank_and_world_size()[1]):
+    evaluator = TrainedClassifier(context, tuple(names), labelled(context.source.train))
+    if evaluator.batch_size < 2 * (world := rank_and_world_size()[1]):
         raise UserError(
-            f"{subject.flag}metrics {','.join(names)}: {len(found.index)} labelled images are too few for {world} "
-            "processes; start fewer"
+            f"{context.flag('metrics')} {','.join(names)}: {len(evaluator.index)} labelled images are too few for "
+            f"{world} processes; start fewer"
         )
-    return found
+    return evaluator
 
 
 @dataclass(frozen=True)
-class Supervised:
-    """Accuracy on held-out images of a classifier that was trained on the labelled ones, augmented as in pretraining.
+class TrainedClassifier:
+    """Accuracy of a classifier trained on the labelled training images, with the crops and flips of pretraining.
 
-    Fine-tuning is AdamW with a learning rate that decays from layer to layer downwards, drop path, mixup, cutmix and
-    label smoothing, where pretraining crops its images also random augmentation and erasing (He et al. 2022, table 9),
-    on the mean of the patches.
+    Fine-tuning is that of He et al. 2022, table 9: AdamW, layer-wise decay of the learning rate, drop path, mixup,
+    cutmix, label smoothing, and a head on the mean of the patch tokens; where pretraining crops its images, also
+    RandAugment and random erasing.
 
     Attributes:
-        subject: what is evaluated.
+        context: what is evaluated.
         names: of the metrics.
-        index: the training images that have labels.
+        index: the training images with a label, int64.
     """
 
-    subject: EvalContext
+    context: EvalContext
     names: tuple[str, ...]
     index: Tensor
 
     @property
-    def batch(self) -> int:
-        """Images of a step; even, because mixing takes images in pairs."""
-        return min(MOST, max(2, len(self.index) // STEPS)) // 2 * 2
+    def batch_size(self) -> int:
+        """Images of a step over all processes; an even number, because mixup takes pairs of images."""
+        return min(MAX_BATCH_SIZE, max(2, len(self.index) // MIN_STEPS_PER_EPOCH)) // 2 * 2
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """The share of held-out images told rightly, by metric."""
-        return over_seeds(lambda seed: self.measure(model, seed), self.subject.settings.seeds)
+        """The accuracies on the labelled validation images, see `mean_over_seeds`.
+
+        Raises:
+            UserError: none of them can be read.
+        """
+        return mean_over_seeds(lambda seed: self.measure(model, seed), self.context.settings.seeds)
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """The accuracies with one seed."""
-        found, classes = {}, self.subject.source.classes
+        found, classes = {}, self.context.source.classes
         device = next(model.parameters()).device
         for name in self.names:
             encoder = copy.deepcopy(bare(model).encoder)
             with torch.random.fork_rng(devices=[]):
                 torch.random.default_generator.manual_seed(fold_seed(seed))
-                network = tunable(encoder, classes) if name == "finetune" else Attentive(encoder, classes)
-            self.learn(name, network.to(device), seed)
+                network = as_classifier(encoder, classes) if name == "finetune" else AttentiveProbe(encoder, classes)
+            self.fit(name, network.to(device), seed)
 
-            def rows(batch: Batch, network: nn.Module = network) -> tuple[Tensor, Tensor]:
+            def predict(batch: Batch, network: nn.Module = network) -> tuple[Tensor, Tensor]:
                 return network(batch.image).argmax(1), batch.label
 
-            test = self.subject.source.test
-            guess, label = over(test, range(len(test)), device, rows)
-            right = (guess == label)[label >= 0].double().mean().item()
-            found[f"{name.replace('-', '_')}_accuracy"] = right
+            test = self.context.source.test
+            predicted, label = map_images(test, range(len(test)), device, predict)
+            found[f"{name.replace('-', '_')}_accuracy"] = accuracy(predicted, label)
         return found
 
-    def learn(self, name: str, network: nn.Module, seed: int) -> None:
-        """Train a metric's classifier; every process with its share of each step, as one would alone."""
+    def fit(self, name: str, network: nn.Module, seed: int) -> None:
+        """Train the classifier of a metric; the processes share each step, and the result is that of one process."""
         tuned = name == "finetune"
         rank, world = rank_and_world_size()
         device = next(network.parameters()).device
-        rate, decay = tuning(network)[1:3] if tuned else (RATE, None)
+        lr, layer_decay = fine_tuning_settings(network)[1:3] if tuned else (PROBE_LR, None)
         optimizer = create_optimizer_v2(
-            network, "adamw", rate, weight_decay=0.05, betas=(0.9, 0.999), layer_decay=decay
+            network, "adamw", lr, weight_decay=0.05, betas=(0.9, 0.999), layer_decay=layer_decay
         )
-        paths = [module for module in network.modules() if isinstance(module, DropPath)]
-        per_epoch, epochs = len(self.index) // self.batch, self.subject.settings.probe_epochs
+        drop_paths = [module for module in network.modules() if isinstance(module, DropPath)]
+        per_epoch, epochs = len(self.index) // self.batch_size, self.context.settings.probe_epochs
         steps = per_epoch * epochs
         schedule = CosineLRScheduler(optimizer, steps, lr_min=1e-6, warmup_t=steps // 20, t_in_epochs=False)
-        classes = self.subject.source.classes
-        mix = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=classes) if tuned else None
-        cropped = self.subject.source.train.data.crop < 1
-        augment = Augmentation(self.subject.source.shape[0]) if tuned and cropped else None
-        reached = DistributedDataParallel(network) if world > 1 else network
+        classes = self.context.source.classes
+        mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=classes) if tuned else None
+        cropped = self.context.source.train.data.crop < 1
+        augment = Augmentation(self.context.source.shape[0]) if tuned and cropped else None
+        parallel = DistributedDataParallel(network) if world > 1 else network
         network.train()
         for epoch in range(epochs):
             order = self.index[torch.randperm(len(self.index), generator=generator(seed, epoch))]
-            for n, chosen in enumerate(order[: per_epoch * self.batch].split(self.batch)):
+            for n, chosen in enumerate(order[: per_epoch * self.batch_size].split(self.batch_size)):
                 step = epoch * per_epoch + n
-                # Image i is mixed with the i-th from the end, so a process has both.
+                # Mixup mixes image i with the i-th from the end, so a process has both.
                 share = torch.arange(len(chosen) // 2)[rank::world]
                 batch = self._read(chosen[torch.cat([share, (len(chosen) - 1 - share).flip(0)])], epoch, device)
                 if augment is not None:
                     batch = batch._replace(image=augment(batch.image, batch.index, seed, epoch))
                 image, label = batch.image, batch.label.clamp(min=0)
-                if mix is not None:
+                if mixup is not None:
                     with seeded(seed, step):
-                        image, target = mix(image, label)
+                        image, target = mixup(image, label)
                 else:
                     target = one_hot(label, classes).float()
-                draws = SampleRNG(seed, epoch, index=batch.index)
-                for path in paths:
-                    path.draws = draws
-                loss = cross_entropy(reached(image), target, reduction="none") * batch.mask
+                rng = SampleRNG(seed, epoch, index=batch.index)
+                for drop_path in drop_paths:
+                    drop_path.rng = rng
+                loss = cross_entropy(parallel(image), target, reduction="none") * batch.mask
                 schedule.step_update(step)
                 (loss.sum() * world / len(chosen)).backward()
                 optimizer.step()
@@ -132,8 +135,8 @@ class Supervised:
         network.eval()
 
     def _read(self, index: Tensor, epoch: int, device: torch.device) -> Batch:
-        """The images as pretraining augments them; an unreadable one keeps its place and does not count."""
-        train = self.subject.source.train
+        """The images, augmented as in pretraining; an unreadable one becomes padding."""
+        train = self.context.source.train
         batch, problems = train.__getitems__([(epoch, int(number)) for number in index])
         train.handle(problems)
         return train.augmented(on_device(batch, device), epoch)

@@ -2,9 +2,8 @@
 
     pretrain generate RUN --num-images 64 --guidance 2 --steps 30 --sampler heun
 
-Image n has the same noise whatever else is generated, so a seed and a number give an image back. Under torchrun or
-`accelerate launch` the processes share the batches, and make the same images to the bit on the same kind of device;
-another --batch-size may round otherwise.
+The noise of image n depends on the seed and n alone. Under torchrun or `accelerate launch` the processes share the
+batches; the images are bit-identical on the same kind of device. Another --batch-size may change their rounding.
 """
 
 from pathlib import Path
@@ -28,92 +27,103 @@ def main(
     batch_size: int = 64,
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
 ) -> None:
-    """Generate images with the averaged model of a run, as single files and as one grid.
+    """Generate images with the EMA model of a run, as files and as one grid.
 
     Args:
         run: folder of a run of train_diffusion.py.
-        num_images: images.
-        guidance: classifier-free guidance scale; 1 is none.
-        steps: of the sampler.
-        sampler: euler, heun (which calls the network twice a step), dpm++, or of ddpm ddim; where not given ddim of
-            ddpm, euler of flow, dpm++ of edm.
-        label: class of all images; of a conditional run, image n has class n modulo the classes where not given.
-        sigma_rel: of the power-function EMA that makes them, from the run's snapshots; the plain average where not
-            given.
+        num_images: number of images.
+        guidance: scale of classifier-free guidance; 1: none.
+        steps: sampling steps.
+        sampler: euler, heun (two network calls per step), dpm++, or, for ddpm, ddim; default: ddim for ddpm, euler for
+            flow, dpm++ for edm.
+        label: class of all images; default: class n modulo the number of classes for image n of a conditional run.
+        sigma_rel: use the power-function EMA of this length, reconstructed from the run's snapshots; default: the
+            plain EMA.
         seed: of the noise.
-        batch_size: images at once.
-        output_dir: new or empty folder for grid.png and images/, which holds nothing else, as other programs want it;
-            RUN/generated where not given.
+        batch_size: images per batch.
+        output_dir: new or empty folder for grid.png and images/, which contains the images alone; default:
+            RUN/generated.
     """
     import torch
 
     from pretrain.adapters import Generative
-    from pretrain.adapters._sampling import check, generate
+    from pretrain.adapters._sampling import check_sampling, generate
     from pretrain.checkpoint.load_run import load_run
     from pretrain.core.console import Display
     from pretrain.core.rng import SampleRNG
-    from pretrain.data.grid import grid, pixels
+    from pretrain.data.grid import grid, to_uint8
     from pretrain.distributed import launch
 
-    for name, value, least in (
+    for name, value, minimum in (
         ("num-images", num_images, 1),
         ("steps", steps, 1),
         ("batch-size", batch_size, 1),
         ("seed", seed, 0),
     ):
-        if value < least:
-            raise UserError(f"--{name} must be at least {least}, got {value}")
+        if value < minimum:
+            raise UserError(f"--{name} must be at least {minimum}, got {value}")
     state = launch.join()
     trained = load_run(run, sigma_rel)
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
-        raise UserError(f"{run}: {type(adapter).__name__} makes no images; name a run of train_diffusion.py")
-    check(adapter, classes, sampler, steps, guidance)
+        raise UserError(f"{run}: {type(adapter).__name__} generates no images; give a run of train_diffusion.py")
+    check_sampling(adapter, classes, sampler, steps, guidance)
     if label is not None and not 0 <= label < classes:
         raise UserError(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
     folder = output_dir or run / "generated"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output-dir {folder}: it is there already and not an empty folder; name another one")
-    state.wait_for_everyone()
-    single = folder / "images"
-    try:
-        single.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
-
-    vae, model = trained.autoencoder, trained.model.to(state.device)
+    files = _new_folder(folder, state)
+    autoencoder, model = trained.autoencoder, trained.model.to(state.device)
     for start in range(state.process_index * batch_size, num_images, state.num_processes * batch_size):
-        which = torch.arange(start, min(start + batch_size, num_images), device=state.device)
-        noise = SampleRNG(seed, index=which).normal(*trained.shape)
-        given = which % classes if classes else torch.full_like(which, -1)
-        given = given if label is None else torch.full_like(which, label)
-        made = generate(model, adapter, noise, given, steps=steps, guidance=guidance, by=sampler, autoencoder=vae)
-        for number, image in zip(which.tolist(), pixels(made), strict=True):
-            write(image, single / f"{number:05d}.png")
+        number = torch.arange(start, min(start + batch_size, num_images), device=state.device)
+        noise = SampleRNG(seed, index=number).normal(*trained.shape)
+        labels = number % classes if classes else torch.full_like(number, -1)
+        labels = labels if label is None else torch.full_like(number, label)
+        images = generate(
+            model, adapter, noise, labels, steps=steps, guidance=guidance, sampler=sampler, autoencoder=autoencoder
+        )
+        for n, image in zip(number.tolist(), to_uint8(images), strict=True):
+            write(image, files / f"{n:05d}.png")
     state.wait_for_everyone()
     if state.is_main_process:
-        shown = [to_tensor(single / f"{number:05d}.png") for number in range(min(num_images, 144))]
+        shown = [read(files / f"{n:05d}.png") for n in range(min(num_images, 144))]
         sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
         write(sheet, folder / "grid.png")
-        Display(True).say(f"{num_images} images in {single}, the first {len(shown)} in {folder / 'grid.png'}")
+        Display(True).print(f"{num_images} images in {files}, the first {len(shown)} in {folder / 'grid.png'}")
+
+
+def _new_folder(folder: Path, state: Any) -> Path:
+    """Create the folder of the images; all processes call it.
+
+    Raises:
+        UserError: the output folder is not empty, or can't be created.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; give another one")
+    state.wait_for_everyone()
+    files = folder / "images"
+    try:
+        files.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None
+    return files
 
 
 def write(image: Any, path: Path) -> None:
-    """Write an image, uint8 [H, W, C].
+    """Write an image, uint8 [H, W, C], to a file.
 
     Raises:
-        UserError: there is no room for it, or the like.
+        UserError: it can't be written, for example on a full disk.
     """
     from PIL import Image
 
     try:
         Image.fromarray(image.squeeze(-1).numpy()).save(path)
     except OSError as error:
-        raise UserError(f"{path}: can't be written: {error}; the images before it are kept", local=True) from None
+        raise UserError(f"{path}: can't be written: {error}; the images before it are complete", local=True) from None
 
 
-def to_tensor(path: Path) -> Any:
-    """An image file as float32 [C, H, W] in [-1, 1]."""
+def read(path: Path) -> Any:
+    """Read an image file as float32 [C, H, W] in [-1, 1]."""
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -122,5 +132,5 @@ def to_tensor(path: Path) -> Any:
 
 
 def run() -> None:
-    """The command."""
+    """The command `pretrain generate`."""
     run_command(main, "pretrain generate")

@@ -1,4 +1,4 @@
-"""Classifiers made of an encoder: one to be fine-tuned, and a frozen one below an attentive head."""
+"""Classifiers on an encoder: for fine-tuning, and frozen under an attentive head."""
 
 from typing import Any, NamedTuple
 
@@ -10,74 +10,81 @@ from pretrain.adapters import bare
 from pretrain.core.rng import SampleRNG
 
 
-class Tuning(NamedTuple):
-    """How an encoder is fine-tuned.
+class FineTuning(NamedTuple):
+    """Settings of fine-tuning.
 
     Attributes:
-        blocks: of encoders that this is for, at most.
-        rate: peak learning rate for 256 images a step.
-        layer_decay: what it is multiplied by from layer to layer downwards.
-        drop_path: share of the samples that pass the last block by (Huang et al. 2016); less in earlier ones.
+        max_blocks: depth of the largest encoder that they are for.
+        lr: peak learning rate for a batch size of 256.
+        layer_decay: factor on the learning rate from each layer to the one below it.
+        drop_path: share of samples that skip the last block (Huang et al. 2016); it rises linearly from 0 at the first.
     """
 
-    blocks: float
-    rate: float
+    max_blocks: float
+    lr: float
     layer_decay: float
     drop_path: float
 
 
-# Of ViT-B, L and H: He et al. 2022, table 9, with the values of the release, where they differ.
-TUNINGS = (Tuning(12, 5e-4, 0.65, 0.1), Tuning(24, 1e-3, 0.75, 0.2), Tuning(float("inf"), 1e-3, 0.75, 0.3))
+# Of ViT-B, L and H (He et al. 2022, table 9); where the released code differs, its values.
+FINE_TUNING = (
+    FineTuning(12, 5e-4, 0.65, 0.1),
+    FineTuning(24, 1e-3, 0.75, 0.2),
+    FineTuning(float("inf"), 1e-3, 0.75, 0.3),
+)
 
 
 class DropPath(nn.Module):
-    """A residual branch that some samples go without: as in timm, but what is drawn belongs to the sample.
+    """Skip a residual branch for some samples, as timm's DropPath, with random numbers that depend on the sample.
 
-    So processes that share a step drop what one would, and no global generator is read.
+    So the result doesn't depend on the number of processes, and no global generator is used.
 
     Args:
-        rate: share of the samples that go without it.
+        rate: share of the samples.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.draws: SampleRNG | None = None  # of the samples of the batch that comes
+        self.rng: SampleRNG | None = None  # of the samples of the next batch
 
     def forward(self, branch: Tensor) -> Tensor:
-        """The branch [B, L, D], larger where it is kept, so that its mean is the same."""
+        """The branch [B, L, D], 0 for dropped samples and divided by 1 - rate for the others."""
         if not self.training or not self.rate:
             return branch
-        assert self.draws is not None
-        kept = self.draws.uniform(1, 1) >= self.rate
+        assert self.rng is not None
+        kept = self.rng.uniform(1, 1) >= self.rate
         return branch * kept / (1 - self.rate)
 
 
-def tuning(encoder: Any) -> Tuning:
-    """How an encoder of its depth is fine-tuned."""
-    return next(known for known in TUNINGS if len(encoder.blocks) <= known.blocks)
+def fine_tuning_settings(encoder: Any) -> FineTuning:
+    """The settings for an encoder of this depth."""
+    return next(settings for settings in FINE_TUNING if len(encoder.blocks) <= settings.max_blocks)
 
 
-def tunable(encoder: Any, classes: int) -> nn.Module:
-    """A timm vision transformer made a classifier: of the mean of its patches, behind which its last norm goes."""
+def as_classifier(encoder: Any, classes: int) -> nn.Module:
+    """Turn a timm vision transformer into a classifier for fine-tuning, in place.
+
+    The head is on the mean of the patch tokens; the encoder's last norm comes after the mean.
+    """
     encoder.requires_grad_(True).reset_classifier(classes, global_pool="avg")
     if isinstance(encoder.fc_norm, nn.Identity):
         encoder.norm, encoder.fc_norm = nn.Identity(), encoder.norm
     trunc_normal_(encoder.head.weight, std=2e-5)
-    rates = torch.linspace(0, tuning(encoder).drop_path, len(encoder.blocks)).tolist()
+    rates = torch.linspace(0, fine_tuning_settings(encoder).drop_path, len(encoder.blocks)).tolist()
     for block, rate in zip(encoder.blocks, rates, strict=True):
         for name in [name for name, _ in block.named_modules() if name.split(".")[-1].startswith("drop_path")]:
             block.set_submodule(name, DropPath(rate))
     return encoder
 
 
-class Attentive(nn.Module):
-    """A frozen encoder whose tokens one query attends to, and a linear map of what it gathers (Chen et al. 2022,
+class AttentiveProbe(nn.Module):
+    """A frozen encoder, cross-attention of one learned query to its tokens, and a linear classifier (Chen et al. 2022,
     "Context autoencoder", section 3.3).
 
     Args:
         encoder: a timm vision transformer.
-        classes: to tell apart.
+        classes: number of classes.
     """
 
     def __init__(self, encoder: nn.Module, classes: int) -> None:
@@ -87,8 +94,8 @@ class Attentive(nn.Module):
         self.pool = AttentionPoolLatent(timm.embed_dim, num_heads=timm.blocks[0].attn.num_heads)
         self.norm, self.head = nn.LayerNorm(timm.embed_dim), nn.Linear(timm.embed_dim, classes)
 
-    def train(self, mode: bool = True) -> "Attentive":
-        """The encoder stays as it is evaluated."""
+    def train(self, mode: bool = True) -> "AttentiveProbe":
+        """Set the mode of the head; the encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self

@@ -1,4 +1,4 @@
-"""A linear probe that follows an encoder while it is pretrained, from features that the training computes anyway."""
+"""A linear probe of an encoder during its pretraining, from the features that the training computes anyway."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,100 +7,108 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, bare
-from pretrain.checkpoint.ema import exponential
+from pretrain.checkpoint.ema import exponential_decay
 from pretrain.core.rng import SampleRNG
 from pretrain.distributed.collectives import all_reduce_sum, rank_and_world_size
-from pretrain.evaluation.context import EvalContext, labelled, over
+from pretrain.evaluation.context import EvalContext, accuracy, map_images
 
-HALFLIFE = 0.05  # of what was seen, as a share of the training: old features are another encoder's
-RIDGE = 1e-3  # of the features' mean square
+HALF_LIFE = 0.05  # of a sample's weight, as a share of the training: the encoder of old features has changed since
+RIDGE = 1e-3  # times the mean square of the features
 
 
-def make(subject: EvalContext, names: list[str]) -> "OnlineProbe":
-    """The evaluator of this file's metric."""
-    labelled(subject, names)
-    return OnlineProbe(subject)
+def make(context: EvalContext, names: list[str]) -> "OnlineProbe":
+    """The evaluator of the metric online-probe."""
+    return OnlineProbe(context)
 
 
 class OnlineProbe:
-    """Accuracy of a ridge regression from pooled features to classes, on held-out images masked as in training.
+    """Accuracy of a ridge regression from pooled features to labels on validation images, masked as in training.
 
-    A regression needs no steps of its own: sums of products of the detached features with themselves and with the
-    labels say it all, are added up over processes when they are asked for, and are a function of the visits, so a
-    resumed run has those of an uninterrupted one.
+    The sums of x xᵀ and x yᵀ over the samples of the training determine the regression. They need no gradient, and
+    are added over the processes only when they are used. They depend on the samples alone, so a resumed run has the
+    same as an uninterrupted one.
 
     Args:
-        subject: what is trained.
+        context: what is evaluated.
     """
 
     name = "online-probe"  # of its file in a checkpoint
 
-    def __init__(self, subject: EvalContext) -> None:
-        self.subject, self.progress = subject, 0.0
+    def __init__(self, context: EvalContext) -> None:
+        self.context, self.progress = context, 0.0
         self.sums: Tensor
-        self.seen: Tensor | None = None
+        self.feature: Tensor | None = None
 
     def attach(self, model: nn.Module, device: torch.device) -> None:
-        """Follow `model`, the bare network in training, from now on; copies made of it later would be followed, too."""
+        """Observe a model from now on.
+
+        Args:
+            model: the bare network that is trained; later copies of it would be observed, too.
+            device: where the features are.
+        """
         encoder: Any = model.encoder
         width = encoder.embed_dim + 1
-        self.sums = torch.zeros(width, width + self.subject.source.classes, device=device)
-        self._watch(model)
+        self.sums = torch.zeros(width, width + self.context.source.classes, device=device)
+        self._hook(model)
 
-    def _watch(self, model: nn.Module) -> Any:
+    def _hook(self, model: nn.Module) -> Any:
         encoder: Any = bare(model).encoder
 
-        def note(module: nn.Module, arguments: Any, tokens: Tensor) -> None:
-            self.seen = encoder.pool(tokens.detach()).float()
+        def store(module: nn.Module, arguments: Any, tokens: Tensor) -> None:
+            self.feature = encoder.pool(tokens.detach()).float()
 
-        return encoder.norm.register_forward_hook(note)
+        return encoder.norm.register_forward_hook(store)
 
     @torch.no_grad()
     def observe(self, batch: Batch, progress: float) -> None:
-        """Take in the batch that was encoded last; what was seen before fades.
+        """Add the last encoded batch to the sums, after decaying them.
 
         Args:
-            batch: unlabelled images and slots that do not count are left out.
-            progress: of the training after it.
+            batch: padding and images without a label are ignored.
+            progress: of the training after the batch.
         """
-        assert self.seen is not None
+        assert self.feature is not None
         if progress > self.progress:
-            self.sums *= exponential(HALFLIFE)(self.progress, progress)
-        counts = ((batch.label >= 0) & batch.mask).float()[:, None]
-        x = torch.cat([self.seen, torch.ones_like(counts)], dim=1)
-        y = batch.label[:, None] == torch.arange(self.subject.source.classes, device=batch.label.device)
-        self.sums += (x * counts).T @ torch.cat([x, y.float()], dim=1)
+            self.sums *= exponential_decay(HALF_LIFE)(self.progress, progress)
+        weight = ((batch.label >= 0) & batch.mask).float()[:, None]
+        x = torch.cat([self.feature, torch.ones_like(weight)], dim=1)
+        y = batch.label[:, None] == torch.arange(self.context.source.classes, device=batch.label.device)
+        self.sums += (x * weight).T @ torch.cat([x, y.float()], dim=1)
         self.progress = progress
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resume needs; all processes must call it."""
+        """The state for a checkpoint; all processes must call it."""
         return {"sums": all_reduce_sum(self.sums.clone())}
 
     def load_state_dict(self, state: Mapping[str, Tensor], progress: float) -> None:
-        """Go on from a `state_dict` at this progress of the training."""
-        if rank_and_world_size()[0] == 0:  # those of all processes are added up
+        """Restore a `state_dict`, of this progress of the training."""
+        if rank_and_world_size()[0] == 0:  # the sums of all processes are added up
             self.sums.copy_(state["sums"])
         self.progress = progress
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """The share of held-out images told rightly; before any visit, that of the first class."""
-        test, device = self.subject.source.test, next(model.parameters()).device
-        watching, kept = self._watch(model), self.seen
+        """The accuracy on the labelled validation images; before the first batch, that of predicting class 0.
 
-        def rows(batch: Batch) -> tuple[Tensor, Tensor]:
-            draws = SampleRNG(0, index=batch.index)
-            self.subject.adapter(model, batch._replace(level=draws.uniform()), draws)
-            assert self.seen is not None
-            return self.seen, batch.label
+        Raises:
+            UserError: none of them can be read.
+        """
+        test, device = self.context.source.test, next(model.parameters()).device
+        handle, stored = self._hook(model), self.feature
+
+        def encode(batch: Batch) -> tuple[Tensor, Tensor]:
+            rng = SampleRNG(0, index=batch.index)
+            self.context.adapter(model, batch._replace(level=rng.uniform()), rng)
+            assert self.feature is not None
+            return self.feature, batch.label
 
         try:
-            feature, label = over(test, range(len(test)), device, rows)
+            feature, label = map_images(test, range(len(test)), device, encode)
         finally:
-            watching.remove()
-            self.seen = kept
+            handle.remove()
+            self.feature = stored
         sums = self.state_dict()["sums"].double().cpu()
         square, product = sums[:, : len(sums)], sums[:, len(sums) :]
         ridge = RIDGE * square.diagonal().mean().clamp(min=1e-12)
         weight = torch.linalg.solve(square + ridge * torch.eye(len(square), dtype=torch.float64), product)
-        guess = (feature.double() @ weight[:-1] + weight[-1]).argmax(1)
-        return {"online_probe_accuracy": (guess == label)[label >= 0].double().mean().item()}
+        predicted = (feature.double() @ weight[:-1] + weight[-1]).argmax(1)
+        return {"online_probe_accuracy": accuracy(predicted, label)}

@@ -1,30 +1,59 @@
-"""What a person looks at: each class's objects are called as ``picture(model)`` and give uint8 [H, W, C]."""
+"""Pictures of what a model does: objects that are called as ``picture(model)`` and return uint8 [H, W, C], or None."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Generative
-from pretrain.adapters._sampling import check, generate
+from pretrain.adapters._sampling import check_sampling, generate
+from pretrain.core.errors import UserError, warn
 from pretrain.core.rng import SampleRNG
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.data.grid import grid
 from pretrain.data.images import Images, on_device
-from pretrain.distributed.collectives import all_gather_rows, rank_and_world_size
+from pretrain.distributed.collectives import all_gather_rows, all_gather_set, rank_and_world_size
+
+T = TypeVar("T")
+
+
+def attempt(make: Callable[[], T]) -> T | None:
+    """Call a function, so that its failure does not end a training: no picture is needed for training.
+
+    All processes must call it.
+
+    Returns:
+        What the function returns; None, with a warning, if it raises an exception on any process.
+
+    Raises:
+        UserError: as the function raises it, for example for an unreadable image.
+    """
+    result, messages = None, set()
+    try:
+        result = make()
+    except UserError:
+        raise
+    except Exception as error:  # components of the user can raise exceptions of any type
+        messages = {f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    messages = all_gather_set(messages)
+    if not messages:
+        return result
+    warn(f"the picture can't be made ({min(messages)}); the training continues without it")
+    return None
 
 
 @dataclass(frozen=True)
-class Generated:
-    """Images made from the same noise each time, so that pictures of one run can be compared.
+class GeneratedImages:
+    """Images generated from the same noise in every call, so that the pictures of a run are comparable.
 
     Attributes:
-        adapter: names the scheduler.
+        adapter: provides the noise scheduler.
         shape: (C, H, W) of an image, or of its latent.
-        classes: image n is of class n mod `classes`; 0: without labels.
-        count: images.
+        classes: image n is of class n modulo `classes`; 0: without labels.
+        count: number of images.
         steps, guidance: see `generate`.
         seed: of the noise.
         autoencoder: decodes latents.
@@ -40,41 +69,50 @@ class Generated:
     autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would fail after hours of training."""
+        """Raise `UserError` for settings that would fail when the first picture is made."""
         if isinstance(self.adapter, Generative):
-            check(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
+            check_sampling(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
 
-    def __call__(self, model: nn.Module) -> Tensor:
-        """The picture; every process makes its share of it, and all of them must call it."""
+    def __call__(self, model: nn.Module) -> Tensor | None:
+        """The images as a grid, or None, see `attempt`; the processes share them, and all must call it."""
         rank, world = rank_and_world_size()
-        which = torch.arange(rank, self.count, world, device=next(model.parameters()).device)
-        noise = SampleRNG(self.seed, index=which).normal(*self.shape)
-        label = which % self.classes if self.classes else torch.full_like(which, -1)
-        made = {"steps": self.steps, "guidance": self.guidance, "autoencoder": self.autoencoder}
-        share = [which, generate(model, self.adapter, noise, label, **made)] if len(which) else []
-        which, images = all_gather_rows(share)
-        return grid(images[which.argsort()], columns=round(self.count**0.5))
+        number = torch.arange(rank, self.count, world, device=next(model.parameters()).device)
+
+        def share() -> list[Tensor]:
+            noise = SampleRNG(self.seed, index=number).normal(*self.shape)
+            label = number % self.classes if self.classes else torch.full_like(number, -1)
+            settings = {"steps": self.steps, "guidance": self.guidance, "autoencoder": self.autoencoder}
+            return [number, generate(model, self.adapter, noise, label, **settings)] if len(number) else []
+
+        if (columns := attempt(share)) is None:
+            return None
+        order, images = all_gather_rows(columns)
+        return attempt(lambda: grid(images[order.argsort()], columns=round(self.count**0.5)))
 
 
 @dataclass(frozen=True)
-class Reconstructed:
-    """Held-out images, four to a row: the original, what the model sees of it, and how it completes it.
+class Reconstructions:
+    """Validation images, four per row: the original, the visible patches, and the reconstruction.
 
     Attributes:
         adapter: has `reconstruct`.
-        images: held-out ones.
-        count: images, the first ones.
+        images: the validation images.
+        count: number of images, the first ones.
     """
 
     adapter: Any
     images: Images
     count: int
 
+    def __call__(self, model: nn.Module) -> Tensor | None:
+        """The images as a grid, or None, see `attempt`; all processes must call it."""
+        return attempt(lambda: self.draw(model))
+
     @torch.no_grad()
-    def __call__(self, model: nn.Module) -> Tensor:
-        """The picture."""
-        plain = next(self.images.batches(range(len(self.images)), self.count))
-        batch: Batch = on_device(plain, next(model.parameters()).device)
-        seen, completed = self.adapter.reconstruct(model, batch, SampleRNG(0, index=batch.index))
-        triples = rearrange(torch.stack([batch.image, seen, completed]), "n b c h w -> (b n) c h w")
+    def draw(self, model: nn.Module) -> Tensor:
+        """The images as a grid; exceptions of the adapter are not caught."""
+        cpu_batch = next(self.images.batches(range(len(self.images)), self.count))
+        batch: Batch = on_device(cpu_batch, next(model.parameters()).device)
+        visible, reconstructed = self.adapter.reconstruct(model, batch, SampleRNG(0, index=batch.index))
+        triples = rearrange(torch.stack([batch.image, visible, reconstructed]), "n b c h w -> (b n) c h w")
         return grid(triples, columns=12)

@@ -1,1 +1,1 @@
-"""Trained weights for other libraries and back, the model card, the hub."""
+"""Trained models for other libraries, weights from other libraries, the model card, uploads to the Hub."""

@@ -1,71 +1,95 @@
-"""The model card: what a stranger wants to know of an exported model, filled from its run."""
+"""The model card, written from a run: what the model is, how to use it, its cost and its quality."""
 
+import html
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pretrain.config.schema import LAUNCH_ONLY, Config
+from pretrain.config.trusted_code import features_file
 from pretrain.core.console import duration
-from pretrain.data.autoencoder import PLACES, open_autoencoder
+from pretrain.data.autoencoder import SUBFOLDERS, open_autoencoder
 
 TASKS = {"diffusers": "unconditional-image-generation", "timm": "image-feature-extraction"}
-PROGRAMS = {"timm": "train_mae.py"}  # of the others: train_diffusion.py
 
 
 def write(config: Config, summary: dict[str, Any], *, name: str = "", licence: str | None = None) -> None:
-    """Write README.md, what it shows, and recipe.yaml, beside the model.
+    """Write README.md with its pictures, and recipe.yaml, to the folder of the model.
 
     Args:
         config: the run's settings.
-        summary: what it came to (summary.json); its `model` is the folder of the exported model.
-        name: of its repository on the hub, if it has one.
-        licence: as the hub calls it, if it is known.
+        summary: the run's summary; `model` is the folder of the exported model.
+        name: of the repository on the Hub; "": it has none.
+        licence: its identifier on the Hub; None: unknown.
+
+    Raises:
+        OSError: a file can't be written.
     """
     folder = Path(summary["model"])
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(config), sort_keys=False, allow_unicode=True))
-    shown = []
+    pictures = []
     for title, path in _pictures(config):
         shutil.copy(path, folder / path.name)
-        shown.append((title, path.name))
-    card = ModelCard(f"---\n{_data(config, summary, licence).to_yaml()}\n---\n\n{_text(config, summary, name, shown)}")
+        pictures.append(f"![{title}]({quote(path.name)})")
+    head = _front_matter(config, summary, licence).to_yaml()
+    card = ModelCard(f"---\n{head}\n---\n\n{_text(config, summary, name, pictures)}")
     card.save(folder / "README.md")
 
 
 def recipe(config: Config) -> dict[str, Any]:
-    """The run's settings for somebody elsewhere: without its output folder, and of paths the last name alone."""
+    """The run's settings for publication: without its output folder, and of paths only the last name."""
     tree = config.to_dict()
     for name in ("output_dir", *LAUNCH_ONLY):
         tree.pop(name, None)
-    paths = (("data", "source"), ("adapter", "name"), ("model", "name"), ("model", "init"), ("pruning", "policy"))
+    paths = (
+        ("data", "source"),
+        ("adapter", "name"),
+        ("model", "name"),
+        ("model", "init"),
+        ("pruning", "policy"),
+        ("evaluate", "features"),
+        ("evaluate", "reference"),
+    )
     for section, key in paths:
-        value = tree[section].get(key)
-        if value and Path(value).expanduser().exists():
-            tree[section][key] = Path(value).expanduser().resolve().name
+        value = tree[section].get(key) or ""
+        path = features_file(value) if key == "features" else value
+        if _is_path(path):
+            tree[section][key] = value.removesuffix(path) + Path(path).expanduser().resolve().name
     return tree
 
 
-def _own(config: Config) -> bool:
-    """Whether the images are the user's own, so that it is not for us to show them to the world."""
-    return Path(config.data.source).expanduser().exists()
+def _is_path(name: str) -> bool:
+    path = Path(name).expanduser()
+    return bool(name) and (path.exists() or path.is_absolute() or name.startswith("."))
 
 
 def _pictures(config: Config) -> list[tuple[str, Path]]:
-    """The run's last picture, and its loss by level; a masked autoencoder's shows images of the data set."""
+    """The run's last picture and its loss by level, with their titles.
+
+    The picture of a masked autoencoder contains images of the data set, so it is omitted if these are the user's own. A
+    link is omitted, because it can lead to any file.
+    """
     folder = config.output_dir / "pictures"
-    last, shows_data = sorted(folder.glob("epoch-*.png"))[-1:], hasattr(config.component("adapter"), "reconstruct")
-    made = [] if shows_data and _own(config) else [("What it makes", path) for path in last]
-    return made + [("Its loss by level", path) for path in folder.glob("loss-by-level.png")]
+    last = sorted(path for path in folder.glob("epoch-*.png") if not path.is_symlink())[-1:]
+    if hasattr(config.component("adapter"), "reconstruct"):
+        title, shown = "Reconstructions of validation images", [] if _is_path(config.data.source) else last
+    else:
+        title, shown = "Generated images", last
+    by_level = [path for path in folder.glob("loss-by-level.png") if not path.is_symlink()]
+    return [*((title, path) for path in shown), *(("Validation loss by level", path) for path in by_level)]
 
 
 def _library(summary: dict[str, Any]) -> str:
     return summary["open_model_with"].split(".")[0]
 
 
-def _data(config: Config, summary: dict[str, Any], licence: str | None) -> ModelCardData:
-    """The head that the hub reads."""
+def _front_matter(config: Config, summary: dict[str, Any], licence: str | None) -> ModelCardData:
+    """The metadata that the Hub reads."""
     library, data = _library(summary), recipe(config)["data"]["source"]
     task = TASKS.get(library, "other")
     results = [
@@ -77,93 +101,129 @@ def _data(config: Config, summary: dict[str, Any], licence: str | None) -> Model
         library_name=library,
         pipeline_tag=task if library in TASKS else None,
         license=licence,
-        datasets=None if _own(config) or "/" not in data else data,
+        datasets=None if _is_path(config.data.source) or "/" not in data else data,
         tags=["infobatch", recipe(config)["adapter"]["name"]],
         model_name=config.output_dir.resolve().name if results else None,
         eval_results=results or None,
     )
 
 
-def _text(config: Config, summary: dict[str, Any], name: str, shown: list[tuple[str, str]]) -> str:
-    """What a person reads."""
-    told = recipe(config)
-    adapter, model, data = told["adapter"]["name"], told["model"]["name"], told["data"]["source"]
+def _code(text: str) -> str:
+    """Text as inline code; what would end it, or a cell of a table, is removed."""
+    return f"`{' '.join(re.sub(r'[`|]', '', text).split())}`"
+
+
+def _prose(text: str) -> str:
+    """Text without HTML or Markdown: names of files and folders may contain either."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _text(config: Config, summary: dict[str, Any], name: str, pictures: list[str]) -> str:
+    """The text below the metadata."""
+    sections = [
+        f"# {_prose(name.split('/')[-1] or config.output_dir.resolve().name)}",
+        *_description(config, summary),
+        *pictures,
+        *_use(config, summary, name),
+        *_cost(summary),
+        *_quality(summary),
+        *_training(config, summary),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _description(config: Config, summary: dict[str, Any]) -> list[str]:
+    settings, folder = recipe(config), Path(summary["model"])
+    adapter, network = (_code(settings[section]["name"]) for section in ("adapter", "model"))
+    kind = "A vision transformer, pretrained as a masked autoencoder" if _library(summary) == "timm" else "A "
+    if _library(summary) != "timm":
+        kind += "class-conditional denoiser" if config.class_conditional else "denoiser"
+        kind += " of latents" if (folder / "vae").is_dir() or (folder / "vqvae").is_dir() else " of images"
+    ema = "The parameters are an exponential moving average (EMA) over the training."
+    if summary.get("sigma_rel") is not None:
+        ema = f"The parameters are a power-function EMA over the training (sigma_rel {summary['sigma_rel']:g})."
     parts = [
-        f"# {name.split('/')[-1] or config.output_dir.resolve().name}",
-        f"Network `{model}`, {summary['parameters'] / 1e6:.3g} M parameters; objective `{adapter}`; trained on {data}"
-        f"{', with labels' if config.class_conditional else ''}, {_who(config)}{_average(summary)}.",
-        *_autoencoder(Path(summary["model"])),
-        *(f"![{title}]({path})" for title, path in shown),
+        f"{kind}: network {network} with {summary['parameters'] / 1e6:.3g} M parameters, objective {adapter}, trained "
+        f"on {summary['dataset_size']:,} images of {_code(settings['data']['source'])}. {ema}"
     ]
-    return "\n\n".join([*parts, *_use(summary, name), *_cost(summary), *_quality(summary), *_made(summary)]) + "\n"
-
-
-def _autoencoder(folder: Path) -> list[str]:
-    """What decodes the model's latents, so that nobody takes another one for it."""
-    if not any((folder / place).is_dir() for place in PLACES):
-        return []
-    told = open_autoencoder(folder).identity
-    return [
-        f"It makes latents; the `{told['class']}` that encoded the images is in this folder and decodes them. "
-        f"SHA-256 of its parameters: `{told['sha256']}`."
-    ]
-
-
-def _use(summary: dict[str, Any], name: str) -> list[str]:
-    """How it is opened: from the hub by libraries that ask it themselves, else from its folder."""
-    library, folder, said = _library(summary), summary["model"], summary["open_model_with"]
-    place = "In this folder:"
-    if name and library in TASKS:
-        place, said = "", said.replace(f"local-dir:{folder}", f"hf-hub:{name}").replace(folder, name)
-    elif name:
-        place = f"After `hf download {name} --local-dir model && cd model`:"
-    code = f"import {library}{'.torch' if library == 'safetensors' else ''}\n\nmodel = {said.replace(folder, '.')}"
-    parts = ["## Use", *filter(None, [place]), f"```python\n{code}\n```"]
-    if "trust_remote_code" in said:
-        parts.append("It brings the code of its own pipeline: `pipeline.py` and, of a network of its own, `network/`.")
-    if (Path(folder) / "transformers").is_dir():
+    if any((folder / place / "config.json").is_file() for place in SUBFOLDERS):
+        identity = open_autoencoder(folder).identity
         parts.append(
-            "`transformers/` is the same with its decoder, for `transformers.ViTMAEForPreTraining.from_pretrained`."
+            f"The {_code(identity['class'])} that encoded the training images is in this folder and decodes the "
+            f"latents. SHA-256 of its parameters: `{identity['sha256']}`."
         )
     return parts
 
 
-def _average(summary: dict[str, Any]) -> str:
-    sigma_rel = summary.get("sigma_rel")
-    return "" if sigma_rel is None else f"; its parameters are their power-function EMA of sigma_rel {sigma_rel:g}"
-
-
-def _who(config: Config) -> str:
-    return "on the full data set in every epoch" if config.policy == "full" else f"pruned dynamically ({config.policy})"
+def _use(config: Config, summary: dict[str, Any], name: str) -> list[str]:
+    """How to open it: from the Hub, if its library can do that, else from its folder."""
+    library, folder = _library(summary), summary["model"]
+    expression = summary["open_model_with"]
+    inside = repr(folder)[1:-1]  # as in the expression, which contains a literal
+    place = "In this folder:"
+    if name and library in TASKS:
+        place, expression = "", expression.replace(f"local-dir:{inside}", f"hf-hub:{name}").replace(inside, name)
+    elif name:
+        place = f"After `hf download {name} --local-dir model && cd model`:"
+    expression = expression.replace(inside, ".")
+    lines = [f"import {library}{'.torch' if library == 'safetensors' else ''}", ""]
+    text = []
+    if library == "diffusers":
+        call = "batch_size=4, label=0, guidance=1.5" if config.class_conditional else "batch_size=4"
+        lines += [f"pipeline = {expression}", f"images = pipeline({call}).images"]
+    elif library == "timm":
+        lines += [f"model = {expression}"]
+        text.append("It takes images in [-1, 1], that is pixels in [0, 1] normalised by mean 0.5 and std 0.5.")
+    else:
+        lines += [f"parameters = {expression}"]
+        text.append("These are the parameters alone; `recipe.yaml` describes the network.")
+    if "trust_remote_code" in expression:
+        text.append("The pipeline has code of its own: `pipeline.py`, and that of the network in `network/`, if any.")
+    if (Path(folder) / "transformers").is_dir():
+        text.append("`transformers/` contains it with its decoder, for `transformers.ViTMAEForPreTraining`.")
+    code = "\n".join(lines)
+    return ["## Use", *filter(None, [place]), f"```python\n{code}\n```", *text]
 
 
 def _cost(summary: dict[str, Any]) -> list[str]:
-    visits, flops = summary["samples_used"], summary["train_flops"]
+    used, full, flops = summary["samples_used"], summary["full_samples"], summary["train_flops"]
+    epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
+    if used == full:
+        time = duration(summary["seconds"])
+        return ["## Cost", f"Training used {used:,} samples ({epochs}) and {flops:.3g} FLOPs, and took {time}."]
     return [
         "## Cost",
-        "| | this model | the full data set in every epoch |\n|---|---|---|\n"
-        f"| samples used | {visits:,} | {summary['full_samples']:,} |\n"
+        f"| | this model | {epochs} of the full data set |\n|---|---|---|\n"
+        f"| samples used | {used:,} | {full:,} |\n"
         f"| training FLOPs | {flops:.3g} | {summary['full_train_flops']:.3g} |\n"
-        f"| time of training | {duration(summary['seconds'])} | |",
-        f"{summary['saved_fraction']:.1%} of the samples were saved, counted against "
-        f"{summary['progress'] * summary['epochs']:g} epochs of "
-        f"{summary['dataset_size']:,} images. That is what it cost, not that nothing was lost: compare its quality "
-        "with that of ordinary training of the same, shorter length.",
+        f"| training time | {duration(summary['seconds'])} | |",
+        f"Training used {summary['saved_fraction']:.1%} fewer samples than {epochs} of the full data set. This says "
+        "nothing about quality: compare that with ordinary training which is shortened to the same cost.",
     ]
 
 
 def _quality(summary: dict[str, Any]) -> list[str]:
     before, after = summary["quality_before"], summary["quality"]
     rows = [
-        f"| {key} | {f'{before[key]:.4f}' if key in before else ''} | {value:.4f} |"
-        for key, value in after.items()
+        f"| {_code(name)} | {f'{before[name]:.4f}' if name in before else ''} | {value:.4f} |"
+        for name, value in after.items()
         if not isinstance(value, list)
     ]
     table = "\n".join(["| | before training | after |\n|---|---|---|", *rows])
-    how = [f"{note}." for note in summary.get("notes", [])] or ["`evaluate` in `recipe.yaml` says how it was measured."]
-    return ["## Quality", table, *how] if rows else []
+    notes = [f"{_prose(note)}." for note in summary.get("notes", [])]
+    notes = notes or ["`evaluate` in `recipe.yaml` contains the settings of the evaluation."]
+    return ["## Quality", table, *notes] if rows else []
 
 
-def _made(summary: dict[str, Any]) -> list[str]:
-    program = PROGRAMS.get(_library(summary), "train_diffusion.py")
-    return ["## Made with", f"```\npython {program} --config recipe.yaml\n```", "`recipe.yaml` holds every setting."]
+def _training(config: Config, summary: dict[str, Any]) -> list[str]:
+    program = "train_mae.py" if _library(summary) == "timm" else "train_diffusion.py"
+    samples = "on all images in every epoch"
+    if config.policy != "full":
+        samples = f"with dynamic data pruning (InfoBatch, policy {_code(recipe(config)['pruning']['policy'])})"
+    data = " --data FOLDER" if _is_path(config.data.source) else ""
+    return [
+        "## Training",
+        f"It was trained {samples} by infobatch-pretrain:",
+        f"```\npython {program} --config recipe.yaml{data}\n```",
+        "`recipe.yaml` contains all settings.",
+    ]

@@ -1,5 +1,8 @@
-"""A diffusers pipeline for networks that know labels. It stands alone: exported models carry this file."""
+"""A diffusers pipeline for networks with labels. Exported models contain this file, so it imports nothing of ours."""
 
+import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,19 +11,71 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 class LabelPipeline(DiffusionPipeline):
-    """Generate images, with or without a class label.
+    """Generate images, with or without class labels.
 
     Args:
-        network: called as ``network(x, t, label)``, or a UNet2DModel with one class more than there are labels.
-        scheduler: any diffusers scheduler with `step`.
-        vae: an autoencoder of diffusers that decodes latents, where the network is one of latents.
+        network: a diffusers model that is called as ``network(x, t, label)``, or a UNet2DModel with a class embedding
+            whose last class means "no label".
+        scheduler: a noise scheduler of diffusers.
+        vae: an autoencoder of diffusers, if the network is one of latents.
     """
 
     _optional_components = ["vae"]  # noqa: RUF012
 
     def __init__(self, network, scheduler, vae=None) -> None:
         super().__init__()
+        for buffer in network.buffers():  # from_pretrained(torch_dtype=...) casts only what a file contains
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(network.dtype)
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes; 0: the network has no labels; None: its config does not tell."""
+        config = self.network.config
+        if "num_class_embeds" in config:
+            return (config.num_class_embeds or 1) - 1
+        return config.get("classes")
+
+    def labels(self, label, batch_size: int) -> torch.Tensor:
+        """Labels, int64 [B], -1 for no label, of the argument `label` of a call.
+
+        Raises:
+            ValueError: it is no whole number or sequence of whole numbers, or out of range.
+        """
+        allowed = f"give one of the {self.classes} classes from 0, a list of them, or None"
+        if self.classes is None:
+            allowed = "give a class, a list of classes, or None"
+        elif self.classes == 0:
+            allowed = "this model has no classes, give None"
+        if label is None:
+            return torch.full((batch_size,), -1, device=self.device)
+        try:
+            labels = torch.as_tensor(label)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            labels = torch.empty(0)
+        if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex() or labels.ndim > 1:
+            got = " ".join(repr(label).split())[:80]
+            raise ValueError(f"label must be a whole number or a list of them, got {got}; {allowed}")
+        labels = labels.to(self.device, torch.int64)
+        if labels.ndim == 0:
+            labels = labels.expand(batch_size)
+        if batch_size not in (1, len(labels)):
+            raise ValueError(f"label must have batch_size = {batch_size} entries, got {len(labels)}; omit batch_size")
+        last = torch.iinfo(torch.int64).max if self.classes is None else self.classes - 1
+        if wrong := [number for number in labels.tolist() if not 0 <= number <= last]:
+            raise ValueError(f"there is no label {wrong[0]}; {allowed}")
+        return labels
+
+    def predict(self, x, t, label):
+        """The network's output, float32 like x; label int64 [B], -1: no label."""
+        config, inputs = self.network.config, x.to(self.network.dtype)
+        if "num_class_embeds" not in config:
+            return self.network(inputs, t, label).float()
+        if config.num_class_embeds is None:
+            return self.network(inputs, t, return_dict=False)[0].float()
+        label = torch.where(label < 0, config.num_class_embeds - 1, label)
+        return self.network(inputs, t, class_labels=label, return_dict=False)[0].float()
 
     def decode(self, latents):
         """Images of scaled latents."""
@@ -28,20 +83,11 @@ class LabelPipeline(DiffusionPipeline):
         scale, shift = config.scaling_factor, config.get("shift_factor") or 0.0
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
             shift, std = (
-                torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (config.latents_mean, config.latents_std)
+                torch.tensor(values, device=latents.device).view(-1, 1, 1)
+                for values in (config.latents_mean, config.latents_std)
             )
             scale = scale / std
-        return self.vae.decode(latents / scale + shift).sample
-
-    def predict(self, x, t, label):
-        """The network's output; label int64 [B], -1 where there is none."""
-        config = self.network.config
-        if "num_class_embeds" not in config:
-            return self.network(x, t, label)
-        if config.num_class_embeds is not None:
-            label = torch.where(label < 0, config.num_class_embeds - 1, label)
-            return self.network(x, t, class_labels=label, return_dict=False)[0]
-        return self.network(x, t, return_dict=False)[0]
+        return self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()
 
     @torch.no_grad()
     def __call__(
@@ -54,16 +100,19 @@ class LabelPipeline(DiffusionPipeline):
         output_type="pil",
         return_dict=True,
     ):
-        """Generate `batch_size` images.
+        """Generate images. The scheduler works in float32, whatever the dtype of the network.
 
         Args:
-            batch_size: how many.
-            label: one label or a list of them; None: without.
-            guidance: classifier-free guidance scale; 1 is none.
+            batch_size: number of images, if `label` does not give it.
+            label: a class for all images, or a list, tuple, array or tensor with the class of each; None: no labels.
+            guidance: scale of classifier-free guidance; 1: none.
             generator: a torch.Generator, or one per image.
-            num_inference_steps: steps of the scheduler.
-            output_type: "pil", "np" or "pt" (float [B, C, H, W] in [0, 1]).
-            return_dict: return an ImagePipelineOutput, else a tuple.
+            num_inference_steps: sampling steps.
+            output_type: "pil", "np" (float32 [B, H, W, C] in [0, 1]) or "pt" (float32 [B, C, H, W] in [0, 1]).
+            return_dict: return an ImagePipelineOutput; False: a tuple.
+
+        Raises:
+            ValueError: `label` is not of the model's classes.
         """
         config = self.network.config
         if "shape" in config:
@@ -71,9 +120,8 @@ class LabelPipeline(DiffusionPipeline):
         else:
             size = config.sample_size
             shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
-        labels = [-1 if label is None else label] * batch_size if not isinstance(label, list) else label
-        labels = torch.tensor(labels, device=self.device)
-        x = randn_tensor((len(labels), *shape), generator=generator, device=self.device, dtype=self.network.dtype)
+        labels = self.labels(label, batch_size)
+        x = randn_tensor((len(labels), *shape), generator=generator, device=self.device, dtype=torch.float32)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
         bar: Any = self.progress_bar
@@ -87,6 +135,34 @@ class LabelPipeline(DiffusionPipeline):
         x = x if self.vae is None else self.decode(x)
         images: Any = (x.clamp(-1, 1) + 1) / 2
         if output_type != "pt":
-            images = images.float().cpu().permute(0, 2, 3, 1).numpy()
+            images = images.cpu().permute(0, 2, 3, 1).numpy()
             images = self.numpy_to_pil(images) if output_type == "pil" else images
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def to_json_string(self) -> str:
+        """The index of a saved pipeline, which names the code that is saved with it."""
+        index = json.loads(super().to_json_string())
+        network_class, code = self._network_code()
+        index["_class_name"] = [Path(__file__).stem, LabelPipeline.__name__]
+        index["network"] = [code.stem if code else "diffusers", network_class.__name__]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    def save_config(self, save_directory, push_to_hub=False, **kwargs) -> None:
+        """Write the index, and the code of the pipeline and of a network that is not diffusers' own."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        network_class, code = self._network_code()
+        # Read before it is written: a file may be its own source.
+        (folder / Path(__file__).name).write_text(Path(__file__).read_text())
+        if code:
+            (folder / "network").mkdir(exist_ok=True)
+            (folder / "network" / code.name).write_text(Path(inspect.getfile(network_class)).read_text())
+        super().save_config(save_directory, push_to_hub, **kwargs)
+
+    def _network_code(self) -> tuple[type, Path | None]:
+        """The network's class, and the name of the file with its code; None: it is a class of diffusers."""
+        network_class = type(getattr(self.network, "_orig_mod", self.network))  # torch.compile wraps it
+        if network_class.__module__.partition(".")[0] == "diffusers":
+            return network_class, None
+        stem = Path(inspect.getfile(network_class)).stem.removesuffix("_network")
+        return network_class, Path(f"{stem}_network.py")  # diffusers has no module of that name

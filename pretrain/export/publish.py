@@ -1,30 +1,29 @@
-"""What a program does with a run that is over: write the model, its card and the summary, and upload them."""
+"""The end of a training program: write the model, its card and the summary, and upload them."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from pretrain.core.errors import UserError
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.export import hub, model_card
 from pretrain.training.run import Run
-from pretrain.training.summary import in_words
+from pretrain.training.summary import summary_rows
 
 
 def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path], str]) -> None:
-    """Write the averaged model with its card and summary.json, and say what the run came to; rank 0 alone does it.
+    """Write the EMA model with its card and summary.json, print the summary, and upload the model; on rank 0.
 
     Args:
-        run: that is over.
-        summary: what it came to.
-        export: writes a model to a folder and says how it is opened.
+        run: the finished run.
+        summary: the run's summary.
+        export: writes a model to a folder and returns an expression that opens it.
 
     Raises:
-        UserError: it can't be written.
+        UserError: a file can't be written. An upload that fails is only reported.
     """
     if not run.is_main:
         return
@@ -32,13 +31,15 @@ def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path
     try:
         summary["open_model_with"] = export(run.state.ema.model, config.output_dir / "model")
         model_card.write(config, summary)
-        with replacing(config.output_dir / "summary.json") as part:
+        with atomic_write(config.output_dir / "summary.json") as part:
             part.write_text(json.dumps(summary, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the model can't be written: {error}; the training is done, --resume writes it") from None
-    display.summary(in_words(summary))
-    if config.push_to_hub:  # the run is whole whatever becomes of it
+    except OSError as error:
+        raise UserError(
+            f"the model can't be written: {error}; the training is complete, --resume writes the model"
+        ) from None
+    display.print_summary(summary_rows(summary))
+    if config.push_to_hub:
         try:
-            display.say(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")
-        except UserError as refusal:
-            display.say(f"error: {refusal}")
+            display.print(f"uploaded     {hub.push(config.push_to_hub, config, summary)}")
+        except UserError as error:
+            display.print(f"error: {error}")

@@ -68,13 +68,13 @@ class EpochLosses:
                 raise ValueError(f"there is no sample {index[outside][0].item()}, there are {self.size}; {HINT}")
             named = slot[again] if again.any() else ordered[1:][twice]
             raise ValueError(f"sample {named[0].item()} was scored twice in one epoch; {HINT}")
-        negative = (loss < 0) & ~padding
+        finite = loss.isfinite()
+        negative = (loss < 0) & finite & ~padding
         self._negative |= negative.any()
         if loss.device.type == "cpu" and self._negative:
             self._negative.fill_(False)
             first = int(negative.int().argmax())
             raise ValueError(f"the loss of sample {index[first].item()} is {loss[first].item():.3g}; {NEGATIVE}")
-        finite = loss.isfinite()
         self._finite &= (finite | padding).all()
         self.loss[slot] = torch.where(finite, loss, torch.inf)  # infinity survives the maximum over ranks
         self.loss[-1] = UNSEEN

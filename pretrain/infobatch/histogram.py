@@ -53,5 +53,5 @@ def _order_statistic(score: Tensor, count: Tensor, rank: int) -> Tensor:
     """float32; the score of this rank, from 0, in ascending order; `count` as of `histogram`."""
     up_to = count.cumsum(0)
     cell = int((up_to > rank).nonzero()[0])
-    inside = [chunk[chunk.view(torch.int32) >> 16 == cell] for chunk in score.split(CHUNK)]
+    inside = [chunk[(chunk.view(torch.int32) >> 16).clamp_(min=0) == cell] for chunk in score.split(CHUNK)]  # -0 is 0
     return torch.cat(inside).sort().values[rank - int(up_to[cell] - count[cell])]

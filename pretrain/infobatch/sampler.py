@@ -320,7 +320,8 @@ class InfoBatch(Sampler[int]):
         if outside is not None:
             raise ValueError(f"sample {outside} was scored in epoch {self.epoch}, which does not use it; {HINT}")
         self.scores.update(loss, self.plan)
-        if (missing := self.length - self.seen) > self._largest_step and self.rank == 0:
+        allowed = self._largest_step or self.seen  # no step since a resume: the checkpoint followed the last one
+        if (missing := self.length - self.seen) > allowed and self.rank == 0:
             self.warn(
                 f"epoch {self.epoch + 1}: no loss was passed for {missing:,} of {self.length:,} samples; unless the "
                 "loop ended early on purpose, something else shards or skips samples, too: don't pass the loader to "

@@ -1,4 +1,4 @@
-"""What a visit costs, and how fast devices could be."""
+"""FLOPs of a sample, and the peak FLOP/s of devices."""
 
 import copy
 import re
@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.adapters import Adapter, Batch, Losses
 from pretrain.core.rng import SampleRNG
 
-# Dense peaks of tensor cores in TFLOP/s, with float32 accumulation: in bf16 and fp16, and in TF32. By NVIDIA's data
-# sheets (of GeForce cards: the architecture's white paper) of what torch.cuda.get_device_name() says, without "NVIDIA".
-PEAKS = {
+# Dense peak of the tensor cores in TFLOP/s with float32 accumulation, (bf16 and fp16, TF32), by the name of the device
+# without "NVIDIA". From NVIDIA's data sheets (GeForce: the white papers of the architectures).
+PEAK_TFLOPS = {
     r"A100[ -].*": (312.0, 156.0),
     r"H100 80GB HBM3": (989.4, 494.7),
     r"H100 PCIe": (756.0, 378.0),
@@ -27,91 +27,97 @@ PEAKS = {
 
 
 class SampleCost(NamedTuple):
-    """What one visit comes to.
+    """What one training sample costs.
 
     Attributes:
-        flops: floating-point operations of its forward and backward pass: counted, not estimated; a multiply-add is
-            two; what is not a matrix product or a convolution is not counted, nor what gradient checkpointing repeats.
-        unreached: parameters that the loss does not depend on.
-        remembered: "score" where the adapter returns one, else "loss".
+        flops: floating-point operations of its forward and backward pass, counted by `FlopCounterMode`: matrix products
+            and convolutions, a multiply-add as two; without the recomputation of gradient checkpointing.
+        unused: parameters that the loss does not depend on.
+        loss_name: "score" if the adapter returns scores, else "loss".
     """
 
     flops: int
-    unreached: list[nn.Parameter]
-    remembered: str
+    unused: list[nn.Parameter]
+    loss_name: str
 
 
 def profile_sample(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int) -> SampleCost:
-    """What one visit comes to, by running the adapter once on one black image, without values where that goes.
+    """Measure the cost of a sample by running the adapter on one black image, in training mode.
 
-    On torch's meta device a network of any size takes seconds and no memory. An adapter or a network that asks for
-    values is run as it is. It is a visit in training, whatever mode the network is in. The parameters' gradients are
-    left empty.
+    A copy runs on torch's meta device, where a network of any size takes seconds and no memory. An adapter or network
+    that needs the values of tensors runs on the model's device instead. Gradients of the model are None afterwards.
+
+    Args:
+        adapter: the objective.
+        model: the network.
+        shape: of an image, (C, H, W).
+        classes: number of classes, 0 for none.
 
     Raises:
         ValueError: the adapter does not return one loss per sample.
     """
-    try:  # also the adapter's copy: diffusers' noise schedules move their tables to where the images are for good
-        flops, unreached, remembered = _run(copy.deepcopy(adapter), without_values(model).train(), shape, classes)
-    except Exception:  # whatever else is wrong will be so again
+    try:  # with a copy of the adapter, too: noise schedulers of diffusers move their tables to the device of the images
+        flops, unused, loss_name = _run(copy.deepcopy(adapter), on_meta_device(model).train(), shape, classes)
+    except Exception:  # another error than the missing values will be raised again
         mode = model.training
         try:
-            flops, unreached, remembered = _run(adapter, model.train(), shape, classes)
+            flops, unused, loss_name = _run(adapter, model.train(), shape, classes)
         finally:
             model.train(mode)
-    return SampleCost(flops, [p for name, p in model.named_parameters() if name in unreached], remembered)
+    return SampleCost(flops, [p for name, p in model.named_parameters() if name in unused], loss_name)
 
 
-def profile_config(part: Any, adapter: Adapter, shape: tuple[int, int, int], classes: int) -> SampleCost:
-    """What one visit of a model's config would come to; the network is never allocated.
+def profile_config(model_config: Any, adapter: Adapter, shape: tuple[int, int, int], classes: int) -> SampleCost:
+    """Measure the cost of a sample from a model's config, without memory for the network.
 
     Args:
-        part: the model's config.
-        adapter: the objective.
-        shape: of an image, (C, H, W).
-        classes: how many, 0 for none.
+        model_config: with a method `build(shape, classes)`.
+        adapter, shape, classes: see `profile_sample`.
+
+    Raises:
+        ValueError: see `profile_sample`.
     """
     with torch.device("meta"):
-        model = part.build(shape, classes)
+        model = model_config.build(shape, classes)
     return profile_sample(adapter, model, shape, classes)
 
 
-def without_values(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, made without copying a value."""
+def on_meta_device(model: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, which has no values and needs no memory."""
     with torch.no_grad():
         parameters = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
         return copy.deepcopy(model, {**parameters, **{id(b): b.to("meta") for b in model.buffers()}})
 
 
 def _run(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int) -> tuple[int, set[str], str]:
-    """FLOPs, names of unreached parameters, and what is remembered."""
+    """FLOPs, names of unused parameters, and the name of the loss, see `SampleCost`."""
     device = next(model.parameters()).device
     one = torch.zeros(1, dtype=torch.int64, device=device)
     image = torch.zeros(1, *shape, device=device)
     batch = Batch(image, one if classes else one - 1, one, torch.full((1,), 0.5, device=device))
-    # As plain matrix products: the counter does not know every fused attention, that of the CPU for one.
+    # Attention by matrix products: the counter does not know all fused kernels, for example that of the CPU.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         losses = adapter(model, batch, SampleRNG(0, index=one))
         if not isinstance(losses, Losses) or losses.loss.shape != (1,):
-            given = (
-                f"a loss of shape {tuple(losses.loss.shape)}" if isinstance(losses, Losses) else type(losses).__name__
-            )
-            raise ValueError(f"it must return Losses with one loss per sample, shape (1,) for one image; got {given}")
+            got = f"a loss of shape {tuple(losses.loss.shape)}" if isinstance(losses, Losses) else type(losses).__name__
+            raise ValueError(f"it must return Losses with one loss per sample, shape (1,) for one image; got {got}")
         losses.loss.sum().backward()
-    unreached = {name for name, p in model.named_parameters() if p.grad is None and p.requires_grad}
+    unused = {name for name, p in model.named_parameters() if p.grad is None and p.requires_grad}
     model.zero_grad(set_to_none=True)
-    return counter.get_total_flops(), unreached, "loss" if losses.score is None else "score"
+    return counter.get_total_flops(), unused, "loss" if losses.score is None else "score"
 
 
-def peak(device: str, precision: str) -> float | None:
-    """FLOP/s that a device could do at most in matrix products of a precision; None where that is not known here.
+def peak_flops(device: str, precision: str) -> float | None:
+    """Peak FLOP/s of a device for matrix products of a precision; None if it is not in `PEAK_TFLOPS`.
 
-    Of float32 it is that of TF32, which convolutions use and matrix products may, so that no share of it is above 1.
+    For float32 it is that of TF32, which convolutions use by default and matrix products may use.
 
     Args:
-        device: what `torch.cuda.get_device_name` says.
-        precision: "no", "fp16" or "bf16".
+        device: from `torch.cuda.get_device_name`.
+        precision: "no" (float32), "fp16" or "bf16".
     """
     name = device.removeprefix("NVIDIA ")
-    known = [rates for pattern, rates in PEAKS.items() if re.fullmatch(pattern, name) and "MIG" not in name]
-    return known[0][precision == "no"] * 1e12 if known else None
+    if "MIG" in name:  # a part of a device
+        return None
+    found = [peaks for pattern, peaks in PEAK_TFLOPS.items() if re.fullmatch(pattern, name)]
+    return found[0][precision == "no"] * 1e12 if found else None

@@ -1,4 +1,4 @@
-"""train(): the one place where adapter, InfoBatch and model meet."""
+"""The training loop: adapter, InfoBatch and model meet in `train`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from pretrain.training.optim import warmup_cosine
 from pretrain.training.run import Run
 from pretrain.training.setup import setup
 
-GLANCE = 16  # steps between looks at what an accelerator has computed; a look waits for it
+SYNC_EVERY = 16  # steps between synchronizations with an accelerator; a CPU needs none
 
 
 def train(
@@ -29,36 +29,38 @@ def train(
     source: Source,
     *,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
-    draw: Callable[[nn.Module], Tensor] | None,
+    preview: Callable[[nn.Module], Tensor | None] | None,
 ) -> tuple[Run, dict[str, Any]]:
-    """Train and evaluate; resumable at every step, the same run on any number of processes.
+    """Train and evaluate a model; a stopped run continues from any step, and any number of processes make one run.
 
     Args:
-        config: the run's settings.
-        adapter: turns the model and a batch into losses.
-        model: the network, initialised.
-        source: what it is trained on.
-        evaluators: called with the averaged model now and then, by every process; an `Observer` follows the training.
-        draw: called likewise; a picture, uint8 [H, W, C], of what the averaged model does; None: there is none to see.
+        config: settings of the run.
+        adapter: the objective; turns the model and a batch into losses.
+        model: the network, initialized.
+        source: the data set.
+        evaluators: called with the EMA model before the training, every `evaluate.every` epochs and at the end, on all
+            ranks; one that is an `Observer` also receives every batch.
+        preview: called likewise, except before the training; returns a picture of what the EMA model does, uint8
+            [H, W, C]. None: no pictures.
 
     Returns:
-        The run, which holds its directory as long as it exists, and what it came to.
+        The run, which locks its directory while it exists, and the summary (see `summarise`).
 
     Raises:
-        UserError: something that the user gave can't be used.
-        SystemExit: with status `pretrain.training.run.STOPPED`, told to stop by a signal; a checkpoint is written.
+        UserError: settings, data or files can't be used.
+        SystemExit: with status `pretrain.training.run.EXIT_STOPPED` after a signal to stop; a checkpoint was written.
     """
     accelerator = launch.start(config.output_dir, config.precision, config.tracker)
     settings = flat(vars(config) | config.to_dict() | {"output_dir": config.output_dir})
-    del settings["data.source"]  # a path of this machine; what is there is compared in `setup`
+    del settings["data.source"]  # a path, which may differ; `setup` compares its content
     require_same_settings({f"--{name.replace('_', '-')}": value for name, value in settings.items()})
-    with launch.StopSignal() as stop, launch.heartbeat(accelerator, stop) as heartbeat:
-        run = setup(config, adapter, model, source, accelerator, stop, evaluators, draw)
-        run.heartbeat, heartbeat.where = heartbeat, run.where
+    with launch.StopSignal() as stop_signal, launch.heartbeat(accelerator, stop_signal) as heartbeat:
+        run = setup(config, adapter, model, source, accelerator, stop_signal, evaluators, preview)
+        run.heartbeat, heartbeat.position = heartbeat, run.position
         with run:
-            if run.is_fresh:
+            if run.is_new:
                 run.evaluate(0)
-                run.checkpoint(must=True)  # a directory that can't hold a checkpoint is known of now, not hours later
+                run.checkpoint(wait=True)  # a folder without space for a checkpoint is reported now, not hours later
             for epoch in run.state.infobatch.epochs():
                 run.begin_epoch()
                 for micro in micro_batches(run, epoch):
@@ -70,45 +72,45 @@ def train(
 
 
 class MicroBatch(NamedTuple):
-    """What a process pushes through the network at once: all, or a part, of an optimizer step's samples.
+    """The samples of one forward and backward pass of a process: all or a part of an optimizer step's.
 
     Attributes:
-        batch: on the device, augmented, every sample with its level.
-        share: of the step's samples that these are, on all processes together.
-        ends_step: whether the optimizer is to move after it.
-        before: progress of the training when the step began.
+        batch: on the device, augmented, with the samples' levels.
+        share: of the step's samples that are in this micro-batch, over all processes.
+        ends_step: whether it is the step's last one.
+        start: progress of the training at the beginning of the step.
     """
 
     batch: Batch
     share: float
     ends_step: bool
-    before: float
+    start: float
 
 
 def micro_batches(run: Run, epoch: int) -> Iterator[MicroBatch]:
-    """What is left of an epoch, in the plan's order."""
+    """The rest of the epoch's samples, in the order of its plan."""
     infobatch, images, device = run.state.infobatch, run.source.train, run.accelerator.device
-    due, window, before = 0, 0, 0.0  # samples that the step is still to see, and all of its, over all processes
+    missing, step_size, start = 0, 0, 0.0  # samples of the step that are still to come, and all of them, over all ranks
     for loaded, problems in run.batches:
-        if not due:
+        if not missing:
             left, full = infobatch.length - infobatch.seen, run.config.batch_size
-            # A few images must not make a step of their own: an optimizer like AdamW takes it for a whole one.
-            due = window = left if left < 1.5 * full else full
-            before = infobatch.progress
-            # For what the network itself draws: dropout and its like.
+            # Less than half a batch joins the step before it: AdamW would make a full-sized step of a few images.
+            missing = step_size = left if left < 1.5 * full else full
+            start = infobatch.progress
+            # For random layers of the network, such as dropout.
             torch.manual_seed(fold_seed(run.config.seed, run.state.step, run.accelerator.process_index))
         count = infobatch.global_batch_size(loaded.index)
-        due -= count
-        batch = run.state.nan_guard.admit(loaded._replace(level=infobatch.level(loaded.index)), problems)
+        missing -= count
+        batch = run.state.nan_guard.filter(loaded._replace(level=infobatch.level(loaded.index)), problems)
         batch = images.augmented(on_device(batch, device), epoch)
-        yield MicroBatch(batch, count / window, not due, before)
+        yield MicroBatch(batch, count / step_size, not missing, start)
 
 
 def forward_backward(run: Run, epoch: int, micro: MicroBatch) -> Losses:
-    """Losses of a micro-batch, remembered, weighted, and their gradient added to the step's."""
+    """Compute a micro-batch's losses, pass them to InfoBatch, and accumulate the gradient of their weighted mean."""
     infobatch, batch = run.state.infobatch, micro.batch
     with nullcontext() if micro.ends_step else run.accelerator.no_sync(run.model):
-        losses = run.adapter(run.model, batch, SampleRNG(run.config.seed, epoch, index=batch.index))
+        losses = run.objective(run.model, batch, SampleRNG(run.config.seed, epoch, index=batch.index))
         loss = infobatch(losses.loss, batch.index, losses.score)
         for observer in run.state.observers:
             observer.observe(batch, infobatch.progress)
@@ -117,39 +119,46 @@ def forward_backward(run: Run, epoch: int, micro: MicroBatch) -> Losses:
 
 
 def optimizer_step(run: Run, epoch: int, micro: MicroBatch, losses: Losses) -> None:
-    """Move the parameters by what the step's micro-batches have gathered, then look, report, stop or save.
+    """Update the parameters by the accumulated gradient; then report, and write a checkpoint or stop if that is due.
 
-    The order is part of what a resume relies on: clip, check that numbers are finite, agree on it, set the learning
-    rate at the step's middle, step, average, take a snapshot, report, and then stop or write a checkpoint.
+    A resumed run repeats an uninterrupted one bit for bit only with this order: clip the gradient, check that it is
+    finite, agree on that over all ranks, set the learning rate (of the middle of the step), step, update the EMAs, take
+    a snapshot of them, report, then stop or write a checkpoint.
+
+    Args:
+        run: the run.
+        epoch: the current epoch, from 0.
+        micro: the last micro-batch of the step.
+        losses: of this micro-batch, for the display.
     """
     config, state, infobatch = run.config, run.state, run.state.infobatch
     device = run.accelerator.device
-    within = infobatch.seen < infobatch.length
-    by_number = config.checkpoint.every and (state.step + 1) % config.checkpoint.every == 0
-    look = device.type == "cpu" or state.step % GLANCE == 0 or by_number or not within
+    inside_epoch = infobatch.seen < infobatch.length
+    save_by_steps = config.checkpoint.every and (state.step + 1) % config.checkpoint.every == 0
+    sync = device.type == "cpu" or state.step % SYNC_EVERY == 0 or save_by_steps or not inside_epoch
 
-    stretch = infobatch.size / infobatch.length  # what weights that make up for skipped samples are on average
-    norm = run.accelerator.clip_grad_norm_(run.model.parameters(), config.optim.clip * stretch or math.inf)
-    if norm is not None and run.accelerator.scaler is None:  # which looks after that itself
-        state.nan_guard.gradient(run.model, norm)
-    told, due = run.inspect(epoch) if look else (0, False)
+    mean_weight = infobatch.size / infobatch.length  # of this epoch's samples; it scales the norm of the gradient
+    norm = run.accelerator.clip_grad_norm_(run.model.parameters(), config.optim.clip * mean_weight or math.inf)
+    if norm is not None and run.accelerator.scaler is None:  # a GradScaler skips such steps itself
+        state.nan_guard.zero_bad_gradient(run.model, norm)
+    stop, save_by_time = run.inspect(epoch) if sync else (0, False)
 
-    middle = (micro.before + infobatch.progress) / 2  # no step has a rate of 0
-    rate = config.peak_lr * warmup_cosine(middle, config.optim.warmup) * stretch**config.optim.compensation
+    middle = (micro.start + infobatch.progress) / 2  # so that no step has learning rate 0
+    lr = config.peak_lr * warmup_cosine(middle, config.optim.warmup) * mean_weight**config.optim.compensation
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
     run.optimizer.step()
     run.optimizer.zero_grad()
     state.ema.update(state.model, infobatch.progress)
     state.step += 1
-    with run.reporter.display.trying("writing a snapshot of the averages"):
+    with run.reporter.display.warn_on_error("writing a snapshot of the EMAs"):
         run.snapshots.take(state.step)
-    state.seconds = run.reporter.clock()
-    if look:
+    state.seconds = run.reporter.training_seconds()
+    if sync:
         if run.writer.idle:
-            run.writer.report()
+            run.writer.wait()
         run.reporter.step(state, epoch, losses.loss)
-    if told:
-        run.leave(told, epoch)
-    if within and (by_number or due):
+    if stop:
+        run.exit_on_signal(stop, epoch)
+    if inside_epoch and (save_by_steps or save_by_time):
         run.checkpoint()

@@ -1,4 +1,4 @@
-"""How many images a process pushes through the network at once."""
+"""The micro-batch size: images per forward pass and process."""
 
 from collections.abc import Callable
 
@@ -7,22 +7,27 @@ from torch import nn
 
 from pretrain.adapters import Batch
 from pretrain.config.schema import Config
-from pretrain.core.errors import UserError, out_of_memory
+from pretrain.core.errors import UserError, is_out_of_memory
 
-COPIES = 3  # of the parameters, that a trial leaves room for: the optimizer's two, and one to work with
+PARAMETER_COPIES = 3  # that a trial leaves memory for: AdamW's two moments, and temporary tensors of its step
 
 
 def micro_batch_size(config: Config, world: int) -> int:
-    """Images that each process pushes through at once; where that is to be found out, the most it could be.
+    """The micro-batch size that the settings ask for; with `auto` the largest one possible.
+
+    Args:
+        config: settings of the run.
+        world: number of processes.
 
     Raises:
-        UserError: the optimizer step's images are not that many times a whole number on each process.
+        UserError: the batch size is not a multiple of the number of processes, or the micro-batch size does not divide
+            a process's share of it.
     """
-    share, rest = divmod(config.batch_size, world)
+    share, remainder = divmod(config.batch_size, world)
     size = min(config.micro_batch, share) if isinstance(config.micro_batch, int) else share
-    if rest or not share:
+    if remainder or not share:
         raise UserError(
-            f"--batch-size {config.batch_size} can't be shared by {world} processes; give a multiple of {world}"
+            f"--batch-size {config.batch_size} can't be divided among {world} processes; give a multiple of {world}"
         )
     if share % size:
         raise UserError(
@@ -33,21 +38,21 @@ def micro_batch_size(config: Config, world: int) -> int:
 
 
 def find_micro_batch_size(
-    step: Callable[[Batch], None], model: nn.Module, share: int, shape: tuple[int, ...], classes: int
+    step: Callable[[Batch], None], model: nn.Module, share: int, shape: tuple[int, int, int], classes: int
 ) -> int:
-    """The most images that can be pushed through at once: all of a share, or half of it, a quarter, ...
+    """The largest micro-batch that fits into memory, by trying `share`, half of it, a quarter, ... on black images.
 
-    Each size is tried on black images. What a trial does to gradients and buffers is undone.
+    Gradients and buffers of the model are restored after each trial.
 
     Args:
         step: forward and backward pass of a batch.
-        model: what it is of, where it is to be trained.
-        share: images of an optimizer step on this process; what is returned divides it.
+        model: the network, on its device.
+        share: images of an optimizer step on this process; the result divides it.
         shape: of an image, (C, H, W).
-        classes: how many, 0 for none.
+        classes: number of classes, 0 for none.
 
     Raises:
-        UserError: there is no room for a single one.
+        UserError: not even one image fits.
     """
     device = next(model.parameters()).device
     buffers = [buffer.clone() for buffer in model.buffers()]
@@ -56,12 +61,14 @@ def find_micro_batch_size(
         index = torch.arange(size, device=device)
         label = index % classes if classes else torch.full_like(index, -1)
         try:
-            kept = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(COPIES)]
+            reserved = [
+                torch.empty_like(parameter) for parameter in model.parameters() for _ in range(PARAMETER_COPIES)
+            ]
             image = torch.zeros(size, *shape, device=device)
             step(Batch(image, label, index, torch.full((size,), 0.5, device=device)))
-            del kept
+            del reserved
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return False
         finally:
@@ -75,8 +82,8 @@ def find_micro_batch_size(
     while not fits(size):
         if size == 1:
             raise UserError(
-                "--micro-batch auto: memory runs out with a single image at once; train with --gradient-checkpointing "
-                "or a smaller network"
+                "--micro-batch auto: memory runs out with a single image; train with --gradient-checkpointing or a "
+                "smaller network"
             )
         size = next(n for n in range(size // 2, 0, -1) if share % n == 0)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Bad numbers: a sample whose loss is not finite is named and set aside; a run that is full of them stops."""
+"""Losses and gradients that are not finite: samples that cause them are excluded; too many of them stop the run."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,61 +12,68 @@ from pretrain.data.images import Images
 from pretrain.infobatch.epoch_losses import NotFinite
 from pretrain.infobatch.sampler import InfoBatch
 
-STREAK = 3  # steps in a row whose gradient is not finite, and the run stops
-SHARE = 0.01  # of the samples, or one; where more are set aside the run stops
+MAX_STREAK = 3  # consecutive steps with a gradient that is not finite, after which the run stops
+MAX_EXCLUDED = 0.01  # share of the samples, but at least one sample; the run stops if more are excluded
 
 
 class NanGuard:
-    """Keeps what is not finite away from the parameters, and what is to blame out of the batches.
+    """Keeps numbers that are not finite out of the parameters, and samples that cause them out of the batches.
 
     Args:
-        infobatch: of the run; its losses are looked at.
-        images: that it is trained on.
+        infobatch: of the run; it has the losses.
+        images: to train on.
         device: of the gradients.
+
+    Attributes:
+        excluded: the samples that are excluded.
+        recent: index and level of this rank's samples since the last `Run.inspect`.
     """
 
     def __init__(self, infobatch: InfoBatch, images: Images, device: torch.device) -> None:
         self.infobatch, self.images = infobatch, images
-        self.aside: set[int] = set()
-        self.refusal: UserError | None = None  # that this process met since the last look
-        self.recent: list[tuple[int, float]] = []  # index and level of the visits since then
+        self.excluded: set[int] = set()
+        self.recent: list[tuple[int, float]] = []
+        self._pending: UserError | None = None
         self._streak = self._longest = torch.tensor(0, device=device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which samples are left out, and the bad steps in a row. Waits for the device."""
-        return {"set_aside": sorted(self.aside), "streak": int(self._streak)}
+        """The excluded samples, and the current number of consecutive bad steps. Synchronizes with the device."""
+        return {"set_aside": sorted(self.excluded), "streak": int(self._streak)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
-        self.aside = {*state["set_aside"]}
+        """Continue from a `state_dict`."""
+        self.excluded = {*state["set_aside"]}
         self._streak = self._longest = torch.tensor(state["streak"], device=self._streak.device)
 
-    def admit(self, batch: Batch, problems: Iterable[str]) -> Batch:
-        """The batch without those who were set aside: their slots are blank and don't count.
+    def filter(self, batch: Batch, problems: Iterable[str]) -> Batch:
+        """Replace excluded samples of a batch by padding with blank images, and handle images that can't be read.
 
-        What the user wants done about images that can't be read is done; a refusal waits for `look`, so that no process
-        leaves the others in the middle of a step.
+        An error about an image is stored for `raise_pending`, so that no rank leaves the others within a step.
+
+        Args:
+            batch: from the loader; images may be on another device than indices.
+            problems: messages about its images that can't be read.
         """
         try:
             self.images.handle(problems)
-        except UserError as refusal:
-            self.refusal = self.refusal or refusal
+        except UserError as error:
+            self._pending = self._pending or error
         self.recent += zip(batch.index.tolist(), batch.level.tolist(), strict=True)
-        if not self.aside:
+        if not self.excluded:
             return batch
-        out = torch.isin(batch.index, torch.tensor(sorted(self.aside)))
-        blank = out.to(batch.image.device, non_blocking=True)  # where images are kept, which indices are not
+        out = torch.isin(batch.index, torch.tensor(sorted(self.excluded)))
+        blank = out.to(batch.image.device, non_blocking=True)
         image = batch.image.masked_fill(blank.view(-1, *[1] * (batch.image.ndim - 1)), 0)
         return batch._replace(
             image=image, label=batch.label.masked_fill(blank, -1), index=torch.where(out, ~batch.index, batch.index)
         )
 
-    def gradient(self, model: nn.Module, norm: Tensor) -> None:
-        """A gradient that is not finite counts as zero: AdamW goes on by its momentum. Nobody waits for the device.
+    def zero_bad_gradient(self, model: nn.Module, norm: Tensor) -> None:
+        """Set a gradient that is not finite to 0: AdamW then moves by its momentum alone. Does not synchronize.
 
         Args:
-            model: whose gradients are the same on every process.
-            norm: of them all.
+            model: with the gradient, after its reduction over ranks.
+            norm: of the gradient; a scalar.
         """
         bad = ~norm.isfinite()
         if bad.device.type != "cpu" or bad:
@@ -76,35 +83,43 @@ class NanGuard:
         self._streak = torch.where(bad, self._streak + 1, 0)
         self._longest = torch.maximum(self._longest, self._streak)
 
-    def refuse(self) -> None:
-        """Raise what was refused since the last look."""
-        if self.refusal is not None:
-            raise self.refusal
+    def raise_pending(self) -> None:
+        """Raise the first error about an image since the last `Run.inspect`, if there was one.
 
-    def found(self) -> set[int]:
-        """The samples of this process whose loss was not finite. Waits for the device."""
+        Raises:
+            UserError: an image can't be read.
+        """
+        if self._pending is not None:
+            raise self._pending
+
+    def bad_samples(self) -> set[int]:
+        """This rank's samples of the current epoch whose loss is not finite. Synchronizes with the device."""
         try:
             self.infobatch.check()
         except NotFinite as error:
             return {*error.index}
         return set()
 
-    def set_aside(self, index: set[int]) -> str:
-        """Leave samples out from now on, on all processes alike; in words, for the user."""
+    def exclude(self, index: set[int]) -> str:
+        """Exclude samples from now on; all ranks call it with the same.
+
+        Returns:
+            A message that names up to three of them.
+        """
         self.infobatch.losses.discard(sorted(index))
         names = [f"sample {number} ({self.images.name_of(number)})" for number in sorted(index)]
-        self.aside |= index
+        self.excluded |= index
         self.images.skipped |= {f"{name}: its loss is not finite" for name in names}
         more = f" and of {len(names) - 3} more" if len(names) > 3 else ""
         return f"the loss of {', '.join(names[:3])}{more} is not finite"
 
-    def verdict(self) -> str:
-        """Why the run has to stop; empty if it need not. The same on all processes."""
-        if (longest := int(self._longest)) >= STREAK:
+    def reason_to_stop(self) -> str:
+        """Why the run must stop, or "" if it need not; the same on all ranks. Synchronizes with the device."""
+        if (longest := int(self._longest)) >= MAX_STREAK:
             return f"the gradients of {longest} steps in a row are not finite"
-        most = max(1, int(SHARE * len(self.images)))
-        if len(self.aside) > most:
+        if len(self.excluded) > max(1, int(MAX_EXCLUDED * len(self.images))):
             return (
-                f"the losses of {len(self.aside)} of {len(self.images)} samples are not finite, more than {SHARE:.0%}"
+                f"the losses of {len(self.excluded)} of {len(self.images)} samples are not finite, more than "
+                f"{MAX_EXCLUDED:.0%}"
             )
         return ""

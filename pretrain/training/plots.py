@@ -1,4 +1,4 @@
-"""Pictures of the run itself, uint8 [H, W, 3]: how the loss fell at each level, and who was skipped."""
+"""Pictures of a run, uint8 [H, W, 3]: the validation loss by level, and which images were used least and most."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from pretrain.data.grid import grid
 from pretrain.data.images import on_device
 from pretrain.data.sources import Source
 
-SHOWN = 12  # images in a row of the sheet
-INK, PALE = "#1b4f8a", "#b9c4d0"
+COLUMNS = 12  # images in each row of `sample_counts`
+DARK, PALE = "#1b4f8a", "#b9c4d0"
 
 
 def _figure(width: float, height: float) -> Any:
-    """An empty figure, without pyplot: that would keep it, and look for a screen."""
+    """An empty figure, without pyplot, which would keep a reference to it and look for a display."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
-def _drawn(figure: Any) -> Tensor:
+def _draw(figure: Any) -> Tensor:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -30,59 +30,67 @@ def _drawn(figure: Any) -> Tensor:
 
 
 def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
-    """The held-out loss over the levels: before training, in between, and now.
+    """Plot the validation loss over the levels: before the training, in between, and now.
 
     Args:
-        evaluations: as the journal has them, oldest first; a level without a loss is left out.
+        evaluations: records of metrics.jsonl, oldest first; a level without a loss (None) is left out.
+
+    Returns:
+        uint8 [H, W, 3].
     """
     figure = _figure(6.0, 3.6)
     axes = figure.subplots()
-    every = [(record["epoch"], record["heldout_loss_by_level"]) for record in evaluations]
-    for number, (epoch, losses) in enumerate(every):
-        last = number == len(every) - 1
+    curves = [(record["epoch"], record["validation_loss_by_level"]) for record in evaluations]
+    for number, (epoch, losses) in enumerate(curves):
+        last = number == len(curves) - 1
         name = "before training" if epoch == 0 else f"after epoch {epoch}" if last else None
         centres = [(bin + 0.5) / len(losses) for bin in range(len(losses))]
-        colour, dashed = (INK if last else PALE), (epoch == 0 and not last)
-        shown = [(centre, loss) for centre, loss in zip(centres, losses, strict=True) if loss is not None]
-        axes.plot(*zip(*shown, strict=True), "o--" if dashed else "o-", ms=4 if last else 2.5, color=colour, label=name)
-    values = [value for _, losses in every for value in losses if value is not None]
+        colour, dashed = (DARK if last else PALE), (epoch == 0 and not last)
+        points = [(centre, loss) for centre, loss in zip(centres, losses, strict=True) if loss is not None]
+        axes.plot(
+            *zip(*points, strict=True), "o--" if dashed else "o-", ms=4 if last else 2.5, color=colour, label=name
+        )
+    values = [value for _, losses in curves for value in losses if value is not None]
     if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.set(xlim=(0, 1), xlabel="level (0: least noise or mask, 1: most)", ylabel="held-out loss")
+    axes.set(xlim=(0, 1), xlabel="level (0: least noise or mask, 1: most)", ylabel="validation loss")
     axes.spines[["top", "right"]].set_visible(False)
-    if every:  # none is left of a run whose folder was removed
+    if curves:  # empty if the run's folder was removed meanwhile
         axes.legend(frameon=False)
-    return _drawn(figure)
+    return _draw(figure)
 
 
-def visits(count: Tensor, score: Tensor, source: Source) -> Tensor | None:
-    """The images that were visited least and most; None where all were visited alike, or none can be read.
+def sample_counts(count: Tensor, score: Tensor, source: Source) -> Tensor | None:
+    """Draw the images that were used least and most often.
 
     Args:
-        count: int [N], visits of each image.
-        score: float32 [N], by which images of as many visits are put in order: the best learned of the least visited,
-            the worst learned of the most.
-        source: whose training images they are; latents are decoded.
+        count: int [N]; how often each image was used.
+        score: float32 [N]; orders images of the same count: low scores first among the least used, high scores first
+            among the most used. NaN counts as 1.
+        source: of the images; latents are decoded.
+
+    Returns:
+        uint8 [H, W, 3]; None if all images were used equally often, or none of them can be read.
     """
     least, most = int(count.min()), int(count.max())
     if least == most:
         return None
-    known = score.nan_to_num(nan=1.0)
+    score = score.nan_to_num(nan=1.0)
     device = source.autoencoder.network.device if source.autoencoder else torch.device("cpu")
     rows = []
-    for name, key in (("least", count + known / (known.max() + 1)), ("most", -count - known / (known.max() + 1))):
-        index = key.double().argsort(stable=True)[:SHOWN]
-        batch = next(source.train.batches(index.tolist(), SHOWN), None)
+    for name, key in (("least", count + score / (score.max() + 1)), ("most", -count - score / (score.max() + 1))):
+        index = key.double().argsort(stable=True)[:COLUMNS]
+        batch = next(source.train.batches(index.tolist(), COLUMNS), None)
         if batch is None:
             return None
         rows.append((name, count[batch.index], source.seen(on_device(batch, device).image)))
     figure = _figure(9.0, 2.6)
     for axes, (name, times, shown) in zip(figure.subplots(2), rows, strict=True):
-        picture = grid(shown, columns=SHOWN).numpy()
+        picture = grid(shown, columns=COLUMNS).numpy()
         axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
         low, high = int(times.min()), int(times.max())
-        axes.set_title(f"visited {name}: {low if low == high else f'{low} to {high}'} times", loc="left", fontsize=9)
+        axes.set_title(f"used {name}: {low if low == high else f'{low} to {high}'} times", loc="left", fontsize=9)
         axes.axis("off")
-    return _drawn(figure)
+    return _draw(figure)

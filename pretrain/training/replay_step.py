@@ -1,10 +1,9 @@
-"""A step that went wrong, once more and watched: which losses are not finite, and where that begins.
+"""Repeating the optimizer step at which a run stopped because of losses or gradients that are not finite.
 
     pretrain replay RUN
 
-A run that stops because of losses or gradients that are not finite leaves RUN/bad-step.safetensors: the parameters, and
-the index and level of the visits. Images, noise and masks are functions of seed, epoch and index, so this is the same
-step again.
+Such a run leaves RUN/bad-step.safetensors with the parameters, and the index and level of the samples. Images, noise
+and masks are functions of (seed, epoch, index), so the step can be repeated; here on the CPU and in float32.
 """
 
 import json
@@ -25,48 +24,66 @@ from pretrain.core.errors import UserError
 from pretrain.core.padding import sample_of
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import on_device
+from pretrain.training.references import with_references
 
 FILE = "bad-step.safetensors"
 
 
 class Replayed(NamedTuple):
-    """What a step came to."""
+    """A repeated step.
+
+    Attributes:
+        index: of its S samples, or padding.
+        loss: of each sample.
+        gradients: names of parameters whose gradient is not finite.
+        module: name and class of the first module whose output is not finite, or "".
+    """
 
     index: list[int]
     loss: list[float]
-    gradients: list[str]  # parameters whose gradient is not finite
-    module: str  # the first whose output is not finite, or ""
+    gradients: list[str]
+    module: str
 
 
-def record(run: Path, model: nn.Module, visits: Sequence[tuple[int, float]], **about: Any) -> Path:
-    """Write down a step.
+def record(run: Path, model: nn.Module, samples: Sequence[tuple[int, float]], **about: Any) -> Path:
+    """Write the file from which a step is repeated.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         model: the bare network.
-        visits: index and level of each.
-        about: their epoch.
+        samples: index and level of each sample.
+        about: further values; `epoch` is needed.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it can't be written.
     """
-    index, level = zip(*visits, strict=True)
+    index, level = zip(*samples, strict=True)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {"index": torch.tensor(index), "level": torch.tensor(level)}
     storage.write(run / FILE, tensors, {"about": json.dumps(about)})
     return run / FILE
 
 
-def how(run: Path) -> str:
-    """What a person does with it."""
-    return f"look at the step: pretrain replay {quote(str(run))}"
+def hint(run: Path) -> str:
+    """What the user can do with the file of `record`, as the end of an error message."""
+    return f"repeat the step to see where it starts: pretrain replay {quote(str(run))}"
 
 
 def replay(run: Path, micro_batch: int = 32) -> Replayed:
-    """Make the step again, on the CPU.
+    """Repeat a step, on the CPU.
+
+    Args:
+        run: folder of the run.
+        micro_batch: images per forward pass.
 
     Raises:
-        UserError: there is none, or its file can't be read.
+        UserError: the run has no file of a bad step, or it can't be read.
     """
     if not (run / FILE).is_file():
-        raise UserError(f"{run}: it holds no {FILE}; only a run that stopped because of bad numbers leaves one")
+        raise UserError(f"{run}: it has no {FILE}; only a run that stopped because of numbers that are not finite has")
     trained = load_run(run)
     try:
         with safe_open(run / FILE, framework="pt") as file:
@@ -76,11 +93,12 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
         raise UserError(f"{run / FILE}: it can't be read: {error}") from None
     index, level = tensors.pop("index"), tensors.pop("level")
     model = trained.model.train().requires_grad_(True)
-    storage.fill(model, {name.removeprefix("model."): value for name, value in tensors.items()}, run / FILE)
+    parameters = {name.removeprefix("model."): value for name, value in tensors.items()}
+    storage.load_parameters(model, parameters, run / FILE)
     first: list[str] = []
 
-    def watch(name: str):
-        def hook(module: nn.Module, given: object, output: object) -> None:
+    def check_output(name: str):
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not first and any(not value.isfinite().all() for value in _tensors(output)):
                 first.append(f"{name} ({type(module).__name__})")
 
@@ -88,13 +106,15 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
 
     for name, module in model.named_modules():
         if not [*module.children()]:
-            module.register_forward_hook(watch(name))
+            module.register_forward_hook(check_output(name))
     losses: list[float] = []
     images = trained.source.train
+    cpu = torch.device("cpu")
+    objective = with_references(trained.config, trained.adapter, trained.source, cpu, lambda message: None)
     for part in torch.arange(len(index)).split(micro_batch):
         plain, _ = images.__getitems__([(about["epoch"], number) for number in index[part].tolist()])
-        batch = images.augmented(on_device(plain._replace(level=level[part]), torch.device("cpu")), about["epoch"])
-        loss = trained.adapter(model, batch, SampleRNG(trained.config.seed, about["epoch"], index=batch.index)).loss
+        batch = images.augmented(on_device(plain._replace(level=level[part]), cpu), about["epoch"])
+        loss = objective(model, batch, SampleRNG(trained.config.seed, about["epoch"], index=batch.index)).loss
         loss.sum().backward()
         losses += loss.tolist()
     bad = [
@@ -104,29 +124,36 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
 
 
 def _tensors(output: object) -> list[Tensor]:
+    """The floating-point tensors in a module's output."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     return [tensor for item in output for tensor in _tensors(item)] if isinstance(output, (tuple, list)) else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = ArgumentParser("pretrain replay", description="Make a step that went wrong again, and watch it.")
-    parser.add_argument("run", type=Path, help="the run's --output-dir")
+    """Run the command; `arguments` are those of the command line, by default this process's.
+
+    Raises:
+        UserError: see `replay`.
+    """
+    parser = ArgumentParser(
+        "pretrain replay",
+        description="Repeat the optimizer step at which a run stopped because losses or gradients were not finite, and "
+        "report which samples, modules and parameters are affected.",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run (its --output-dir)")
     given = parser.parse_args(arguments)
     found = replay(given.run)
     images, display = load_run(given.run).source.train, Display(True)
-    bad = [number for number, loss in zip(found.index, found.loss, strict=True) if not abs(loss) < float("inf")]
-    display.say(f"{len(found.index)} visits, the losses of {len(bad)} are not finite")
-    for number in bad[:10]:
-        display.say(f"  sample {number}: {images.name_of(sample_of(number))}")
-    display.say(f"first output that is not finite: {found.module or 'none; it is the loss itself, or a gradient'}")
-    display.say(
-        f"gradients that are not finite: {len(found.gradients)}{', the first: ' * bool(found.gradients)}"
-        f"{found.gradients[0] if found.gradients else ''}"
-    )
+    bad = [index for index, loss in zip(found.index, found.loss, strict=True) if not abs(loss) < float("inf")]
+    display.print(f"{len(found.index)} samples, the losses of {len(bad)} are not finite")
+    for index in bad[:10]:
+        display.print(f"  sample {sample_of(index)}: {images.name_of(sample_of(index))}")
+    display.print(f"first output that is not finite: {found.module or 'none, so it is the loss itself or a gradient'}")
+    first = f", the first: {found.gradients[0]}" if found.gradients else ""
+    display.print(f"gradients that are not finite: {len(found.gradients)}{first}")
 
 
 def run() -> None:
-    """The command."""
+    """Run the command `pretrain replay`."""
     main()

@@ -1,4 +1,4 @@
-"""What a training tells: the terminal, metrics.jsonl, pictures, experiment trackers; one face for all of them."""
+"""Everything that a run reports: the terminal, metrics.jsonl, pictures, experiment trackers."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display, duration
-from pretrain.core.files import replacing
+from pretrain.core.files import atomic_write
 from pretrain.data.sources import Source
 from pretrain.training import plots
 from pretrain.training.metrics_log import MetricsLog
@@ -19,21 +19,21 @@ from pretrain.training.trackers import Trackers
 
 
 class Reporter:
-    """Reports a run; rank 0 alone speaks and writes. Use it as a context.
+    """Reports a run, on rank 0 only. Use it as a context manager.
 
     Args:
-        config: the run's settings.
-        accelerator: accelerate's, with the trackers that the run was given.
+        config: settings of the run.
+        accelerator: accelerate's `Accelerator`, with the run's trackers.
         display: the terminal.
-        remembered: what scores are made of, "loss" or "score".
-        position: length in bytes of metrics.jsonl at the checkpoint that the run goes on from; 0 of a new one.
+        loss_name: name of the mean loss in reports: "score" if the adapter returns scores, else "loss".
+        metrics_length: length of metrics.jsonl in bytes at the checkpoint that the run continues from; 0 for a new run.
     """
 
-    def __init__(self, config: Config, accelerator: Any, display: Display, remembered: str, position: int) -> None:
-        self.config, self.display, self.remembered = config, display, remembered
+    def __init__(self, config: Config, accelerator: Any, display: Display, loss_name: str, metrics_length: int) -> None:
+        self.config, self.display, self.loss_name = config, display, loss_name
         self.main = accelerator.is_main_process
-        self.metrics = MetricsLog(config.output_dir / "metrics.jsonl", position, self.main, display.say)
-        self.trackers = Trackers(accelerator, flat(config.to_dict()), self.main, display.say)
+        self.metrics = MetricsLog(config.output_dir / "metrics.jsonl", metrics_length, self.main, display.print)
+        self.trackers = Trackers(accelerator, flat(config.to_dict()), self.main, display.print)
 
     def __enter__(self) -> "Reporter":
         self.display.__enter__()
@@ -43,24 +43,30 @@ class Reporter:
         self.display.__exit__(*error)
 
     def begin_epoch(self, state: TrainState) -> None:
-        """From here on an epoch's seconds and images are counted, or those of what a resume left of it."""
+        """Start to measure the time and speed of an epoch, or of the rest of it after a resume."""
         self._began, self._seconds, self._seen = time.monotonic(), state.seconds, state.infobatch.seen
 
-    def clock(self) -> float:
-        """Seconds of training so far."""
+    def training_seconds(self) -> float:
+        """Seconds of training so far, without evaluations and earlier interruptions."""
         return self._seconds + time.monotonic() - self._began
 
     def step(self, state: TrainState, epoch: int, loss: Tensor) -> None:
-        """A line that is overwritten; waits for an accelerator."""
+        """Update the live line of the terminal.
+
+        Args:
+            state: of the run.
+            epoch: from 0.
+            loss: of a micro-batch of this rank, [B]. Synchronizes with its device.
+        """
         infobatch = state.infobatch
         speed = (infobatch.seen - self._seen) / (state.seconds - self._seconds)
         skipped = 1 - infobatch.length / infobatch.size
-        self.display.step(
+        self.display.show_progress(
             epoch + 1, self.config.epochs, infobatch.progress, speed, loss.detach().mean().item(), skipped
         )
 
     def epoch(self, state: TrainState, epoch: int) -> None:
-        """The record of an epoch that is over; all ranks call it."""
+        """Report an epoch, from 0, at its end; all ranks must call it."""
         infobatch = state.infobatch
         record = {
             "epoch": epoch + 1,
@@ -70,41 +76,56 @@ class Reporter:
             "skipped": 1 - infobatch.length / infobatch.size,
             "reliability": infobatch.reliability,
             "ignores_scores": infobatch.ignores_scores,
-            self.remembered: infobatch.mean(),
+            self.loss_name: infobatch.mean(),
             "lr": state.optimizer.param_groups[0]["lr"],
         }
         self.metrics.write("epoch", **record, seconds=state.seconds)
         self.trackers.log(record, state.step)
-        self.display.say(
-            f"epoch {epoch + 1}/{self.config.epochs}  {self.remembered} {record[self.remembered]:.4f}  "
-            f"{infobatch.seen:,} samples, {record['skipped']:.1%} skipped  {duration(state.seconds)}"
+        self.display.print(
+            f"epoch {epoch + 1}/{self.config.epochs}  {self.loss_name} {record[self.loss_name]:.4f}  "
+            f"{infobatch.seen:,} samples, {record['skipped']:.1%} skipped  {duration(state.seconds)} of training"
         )
 
-    def evaluation(self, epoch: int, step: int, found: dict[str, Any], picture: Tensor | None) -> None:
-        """What the evaluators found, and a picture, uint8 [H, W, C]."""
-        numbers = {name: value for name, value in found.items() if not isinstance(value, list)}
-        self.metrics.write("evaluation", epoch=epoch, **found)
+    def evaluation(self, epochs: int, step: int, metrics: dict[str, Any], picture: Tensor | None) -> None:
+        """Report an evaluation.
+
+        Args:
+            epochs: of training so far.
+            step: optimizer steps so far.
+            metrics: numbers, or lists of numbers, by name.
+            picture: a preview, uint8 [H, W, C].
+        """
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+        self.metrics.write("evaluation", epoch=epochs, **metrics)
         self.trackers.log(numbers, step)
         if not self.main:
             return
         if picture is not None:
-            self.picture("pictures", lambda: picture, step, f"epoch-{epoch:04d}")
-        if "heldout_loss_by_level" in found:
+            self.picture("pictures", lambda: picture, step, f"epoch-{epochs:04d}")
+        if "validation_loss_by_level" in metrics:
             self.picture("loss-by-level", lambda: plots.loss_by_level(self.metrics.read("evaluation")), step)
-        said = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.display.say(f"epoch {epoch}/{self.config.epochs}  {said}")
+        values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.display.print(f"epoch {epochs}/{self.config.epochs}  {values}" if epochs else f"before training  {values}")
 
-    def samples(self, state: TrainState, source: Source) -> None:
-        """A sheet of the least and the most used images, where there is a difference."""
+    def sample_counts(self, state: TrainState, source: Source) -> None:
+        """Draw the images that were used least and most often, if there is a difference."""
         if self.main:
-            self.picture("visits", lambda: plots.visits(state.visits, state.infobatch.score, source), state.step)
+            used, score = state.times_used, state.infobatch.score
+            self.picture("visits", lambda: plots.sample_counts(used, score, source), state.step)
 
     def picture(self, name: str, draw: Callable[[], Tensor | None], step: int, file: str | None = None) -> None:
-        """Draw and write a picture, uint8 [H, W, C], if there is one; a failure is reported, the training goes on."""
+        """Draw a picture and write it to the run's pictures/ and to the trackers; a failure is a warning.
+
+        Args:
+            name: for the trackers.
+            draw: returns the picture, uint8 [H, W, C], or None if there is nothing to draw.
+            step: optimizer steps so far.
+            file: name of the file, without suffix; default: `name`.
+        """
         path: Path = self.config.output_dir / "pictures" / f"{file or name}.png"
-        with self.display.trying(f"the picture {path}", Exception):  # whatever it is: a library, the disk, an image
+        with self.display.warn_on_error(f"the picture {path}", Exception):  # of a plotting library, an image, the disk
             picture = draw()
             if picture is not None:
-                with replacing(path) as part:
+                with atomic_write(path) as part:
                     Image.fromarray(picture.squeeze(-1).numpy()).save(part, "PNG")
-                self.trackers.show(name, picture.numpy(), step)
+                self.trackers.log_image(name, picture.numpy(), step)

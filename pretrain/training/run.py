@@ -1,4 +1,4 @@
-"""A training that is set up: its parts, and what is done with them between steps."""
+"""A run that is set up: its components, and what happens between its steps."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.adapters import Adapter
-from pretrain.checkpoint.async_writer import Writer
+from pretrain.checkpoint.async_writer import CheckpointWriter
 from pretrain.checkpoint.ema_snapshots import Snapshots
 from pretrain.checkpoint.run_dir import Lock
 from pretrain.checkpoint.storage import State
@@ -26,69 +26,71 @@ from pretrain.distributed.collectives import all_gather_set, max_over_ranks, rai
 from pretrain.distributed.heartbeat import Heartbeat
 from pretrain.distributed.launch import StopRequested, StopSignal
 from pretrain.training import replay_step
-from pretrain.training.flops import peak
+from pretrain.training.flops import peak_flops
 from pretrain.training.reporter import Reporter
 from pretrain.training.state import TrainState
 from pretrain.training.summary import summarise
 
-STOPPED = 75  # exit status of a run that was told to stop and can go on (EX_TEMPFAIL)
+EXIT_STOPPED = 75  # exit status of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
 
 
 @dataclass
 class Run:
-    """Everything that the loop works with. Use it as a context.
+    """What the training loop works with. Use it as a context manager.
 
     Attributes:
-        config: the settings.
-        adapter: turns the model and a batch into losses.
-        source: the data.
-        accelerator: accelerate's.
-        model: the network as it is called in training: compiled, distributed.
-        optimizer: as accelerate wraps it.
-        state: all that changes, and is saved.
-        batches: of the epoch; iterating again goes on behind the last batch whose losses came back.
+        config: settings of the run.
+        adapter: the objective in evaluations.
+        objective: the objective in training; called with model, batch and random numbers, returns `Losses`.
+        source: the data set.
+        accelerator: accelerate's `Accelerator`.
+        model: the network as the objective calls it: compiled, in DistributedDataParallel.
+        optimizer: as wrapped by accelerate.
+        state: what a checkpoint holds.
+        batches: of the current epoch; a new iterator starts behind the last batch whose losses InfoBatch has.
         writer: of checkpoints.
-        snapshots: of the power averages.
-        reporter: of everything that is told.
-        evaluators: called with the averaged model.
-        draw: a picture of what the averaged model does, or None.
-        stop: notes the signals that tell a run to stop.
-        lock: of the run's directory, on rank 0; ends with this object.
-        flops: of one sample.
-        first_step: the step that the run began or goes on from.
-        is_fresh: whether it begins.
+        snapshots: of the power-function EMAs.
+        reporter: of everything that is printed, logged or drawn.
+        evaluators: called with the EMA model.
+        preview: draws what the EMA model does, or None.
+        stop_signal: records a signal to stop.
+        lock: of the run's directory, on rank 0; released with this object.
+        flops: per sample, for forward and backward pass.
+        is_new: whether the run was not resumed.
         heartbeat: of the processes.
+        first_step: number of steps before this launch; 0 for a new run.
     """
 
     config: Config
     adapter: Adapter
+    objective: Adapter
     source: Source
     accelerator: Any
     model: nn.Module
     optimizer: Any
     state: TrainState
     batches: RestartingLoader
-    writer: Writer
+    writer: CheckpointWriter
     snapshots: Snapshots
     reporter: Reporter
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]]
-    draw: Callable[[nn.Module], Tensor] | None
-    stop: StopSignal
+    preview: Callable[[nn.Module], Tensor | None] | None
+    stop_signal: StopSignal
     lock: Lock | None
     flops: int
-    is_fresh: bool
+    is_new: bool
     heartbeat: Heartbeat | None = None
     first_step: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.first_step = self.state.step
         self._contexts = ExitStack()
-        self._leaving = threading.Lock()
+        self._exiting = threading.Lock()
         self._skipped = len(self.source.train.skipped)
 
     def __enter__(self) -> "Run":
-        for part in (self.reporter, self.writer, self.batches):
-            self._contexts.enter_context(part)
+        for context in (self.reporter, self.writer, self.batches):
+            self._contexts.enter_context(context)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -99,161 +101,167 @@ class Run:
         """Whether this is rank 0."""
         return self.accelerator.is_main_process
 
-    def where(self) -> str:
-        """The place in the training, in words."""
+    def position(self) -> str:
+        """The position in the training, for messages: "epoch 3, step 120"."""
         return f"epoch {self.state.infobatch.epoch + 1}, step {self.state.step}"
 
     def begin_epoch(self) -> None:
-        """Save what the epoch before it led to, and start the clock."""
+        """Write a checkpoint of the state between two epochs, and start to measure the epoch's time."""
         if self.state.infobatch.seen == 0 and self.state.step != self.first_step:
             self.checkpoint()
         self.reporter.begin_epoch(self.state)
 
     def end_epoch(self, epoch: int) -> None:
-        """Count, report, and evaluate if it is time."""
+        """Count the samples, report, and evaluate if it is due."""
         evaluates = (epoch + 1) % self.config.evaluate.every == 0 or epoch + 1 == self.config.epochs
-        before = self._state() if evaluates else None  # so that a resume does all of this again
-        self.state.count_visits()
+        before = self._state() if evaluates else None  # a run that is stopped in the evaluation repeats all of this
+        self.state.count_samples()
         self.reporter.epoch(self.state, epoch)
         if before is not None:
             self.evaluate(epoch + 1, before)
 
-    def evaluate(self, epoch: int, before: State | None = None) -> None:
-        """Measure and draw the averaged model; all ranks call it.
+    def evaluate(self, epochs: int, before: State | None = None) -> None:
+        """Evaluate the EMA model; all ranks call it.
 
         Args:
-            epoch: epochs that are done.
-            before: the state to save if a signal interrupts it; default: the present one.
+            epochs: of training so far.
+            before: the state to write if a signal interrupts the evaluation; default: the present one.
 
         Raises:
-            SystemExit: with status `STOPPED`, told to stop by a signal; `before` is written.
+            SystemExit: with status `EXIT_STOPPED` after a signal to stop; `before` was written.
         """
         state = before or self._state()
         if self.heartbeat is not None:
-            self.heartbeat.blocked = lambda: self.leave_evaluation(epoch, state)
+            self.heartbeat.on_signal = lambda: self._exit_evaluation(epochs, state)
         try:
-            with self.stop.raising():
-                self._evaluate(epoch)
+            with self.stop_signal.raising():
+                self._evaluate(epochs)
         except StopRequested:
-            self.leave_evaluation(epoch, state)
+            self._exit_evaluation(epochs, state)
         finally:
             if self.heartbeat is not None:
-                self.heartbeat.blocked = None
+                self.heartbeat.on_signal = None
 
-    def _evaluate(self, epoch: int) -> None:
+    def _evaluate(self, epochs: int) -> None:
         model = self.state.ema.model
-        found = {name: value for evaluator in self.evaluators for name, value in evaluator(model).items()}
+        metrics = {name: value for evaluator in self.evaluators for name, value in evaluator(model).items()}
         self.source.test.skipped |= all_gather_set(self.source.test.skipped)
-        picture = self.draw(model) if self.draw is not None and epoch else None
-        self.reporter.evaluation(epoch, self.state.step, found, picture)
+        picture = self.preview(model) if self.preview is not None and epochs else None
+        self.reporter.evaluation(epochs, self.state.step, metrics, picture)
         self.accelerator.wait_for_everyone()
 
-    def checkpoint(self, *, must: bool = False) -> None:
-        """Have the state written, in the background; all ranks call it.
+    def checkpoint(self, *, wait: bool = False) -> State:
+        """Write a checkpoint in the background; all ranks call it.
 
         Args:
-            must: wait until it is on disk.
+            wait: until it is on disk.
+
+        Returns:
+            Its state, not copied: it changes with the training.
 
         Raises:
-            UserError: it can't be written, and the run must not go on without it.
+            UserError: it can't be written and `wait` is set, or the one before can't be and there is no other.
         """
         state = self._state()
         if len(skipped := self.source.train.skipped) > self._skipped:
             self._skipped = len(skipped)
-            self.reporter.display.say(
+            self.reporter.display.print(
                 f"warning: {len(skipped)} of {len(self.source.train)} images can't be used and are skipped, for "
                 f"example {min(skipped)}"
             )
         with raise_on_all_ranks():
             if self.is_main:
                 self.writer.save(self.state.step, state, self.reporter.metrics.flush)
-            if self.is_main and must:
-                self.writer.report(must=True)
+            if self.is_main and wait:
+                self.writer.wait(required=True)
+        return state
 
     def _state(self) -> State:
         """What a checkpoint holds; all ranks call it. Later epochs don't change it."""
         self.source.train.skipped |= all_gather_set(self.source.train.skipped)
         state = self.state.state_dict(self.config, self.reporter.metrics.position)
-        state.tensors["visits"] = {"visits": self.state.visits.clone()}
+        state.tensors["visits"] = {"visits": self.state.times_used.clone()}  # changes before it is written
         return state
 
     def inspect(self, epoch: int) -> tuple[int, bool]:
-        """Look at what the steps since the last look computed, before the next one is made; all ranks call it.
+        """Check what the steps since the last call computed, and agree on it over all ranks, which all call it.
+
+        Synchronizes with the device. Samples whose losses are not finite are excluded.
 
         Returns:
-            the signal to stop by, or 0, and whether the clock asks for a checkpoint, the same on all ranks.
+            The number of the signal to stop, or 0, and whether a checkpoint is due by time; the same on all ranks.
 
         Raises:
-            UserError: an image can't be used, or the numbers are too bad to go on.
+            UserError: an image can't be read, or too many losses or gradients are not finite.
         """
         guard = self.state.nan_guard
         step = f"epoch {epoch + 1}, step {self.state.step + 1}"
         with raise_on_all_ranks():
-            guard.refuse()
-        found = guard.found()
-        told, due, bad = max_over_ranks(self.stop.signal, self.writer.due, bool(found))
-        if bad:
-            sentence = guard.set_aside(all_gather_set(found))
-            self.reporter.display.say(f"warning: {step}: {sentence}; left out from now on")
-        if verdict := guard.verdict():
-            visits = sorted(all_gather_set({*guard.recent}))
+            guard.raise_pending()
+        bad_samples = guard.bad_samples()
+        stop, save, any_bad = max_over_ranks(self.stop_signal.signal, self.writer.due, bool(bad_samples))
+        if any_bad:
+            message = guard.exclude(all_gather_set(bad_samples))
+            self.reporter.display.print(f"warning: {step}: {message}; excluded from now on")
+        if reason := guard.reason_to_stop():
+            samples = sorted(all_gather_set({*guard.recent}))
             with raise_on_all_ranks():
                 if self.is_main:
-                    replay_step.record(self.config.output_dir, self.state.model, visits, epoch=epoch)
-                how = replay_step.how(self.config.output_dir)
-                raise UserError(f"{step}: {verdict}; lower --optim.lr, or {how}")
+                    replay_step.record(self.config.output_dir, self.state.model, samples, epoch=epoch)
+                hint = replay_step.hint(self.config.output_dir)
+                raise UserError(f"{step}: {reason}; lower --optim.lr, or {hint}")
         guard.recent.clear()
-        return told, bool(due)
+        return stop, bool(save)
 
-    def leave(self, number: int, epoch: int) -> None:
-        """Write a checkpoint and end the program, because of a signal.
-
-        Raises:
-            SystemExit: with status `STOPPED`.
-        """
-        self.checkpoint(must=True)
-        self._say_stopped(number, f"in epoch {epoch + 1} after step {self.state.step}")
-        raise SystemExit(STOPPED)
-
-    def leave_evaluation(self, epoch: int, state: State) -> None:
-        """Write a state without the other processes, which may be anywhere, and end all of them.
+    def exit_on_signal(self, number: int, epoch: int) -> None:
+        """Write a checkpoint and exit the program.
 
         Raises:
-            SystemExit: with status `STOPPED`.
+            SystemExit: with status `EXIT_STOPPED`.
         """
-        if not self._leaving.acquire(blocking=False):  # another thread does it and ends the process
+        self.checkpoint(wait=True)
+        self._report_stop(number, f"in epoch {epoch + 1} after step {self.state.step}")
+        raise SystemExit(EXIT_STOPPED)
+
+    def _exit_evaluation(self, epochs: int, state: State) -> None:
+        """Write a state without a collective, as the other processes may be anywhere, and end all of them.
+
+        Raises:
+            SystemExit: with status `EXIT_STOPPED`.
+        """
+        if not self._exiting.acquire(blocking=False):  # another thread does it, and ends the process
             threading.Event().wait()
         if self.is_main:
             self.writer.save(self.state.step, state, self.reporter.metrics.flush)
-            self.writer.report(must=True)
-            told = self.heartbeat.told if self.heartbeat is not None else 0
-            self._say_stopped(self.stop.signal or told, f"in the evaluation after epoch {epoch}")
+            self.writer.wait(required=True)
+            received = self.heartbeat.signal if self.heartbeat is not None else 0
+            self._report_stop(self.stop_signal.signal or received, f"in the evaluation after epoch {epochs}")
         if self.heartbeat is not None:
-            self.heartbeat.end_all(STOPPED)
-        raise SystemExit(STOPPED)
+            self.heartbeat.end_all(EXIT_STOPPED)
+        raise SystemExit(EXIT_STOPPED)
 
-    def _say_stopped(self, number: int, where: str) -> None:
+    def _report_stop(self, number: int, where: str) -> None:
         program = f"python {Path(sys.argv[0]).name}" if sys.argv[0].endswith(".py") else sys.argv[0]
-        self.reporter.display.say(
+        self.reporter.display.print(
             f"stopped by {signal.Signals(number).name} {where}; "
-            f"go on with: {program} --resume --output-dir {quote(str(self.config.output_dir))}"
+            f"continue with: {program} --resume --output-dir {quote(str(self.config.output_dir))}"
         )
         self.reporter.trackers.finish()
 
     def finish(self) -> dict[str, Any]:
-        """Save the last state; what the run came to, see `summarise`."""
-        self.checkpoint(must=True)
-        self.reporter.samples(self.state, self.source)
+        """Write the last checkpoint and return the summary; all ranks call it."""
+        state = self.checkpoint(wait=True)
+        self.reporter.sample_counts(self.state, self.source)
         device, config = self.accelerator.device, self.config
-        each = peak(torch.cuda.get_device_name(device), config.precision) if device.type == "cuda" else None
+        peak = peak_flops(torch.cuda.get_device_name(device), config.precision) if device.type == "cuda" else None
         summary = summarise(
             config,
-            self.state.state_dict(config, self.reporter.metrics.position),
+            state,
             model=self.state.model,
             evaluations=self.reporter.metrics.read("evaluation") if self.is_main else [],
             flops=self.flops,
-            peak=each and each * self.accelerator.num_processes,
-        )
+            peak=peak and peak * self.accelerator.num_processes,
+        ) | {"class_names": [*self.source.class_names]}
         self.accelerator.wait_for_everyone()
         self.reporter.trackers.finish()
         return summary

@@ -1,5 +1,6 @@
-"""From settings and objects to a run that can begin, or go on."""
+"""From settings, model and data to a `Run` that can start or continue."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.adapters import Adapter, Batch
 from pretrain.checkpoint import run_dir, storage
-from pretrain.checkpoint.async_writer import Writer
+from pretrain.checkpoint.async_writer import CheckpointWriter
 from pretrain.checkpoint.ema import EMACollection
 from pretrain.checkpoint.ema_snapshots import Snapshots
 from pretrain.config import registry
@@ -17,18 +18,21 @@ from pretrain.config.build import build_infobatch
 from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
+from pretrain.core.files import atomic_write
 from pretrain.core.rng import SampleRNG
-from pretrain.data.fingerprint import changed, fingerprints
+from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.loader import EpochSampler, RestartingLoader, make_loader
 from pretrain.data.preload import preload
 from pretrain.data.sources import Source
 from pretrain.distributed.agreement import require_same_data
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.launch import StopSignal
+from pretrain.infobatch.sampler import InfoBatch
 from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
 from pretrain.training.nan_guard import NanGuard
-from pretrain.training.optim import adamw
+from pretrain.training.optim import build_optimizer
+from pretrain.training.references import with_references
 from pretrain.training.reporter import Reporter
 from pretrain.training.run import Run
 from pretrain.training.state import Observer, TrainState
@@ -42,38 +46,37 @@ def setup(
     model: nn.Module,
     source: Source,
     accelerator: Any,
-    stop: StopSignal,
+    stop_signal: StopSignal,
     evaluators: Sequence[Callable[[nn.Module], dict[str, Any]]],
-    draw: Callable[[nn.Module], Tensor] | None,
+    preview: Callable[[nn.Module], Tensor | None] | None,
 ) -> Run:
-    """Build, restore, distribute, read the data, and take hold of the run's directory; see `train` for the arguments.
+    """Build a run: its state, restored from a checkpoint if it is resumed, the data in memory, its directory locked.
+
+    Nothing is written to the directory before all checks have passed. All ranks call it.
+
+    Args:
+        config, adapter, model, source, evaluators, preview: see `train`.
+        accelerator: from `launch.start`.
+        stop_signal: ends the preloading of images early.
 
     Raises:
-        UserError: something that the user gave can't be used.
+        UserError: settings, data or files can't be used.
     """
     main, device = accelerator.is_main_process, accelerator.device
     micro_batch = micro_batch_size(config, accelerator.num_processes)
-    marks = same_data(source)
+    hashes = same_data(source)
     with raise_on_all_ranks():
         resumed = run_dir.resume_from(config)
     display = Display(main)
-    infobatch = build_infobatch(config, len(source.train), display.say)
-    cost = profile_objective(config, adapter, model, source)
+    if source.report is not None:
+        display.print(str(source.report))
+    infobatch = build_infobatch(config, len(source.train), display.print)
+    objective = with_references(config, adapter, source, device, display.print)
+    cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
-    state = TrainState(
-        model,
-        EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
-        adamw(model, config.optim),
-        infobatch,
-        NanGuard(infobatch, source.train, device),
-        accelerator.scaler,
-        [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)],
-        source,
-        marks,
-    )
-    for observer in state.observers:
-        observer.attach(model, device)
+    observers = [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)]
+    state = _initial_state(config, model, infobatch, source, hashes, accelerator, observers)
     with storage.restoring(resumed):
         if resumed is not None:
             check_epochs(resumed, config)
@@ -81,42 +84,69 @@ def setup(
             state.load_state_dict(resumed.state, config, resumed.path)
     state.ema.to(device)
     if config.compile:
-        compiled(model, device)
+        compile_model(model, device)
     model, optimizer = accelerator.prepare(model, state.optimizer)
-    with raise_on_all_ranks():  # before it is tried how many images the rest of the memory holds
-        state.seconds += preload(source.train, device, display.say, lambda: bool(stop.signal))
+    with raise_on_all_ranks():  # before --micro-batch auto, which measures the memory that is left
+        state.seconds += preload(source.train, device, display.print, lambda: bool(stop_signal.signal))
     if config.micro_batch == "auto":
-        micro_batch = _tried(config, adapter, model, state, accelerator, micro_batch)
-        display.say(f"--micro-batch auto: {micro_batch} images at once")
-    lock = _directory(config, resumed, main)
-    reporter = Reporter(
-        config, accelerator, display, cost.remembered, resumed.state.values["metrics"] if resumed else 0
-    )
+        micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
+        display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
+    lock = _lock_directory(config, source, resumed, main)
+    metrics_length = resumed.state.values["metrics"] if resumed else 0
+    reporter = Reporter(config, accelerator, display, cost.loss_name, metrics_length)
     run = Run(
         config,
         adapter,
+        objective,
         source,
         accelerator,
         model,
         optimizer,
         state,
-        RestartingLoader(lambda: make_loader(source.train, EpochSampler(infobatch), micro_batch), display.say),
-        Writer(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.say),
+        RestartingLoader(lambda: make_loader(source.train, EpochSampler(infobatch), micro_batch), display.print),
+        CheckpointWriter(config.output_dir / "checkpoints", config.checkpoint, resumed and resumed.path, display.print),
         Snapshots(config.output_dir / "ema", state.ema, config.ema.snapshots, config.epochs, state.step, writes=main),
         reporter,
         evaluators,
-        draw,
-        stop,
+        preview,
+        stop_signal,
         lock,
         cost.flops,
-        is_fresh=resumed is None or resumed.state.values["metrics"] == 0,
+        is_new=resumed is None or resumed.state.values["metrics"] == 0,
     )
-    _announce(run, resumed)
+    _log_start(run, resumed)
     return run
 
 
-def _tried(config: Config, adapter: Adapter, model: nn.Module, state: TrainState, accelerator: Any, most: int) -> int:
-    """The images that every process's memory has room for at once."""
+def _initial_state(
+    config: Config,
+    model: nn.Module,
+    infobatch: InfoBatch,
+    source: Source,
+    hashes: dict[str, Tensor],
+    accelerator: Any,
+    observers: Sequence[Observer],
+) -> TrainState:
+    state = TrainState(
+        model,
+        EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
+        build_optimizer(model, config.optim),
+        infobatch,
+        NanGuard(infobatch, source.train, accelerator.device),
+        accelerator.scaler,
+        observers,
+        source,
+        hashes,
+    )
+    for observer in observers:
+        observer.attach(model, accelerator.device)
+    return state
+
+
+def _largest_micro_batch(
+    config: Config, adapter: Adapter, model: nn.Module, state: TrainState, accelerator: Any, limit: int
+) -> int:
+    """The largest micro-batch, at most `limit`, that fits into the memory of every process."""
     images = state.source.train
 
     def step(batch: Batch) -> None:
@@ -125,36 +155,57 @@ def _tried(config: Config, adapter: Adapter, model: nn.Module, state: TrainState
             accelerator.backward(adapter(model, batch, SampleRNG(config.seed, index=batch.index)).loss.mean())
 
     with raise_on_all_ranks():
-        fit = find_micro_batch_size(step, state.model, most, state.source.shape, state.source.classes)
-    return -max_over_ranks(-fit)[0]
+        size = find_micro_batch_size(step, state.model, limit, state.source.shape, state.source.classes)
+    return -max_over_ranks(-size)[0]
 
 
-def _directory(config: Config, resumed: storage.Found | None, main: bool) -> run_dir.Lock | None:
-    """The lock of the run's directory, on rank 0; nobody writes before everybody has looked."""
+def _lock_directory(
+    config: Config, source: Source, resumed: storage.FoundCheckpoint | None, main: bool
+) -> run_dir.Lock | None:
+    """Lock and prepare the run's directory, on rank 0, after all ranks have found the same checkpoint in it."""
     if len(all_gather_set({resumed.path.name if resumed else ""})) > 1:
-        raise UserError("--resume: not all processes can read the newest checkpoint; name the one to go on from")
+        raise UserError("--resume: not all processes can read the newest checkpoint; name the one to resume from")
     with raise_on_all_ranks():
-        return run_dir.prepare(config, resumed) if main else None
+        if not main:
+            return None
+        lock = run_dir.prepare(config, resumed)
+        _write_report(config.output_dir, source)
+        return lock
 
 
-def _announce(run: Run, resumed: storage.Found | None) -> None:
-    config, source, say = run.config, run.source, run.reporter.display.say
+def _write_report(folder: Path, source: Source) -> None:
+    """Store how the data set was interpreted, and the names of its classes, as data.json."""
+    try:
+        with atomic_write(folder / "data.json") as file:
+            report = source.report.to_dict() if source.report is not None else {}
+            file.write_text(json.dumps(report | {"class_names": source.class_names}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: can't be written to: {error}") from None
+
+
+def _log_start(run: Run, resumed: storage.FoundCheckpoint | None) -> None:
+    config, source, log = run.config, run.source, run.reporter.display.print
     parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
-    say(
-        f"{type(run.adapter).__name__} on {len(source.train):,} images {'x'.join(map(str, source.shape))} of "
-        f"{config.data.source}, {parameters / 1e6:.2f} M parameters, {run.flops / 1e9:.3g} GFLOP a sample, "
-        f"policy {config.policy}, {run.accelerator.num_processes} x {run.accelerator.device.type}"
+    world = run.accelerator.num_processes
+    log(
+        f"{type(run.adapter).__name__} on {len(source.train):,} images of {'x'.join(map(str, source.shape))} "
+        f"({config.data.source}), {parameters / 1e6:.2f} M parameters, {run.flops / 1e9:.3g} training GFLOPs per "
+        f"sample, policy {config.policy}, {world} {'process' if world == 1 else 'processes'} on "
+        f"{run.accelerator.device.type}"
     )
     if resumed is not None:
         for path, why in resumed.skipped.items():
-            say(f"not used: {path.name}: {why}")
-        say(f"going on from {resumed.path}: {run.where()}{changes(resumed.state, config)}")
+            log(f"checkpoint not used: {path.name}: {why}")
+        log(f"resuming from {resumed.path}: {run.position()}{changed_settings(resumed.state, config)}")
 
 
 def profile_objective(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> SampleCost:
-    """What a visit costs. Adapter and model meet here for the first time.
+    """Run the adapter and the model once, on one sample, to count the FLOPs.
 
-    Parameters that the loss does not reach are frozen: several processes would wait for their gradients.
+    Parameters that the loss does not depend on are frozen, because DistributedDataParallel waits for their gradients.
+
+    Raises:
+        UserError: adapter and model don't fit together, or the adapter does not return one loss per sample.
     """
     try:
         cost = profile_sample(adapter, model, source.shape, source.classes)
@@ -162,73 +213,71 @@ def profile_objective(config: Config, adapter: Adapter, model: nn.Module, source
         raise UserError(f"--adapter {config.adapter.name}: {error}") from None
     except (TypeError, AttributeError) as error:
         if {config.adapter.name, config.model.name} - {*registry.names("adapter"), *registry.names("model")}:
-            raise  # the user's own code: the traceback says where
-        raise UserError(
-            f"--adapter {config.adapter.name} has no use for --model {config.model.name}: {error}"
-        ) from None
-    for parameter in cost.unreached:
+            raise  # code of the user's own needs its traceback
+        raise UserError(f"--adapter {config.adapter.name} can't train --model {config.model.name}: {error}") from None
+    for parameter in cost.unused:
         parameter.requires_grad_(False)
     return cost
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Have a network compute activations again in the backward pass (gradient checkpointing, Chen et al. 2016).
+    """Switch on gradient checkpointing (Chen et al. 2016): activations are recomputed in the backward pass.
 
     Raises:
-        UserError: it has no switch for that.
+        UserError: the network has no method `enable_gradient_checkpointing`.
     """
     switch = getattr(model, "enable_gradient_checkpointing", None)
     if switch is None:
         raise UserError(
             f"--gradient-checkpointing: the network, a {type(model).__name__}, has no method "
-            "enable_gradient_checkpointing(); leave it out, or give the network one"
+            "enable_gradient_checkpointing(); leave the setting out, or add the method"
         )
     switch()
 
 
-def compiled(model: nn.Module, device: torch.device) -> None:
-    """Have a network compiled as it is called; its parameters keep their names, and copies of it are as they were.
+def compile_model(model: nn.Module, device: torch.device) -> None:
+    """Compile a network in place by torch.compile; names of parameters and copies made before stay as they are.
 
-    Every shape of a batch is compiled for itself, the last ones of the epochs too, up to `torch._dynamo`'s limit of
-    eight; what is beyond runs uncompiled.
+    Each shape of a batch, such as that of an epoch's last one, is compiled separately, up to `torch._dynamo`'s limit of
+    eight; further shapes run uncompiled.
 
     Raises:
-        UserError: nothing can be compiled here, for want of a C++ compiler or of Triton.
+        UserError: torch.compile does not work here, for example without a C++ compiler or Triton.
     """
     try:
         torch.compile(lambda x: x + 1, backend=BACKEND)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever is wrong with the compilers
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"--compile: torch can't compile on this machine ({said}); leave it out") from None
+    except Exception as error:  # each backend has its own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"--compile: torch can't compile on this machine ({reason}); leave it out") from None
     model.compile(dynamic=False, backend=BACKEND)
 
 
-def changes(state: storage.State, config: Config) -> str:
-    """The settings that are not what they were, in words."""
+def changed_settings(state: storage.State, config: Config) -> str:
+    """A message about the settings that differ from those of a checkpoint; "" if there are none."""
     old, new = flat(state.values["config"]), flat(config.to_dict())
     changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if new[name] != old.get(name)]
-    return f"; changed since: {', '.join(changed)}" if changed else ""
+    return f"; changed settings: {', '.join(changed)}" if changed else ""
 
 
 def same_data(source: Source) -> dict[str, Tensor]:
-    """The fingerprints of the data, which are the same on all ranks; all ranks call it.
+    """Return the fingerprints of the data, and check that they are the same on all ranks, which all call it.
 
     Raises:
         UserError: they are not.
     """
-    marks = fingerprints(source)
+    hashes = fingerprints(source)
     for kind, images in (("train", source.train), ("test", source.test)):
-        words = "training images" if kind == "train" else "held-out images"
-        if (sample := require_same_data(images.data.source, marks[kind], words)) is not None:
+        words = "training images" if kind == "train" else "validation images"
+        if (sample := require_same_data(images.data.source, hashes[kind], words)) is not None:
             raise UserError(
-                f"the processes have different data: of --data {images.data.source}, {words}, "
-                f"{images.name_of(sample)} is not the same on all processes; give all processes the same data"
+                f"the processes have different data: --data {images.data.source}: the {words} differ, for example "
+                f"{images.name_of(sample)}; give all processes the same data"
             )
-    return marks
+    return hashes
 
 
-def check_epochs(resumed: storage.Found, config: Config) -> None:
-    """Raise if the checkpoint has more epochs than the run is to have.
+def check_epochs(resumed: storage.FoundCheckpoint, config: Config) -> None:
+    """Check that the checkpoint has no more epochs than the run is to have.
 
     Raises:
         UserError: it has.
@@ -237,25 +286,31 @@ def check_epochs(resumed: storage.Found, config: Config) -> None:
     begun = position["epoch"] + (position["seen"] > 0)
     if begun > config.epochs:
         raise UserError(
-            f"--resume {resumed.path}: --epochs {config.epochs}: the run is in epoch {begun} already; give at least "
-            f"{begun}, or start another run"
+            f"--resume {resumed.path}: --epochs {config.epochs}, but the run is in epoch {begun} already; give at "
+            f"least {begun}, or start another run"
         )
 
 
 def check_data(path: Path, state: storage.State, now: dict[str, Tensor], source: Source) -> None:
-    """Compare with the state of the checkpoint `path`.
+    """Compare the data set with the one of a checkpoint.
+
+    Args:
+        path: of the checkpoint, for error messages.
+        state: of the checkpoint.
+        now: fingerprints of the data set, see `pretrain.data.fingerprint`.
+        source: the data set.
 
     Raises:
-        UserError: the data set is another one now.
+        UserError: they differ.
     """
-    made_by, given = state.values["images"].get("autoencoder"), source.train.data.source
+    made_by, name = state.values["images"].get("autoencoder"), source.train.data.source
     if made_by != source.made_by:
         kind = (
             "latents of another autoencoder" if made_by and source.made_by else "no latents" if made_by else "latents"
         )
-        raise UserError(f"--resume {path}: --data {given} holds {kind} now; bring back what the run began with")
-    if what := changed(state.tensors["data"], now, source):
+        raise UserError(f"--resume {path}: --data {name} has {kind} now; restore the data that the run began with")
+    if what := describe_changes(state.tensors["data"], now, source):
         raise UserError(
-            f"--resume {path}: the data set has changed: {what}; scores belong to images by their number, "
-            "so bring it back, or start anew"
+            f"--resume {path}: the data set has changed: {what}; scores belong to images by their index, "
+            "so restore it, or start a new run"
         )

@@ -1,4 +1,4 @@
-"""All that a run changes as it goes, as one thing that is saved and restored."""
+"""The state of a run, as it is saved in and restored from checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from pretrain.training.nan_guard import NanGuard
 
 @runtime_checkable
 class Observer(Protocol):
-    """An evaluator that also follows the training: the loop tells it of every batch.
+    """An evaluator that also receives every batch of the training.
 
     Attributes:
         name: of its file in a checkpoint.
@@ -29,39 +29,39 @@ class Observer(Protocol):
     name: str
 
     def attach(self, model: nn.Module, device: torch.device) -> None:
-        """Called once with the bare network, before the training."""
+        """Called once before the training, with the bare network and the device of the batches."""
         ...
 
     def observe(self, batch: Batch, progress: float) -> None:
-        """Called after each forward pass."""
+        """Called after each forward pass, with its batch and the progress of the training after it."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resume needs; called on all ranks."""
+        """The tensors for a checkpoint; called on all ranks."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor], progress: float) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`, at this progress of the training."""
         ...
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds.
+    """Everything that changes during a run and is saved in its checkpoints.
 
     Attributes:
         model: the bare network.
-        ema: averages of its parameters.
+        ema: moving averages of its parameters.
         optimizer: the bare optimizer.
-        infobatch: scores and position.
-        nan_guard: samples that are left out because their losses were not finite.
-        scaler: of the gradients under fp16, else None.
-        observers: evaluators that follow the training.
-        source: the data; the names of bad images are part of the state.
-        fingerprints: of the data, see `pretrain.data.fingerprint`.
+        infobatch: the scores and the position in the data.
+        nan_guard: samples that are excluded because their losses were not finite.
+        scaler: GradScaler under fp16, else None.
+        observers: evaluators that also receive every batch.
+        source: the data set, which has the names of skipped images.
+        fingerprints: of the data set, see `pretrain.data.fingerprint`.
         step: optimizer steps made.
-        seconds: spent on them.
-        visits: int32 [N]; how often each sample was used, in the epochs that are over.
+        seconds: of training so far.
+        times_used: int32 [N]; how often each sample was used in the epochs before this one.
     """
 
     model: nn.Module
@@ -75,42 +75,47 @@ class TrainState:
     fingerprints: dict[str, Tensor]
     step: int = 0
     seconds: float = 0.0
-    visits: Tensor = field(init=False)
+    times_used: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.visits = torch.zeros(self.infobatch.size, dtype=torch.int32)
+        self.times_used = torch.zeros(self.infobatch.size, dtype=torch.int32)
 
-    def count_visits(self) -> None:
-        """Count those of the epoch that ends: a plan is the same on all ranks."""
-        kept = self.infobatch.plan.selected
-        self.visits[slice(None) if kept is None else torch.from_numpy(kept)] += 1
+    def count_samples(self) -> None:
+        """Add the samples of the epoch that ends to `times_used`; the plan is the same on all ranks."""
+        selected = self.infobatch.plan.selected
+        self.times_used[slice(None) if selected is None else torch.from_numpy(selected)] += 1
 
     def state_dict(self, config: Config, metrics: int) -> storage.State:
-        """Everything, not copied; call it on all ranks.
+        """The state for a checkpoint; all ranks must call it.
 
         Args:
-            config: the run's settings, kept beside it.
-            metrics: length in bytes of the log of metrics that belongs to it.
+            config: settings of the run; saved, too.
+            metrics: length of metrics.jsonl in bytes; a resumed run truncates the file to it.
+
+        Returns:
+            The state, not copied: it changes with the training.
         """
         self.infobatch.synchronize()
-        scheduler, source = self.infobatch.state_dict(), self.source
+        source, ema = self.source, self.ema.state_dict()
+        infobatch_tensors, infobatch_values = _split(self.infobatch.state_dict())
         moments, groups = storage.pack_optimizer(self.optimizer.state_dict())
+        progress = ema.pop("progress")
         tensors: dict[str, dict[str, Tensor]] = {
             "model": self.model.state_dict(),
-            **{name: ema.model.state_dict() for name, ema in self.ema.all().items()},
+            **ema,
             "optimizer": moments,
-            "infobatch": {name: value for name, value in scheduler.items() if isinstance(value, Tensor)},
-            "visits": {"visits": self.visits},
+            "infobatch": infobatch_tensors,
+            "visits": {"visits": self.times_used},
             "data": self.fingerprints,
             **{observer.name: observer.state_dict() for observer in self.observers},
         }
         values = {
             "step": self.step,
             "seconds": self.seconds,
-            "progress": self.ema.progress,
+            "progress": progress,
             "optimizer": groups,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-            "infobatch": {name: value for name, value in scheduler.items() if not isinstance(value, Tensor)},
+            "infobatch": infobatch_values,
             "nan_guard": self.nan_guard.state_dict(),
             "metrics": metrics,
             "bad_images": sorted(source.train.skipped),
@@ -121,28 +126,40 @@ class TrainState:
         return storage.State(tensors, values)
 
     def load_state_dict(self, state: storage.State, config: Config, path: Path) -> None:
-        """Go on from the state of the checkpoint `path`.
+        """Continue from the state of a checkpoint.
+
+        Args:
+            state: of the checkpoint; its values have the types of `storage.VALUE_TYPES`.
+            config: settings of this run; `epochs` may differ from the checkpoint's.
+            path: of the checkpoint, for error messages.
 
         Raises:
-            UserError: it is of another model, adapter or data set.
+            UserError: it is of another model, adapter, data set, or other EMAs, or it lies inside an epoch that would
+                have another plan now.
+            ValueError, TypeError, RuntimeError: it is not the state of a run.
         """
         tensors, values = state
-        _same_components(values["config"], config.to_dict(), path)
+        _check_components(values["config"], config.to_dict(), path)
         size = len(tensors["infobatch"]["score"])
         if size != self.infobatch.size:
             raise UserError(
                 f"--resume {path}: the checkpoint is of {size} images, --data has {self.infobatch.size} now"
             )
-        storage.fill(self.model, tensors["model"], path)
-        self._load_ema(tensors, path)
+        storage.load_parameters(self.model, tensors["model"], path)
+        # If the run is given more epochs, the same training is a smaller share of it. Power-function EMAs depend on
+        # ratios of progress only, so this does not change them.
+        progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
+        emas = {name: value for name, value in tensors.items() if name == "ema" or name.startswith("ema-")}
+        try:
+            self.ema.load_state_dict({"progress": progress, **emas})
+        except ValueError as error:
+            raise UserError(f"--resume {path}: {error}") from None
         self._load_optimizer(tensors["optimizer"], values["optimizer"])
-        if tensors["visits"]["visits"].shape != self.visits.shape:
+        if tensors["visits"]["visits"].shape != self.times_used.shape:
             raise ValueError("visits are not one number for each image")
         self._load_infobatch(tensors["infobatch"], values["infobatch"], path)
         self.step, self.seconds = values["step"], values["seconds"]
-        self.visits = tensors["visits"]["visits"].to(torch.int32)
-        # A run that is given more epochs has its clock set back; what a power average weighs does not notice.
-        self.ema.progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
+        self.times_used = tensors["visits"]["visits"].to(torch.int32)
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
         self.source.train.skipped |= {*values["bad_images"]}
@@ -152,32 +169,30 @@ class TrainState:
             if observer.name in tensors:
                 observer.load_state_dict(tensors[observer.name], self.infobatch.progress)
 
-    def _load_ema(self, tensors: dict[str, dict[str, Tensor]], path: Path) -> None:
-        own = self.ema.all()
-        if {name for name in tensors if name == "ema" or name.startswith("ema-")} != own.keys():
-            lengths = " ".join(sorted(name.removeprefix("ema-") for name in tensors if "ema-" in name)) or "none"
-            raise UserError(f"--resume {path}: the checkpoint's --ema.sigma-rel are {lengths}; leave the setting out")
-        for name, ema in own.items():
-            storage.fill(ema.model, tensors[name], path)
-
     def _load_optimizer(self, moments: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
         self.optimizer.load_state_dict(storage.unpack_optimizer(moments, groups))
         for parameter, own in self.optimizer.state.items():
             if wrong := [name for name, value in own.items() if value.shape not in (parameter.shape, ())]:
-                raise ValueError(f"the optimizer's {wrong[0]} is not of its parameter's shape")
+                raise ValueError(f"the optimizer's {wrong[0]} does not have the shape of its parameter")
 
     def _load_infobatch(self, tensors: dict[str, Tensor], values: dict[str, Any], path: Path) -> None:
         for name, value in values.items():
             if not isinstance(value, int) or (value < 0 and name != "plan"):
                 raise TypeError(f"{name} is {value!r}")
-        infobatch = self.infobatch
         try:
-            infobatch.load_state_dict({**tensors, **values})
+            self.infobatch.load_state_dict({**tensors, **values})
         except ValueError as error:
             raise UserError(f"--resume {path}: {error}") from None
 
 
-def _same_components(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a state, and its other values."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}
+
+
+def _check_components(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Raise a `UserError` if the checkpoint has another model or adapter, or other settings of them."""
     for name in ("model", "adapter"):
         theirs, ours = saved[name], now[name]
         if theirs != ours:

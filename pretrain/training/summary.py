@@ -1,4 +1,4 @@
-"""What a run came to, for programs and for people."""
+"""The summary of a run: cost and quality."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import nn
 from pretrain.checkpoint.storage import State
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
+from pretrain.training.optim import step_flops
 
 
 def summarise(
@@ -18,20 +19,25 @@ def summarise(
     flops: int,
     peak: float | None = None,
 ) -> dict[str, Any]:
-    """The run in numbers.
+    """Summarise a run, for summary.json and the model card.
 
     Args:
-        config: its settings.
-        state: as a checkpoint has it.
+        config: settings of the run.
+        state: of a checkpoint; cost is counted up to it.
         model: the network.
-        evaluations: as metrics.jsonl has them, oldest first.
-        flops: of one sample.
-        peak: FLOP/s of all its devices together, None where that is not known. The share of it that went into samples
-            is the model FLOPs utilisation (MFU; Chowdhery et al. 2022, appendix B).
+        evaluations: records of metrics.jsonl, oldest first.
+        flops: per sample, for forward and backward pass.
+        peak: FLOP/s of all devices of the run, None if unknown. The share of it that is used for samples is the model
+            FLOPs utilization (MFU; Chowdhery et al. 2022, appendix B).
+
+    Returns:
+        Numbers, strings, lists and dicts that JSON can hold; `seconds` are seconds of training, `full_*` the cost of
+        using every sample in every epoch so far.
     """
     values, size = state.values, len(state.tensors["infobatch"]["score"])
-    visited, seconds = values["infobatch"]["used_before"] + values["infobatch"]["seen"], values["seconds"]
+    used, seconds = values["infobatch"]["used_before"] + values["infobatch"]["seen"], values["seconds"]
     full = round(size * config.epochs * values["progress"])
+    per_step = step_flops(model, config.optim)
     quality = [
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
@@ -41,16 +47,16 @@ def summarise(
         "epochs": config.epochs,
         "progress": values["progress"],
         "dataset_size": size,
-        "samples_used": visited,
+        "samples_used": used,
         "full_samples": full,
-        "saved_fraction": 1 - visited / full if full else 0.0,
+        "saved_fraction": 1 - used / full if full else 0.0,
         "steps": values["step"],
         "seconds": seconds,
-        "images_per_second": visited / seconds if seconds else None,
+        "images_per_second": used / seconds if seconds else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_flops": flops * visited,
-        "full_train_flops": flops * full,
-        "mfu": flops * visited / seconds / peak if seconds and peak else None,
+        "train_flops": flops * used + per_step * values["step"],
+        "full_train_flops": flops * full + per_step * -(-full // config.batch_size),
+        "mfu": flops * used / seconds / peak if seconds and peak else None,
         "bad_images": sorted({*values["bad_images"], *values["bad_heldout_images"]}),
         "quality_before": quality[0] if quality else {},
         "quality": quality[-1] if quality else {},
@@ -59,27 +65,26 @@ def summarise(
     }
 
 
-def in_words(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """The summary's rows for a person."""
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The summary as rows (name, text) for the terminal; it must have `open_model_with`."""
     before, after = summary["quality_before"], summary["quality"]
     epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
-    full = f"the full data set in {epochs} has {summary['full_samples']:,}"
     speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
     if summary["mfu"] is not None:
         speed += f", {summary['mfu']:.1%} of the devices' peak (MFU)"
     rows = [
-        ("samples", f"{summary['samples_used']:,} used; {full}: {summary['saved_fraction']:.1%} saved"),
+        (
+            "samples",
+            f"{summary['samples_used']:,} used instead of {summary['full_samples']:,} ({epochs} of the full data set): "
+            f"{summary['saved_fraction']:.1%} saved",
+        ),
         ("time", f"{duration(summary['seconds'])} of training, {speed}"),
         ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),
     ]
     for name, value in after.items():
         if not isinstance(value, list):
-            rows.append(
-                (
-                    "quality",
-                    f"{name} {value:.4f}" + (f" (before training {before[name]:.4f})" if name in before else ""),
-                )
-            )
+            change = f" (before training {before[name]:.4f})" if name in before else ""
+            rows.append(("quality", f"{name} {value:.4f}{change}"))
     if summary["bad_images"]:
         rows.append(("bad images", f"{len(summary['bad_images'])} skipped, the first: {summary['bad_images'][0]}"))
     return [

@@ -1,13 +1,13 @@
-"""Real trainers under random faults, one after the other, and then what is left compared with what nobody disturbed.
+"""Real trainers under random faults, and their results compared with those of undisturbed runs.
 
     python -m tests.faults.soak --minutes 30
     python -m tests.faults.soak --kills 100 --processes 2 --seed 7
 
 Both programs are trained on a few small images, some of them broken, first once undisturbed. Then a run is started
-again and again: a fault befalls it at a random moment, or its folder when it is down, and it is resumed, with or
-without loader workers, until it is done. After each fault the newest checkpoint that is whole must be, bit for bit, the
-undisturbed run's of the same step; at the end all files must be. Nobody may leave with a traceback, hang, or leave a
-process or half a file behind.
+again and again: a fault is injected at a random moment, or its files are damaged between launches, and it is resumed,
+with or without loader workers, until it is done. After each fault the newest complete checkpoint must be, bit for bit,
+the undisturbed run's of the same step; at the end all files must be. No process may end with a traceback, hang, or
+leave a process or a partial file behind.
 """
 
 import json
@@ -28,29 +28,29 @@ import psutil
 
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.verify_resume import differences
-from pretrain.config.cli import command
+from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
-from tests.conftest import PRUNED, draw_images, journal
+from tests.conftest import PRUNED, draw_images, read_metrics
 from tests.faults.trainers import PROGRAMS, Trainers, impatient, keeping_nothing
 
-PATIENCE = 120.0  # seconds that a launch may take to end after what befell it
+PATIENCE = 120.0  # seconds that a launch may take to end after a fault
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Broken(Exception):
-    """A promise."""
+    """A guarantee does not hold."""
 
 
 def settings(program: str, images: Path, folder: Path) -> list[object]:
-    """Everything that has a state: micro-batches, several averages, evaluations in between, pruning of both kinds."""
+    """Everything that has a state: micro-batches, several EMAs, evaluations, pruning of both kinds."""
     policy = PRUNED if program == "train_mae.py" else ("--infobatch",)
     words = ["--data", images, "--output-dir", folder, "--on-bad-image", "skip", "--batch-size", 12, "--micro-batch", 6]
     words += ["--epochs", 8, "--evaluate.every", 3, "--ema.sigma-rel", 0.1, "--ema.snapshots", 5]
     return [*words, *policy, "--checkpoint.every", 1]
 
 
-# What can befall a launch: each waits for its moment, does its harm, and says which exit statuses may follow.
-# Whoever is told to stop before it listens ends by the signal itself.
+# Faults of a launch: each function injects one and returns the exit statuses that may follow.
+# A process that gets a signal before it has installed its handler ends by the signal itself.
 Statuses = set[int]
 
 
@@ -59,17 +59,17 @@ def kill(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
     return {-signal.SIGKILL}
 
 
-def told_to_stop(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
+def stop_signal(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
     number = chance.choice(SIGNALS)
     trainers.send(number, rank)
     return {75, 130, -number}
 
 
-def told_twice(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
-    """The second signal comes while the step, or the save, that the first one asks for is under way."""
-    allowed = told_to_stop(trainers, rank, chance)
+def two_signals(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
+    """The second signal comes while the step or the save after the first one is running."""
+    allowed = stop_signal(trainers, rank, chance)
     time.sleep(chance.uniform(0, 2))
-    return allowed | told_to_stop(trainers, rank, chance)
+    return allowed | stop_signal(trainers, rank, chance)
 
 
 def worker_killed(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
@@ -79,7 +79,7 @@ def worker_killed(trainers: Trainers, rank: int, chance: random.Random) -> Statu
 
 
 def disk_full(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
-    """No file may grow beyond some bytes, for a while: the manifest's still does, a network's no more."""
+    """For a while no file may grow beyond some bytes: manifests fit, networks do not."""
     process = trainers.processes[rank]
     everything = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     try:
@@ -93,14 +93,14 @@ def disk_full(trainers: Trainers, rank: int, chance: random.Random) -> Statuses:
 
 FAULTS: dict[str, Callable[[Trainers, int, random.Random], Statuses]] = {
     "killed": kill,
-    "told to stop": told_to_stop,
-    "told to stop twice": told_twice,
+    "signal": stop_signal,
+    "two signals": two_signals,
     "worker killed": worker_killed,
     "disk full": disk_full,
 }
 
 
-# What can befall the folder of a run that is down. The newest checkpoint is hit; there is one before it.
+# Damages of the files of a run between launches: to the newest checkpoint; there is one before it.
 
 
 def flipped(file: Path, chance: random.Random) -> None:
@@ -129,9 +129,9 @@ class Soak:
 
     Args:
         work: an empty folder.
-        chance: what is random.
+        chance: the random number generator.
         processes: of each launch.
-        first: called in each process before the program, to plant a fault of ours.
+        first: called in each process before the program, to plant a bug.
     """
 
     def __init__(
@@ -140,14 +140,14 @@ class Soak:
         self.work, self.chance, self.processes, self.first = work, chance, processes, first
         self.counts: Counter[str] = Counter()
         self.read = 0  # characters of the log
-        self.workers: list[psutil.Process] = []  # of trainers that something befell
+        self.workers: list[psutil.Process] = []  # of trainers with a fault
         self.log = work / "output.txt"
         self.images = draw_images(work / "images", 47)
         victims = sorted(self.images.rglob("*.png"))[5:40:10]
         for victim, content in zip(victims, (b"", b"no image", victims[2].read_bytes()[:60]), strict=False):
             victim.write_bytes(content)
         self.undisturbed, self.seconds = {}, {}
-        Trainers("train_mae.py", ["--help"], self.log).wait(PATIENCE)  # the server imports what there is to import
+        Trainers("train_mae.py", ["--help"], self.log).wait(PATIENCE)  # the server imports everything
         for program in PROGRAMS:
             folder = self.undisturbed[program] = work / f"undisturbed {program}"
             words = [*settings(program, self.images, folder), "--checkpoint.keep", 1000]
@@ -158,19 +158,19 @@ class Soak:
             self.seconds[program] = time.monotonic() - began
 
     def launch(self, program: str, words: list[object], first: Callable[[], None]) -> Trainers:
-        """One program keeps its images, so that it knows of the bad ones at once; the other reads at every visit."""
+        """One program caches its images, so that it finds the bad ones at once; the other reads them at every use."""
         if program == "train_diffusion.py":
             first = partial(keeping_nothing, first)
         return Trainers(program, words, self.log, processes=self.processes, first=first)
 
     def run(self, faults: list[str], goes_on: Callable[[], bool]) -> None:
-        """One run from its beginning to its end; what befalls it when is drawn, as long as `goes_on`.
+        """One run from its start to its end, with random faults at random times as long as `goes_on`.
 
         Raises:
-            Broken: a promise was.
+            Broken: a guarantee does not hold.
         """
         chance, program = self.chance, self.chance.choice([*PROGRAMS])
-        befell: set[str] = set()
+        injected: set[str] = set()
         folder = self.work / "run"
         shutil.rmtree(folder, ignore_errors=True)
         words = settings(program, self.images, folder)
@@ -185,28 +185,28 @@ class Soak:
                         self.workers += trainers.workers(rank)
                         allowed |= FAULTS[fault](trainers, rank, chance)
                         self.counts[fault] += 1
-                        befell.add(fault)
-                others = {76} if self.processes > 1 and fault else set()  # the ranks that nothing befell
+                        injected.add(fault)
+                others = {76} if self.processes > 1 and fault else set()  # the other ranks
                 if fault and self.processes > 1 and not trainers.have_met:
                     trainers.wait(20)
-                    allowed |= {-signal.SIGKILL}  # of those who wait for one that is lost: a launcher does it
+                    allowed |= {-signal.SIGKILL}  # of ranks that wait for a lost one: a launcher kills them
                     trainers.kill()
                 statuses = trainers.wait(PATIENCE)
                 if not trainers.over:
-                    raise Broken(f"{fault or 'nothing befell it'}: hangs: {statuses}")
+                    raise Broken(f"{fault or 'no fault'}: hangs: {statuses}")
                 if wrong := {status for status in statuses if status not in allowed | others}:
-                    said = self.log.read_text().splitlines()[-1]
-                    raise Broken(f"{fault}: exit statuses {statuses}, of which {wrong} should not be; {said}")
+                    message = self.log.read_text().splitlines()[-1]
+                    raise Broken(f"{fault}: exit statuses {statuses}, of which {wrong} should not be; {message}")
             self.look(program, folder)
             if not any(statuses):
                 break
             words = ["--resume", "--output-dir", folder]
             if not self.damage(folder):
                 words = [*settings(program, self.images, folder), "--overwrite"]
-        self.compare(program, folder, whole="disk full" not in befell)
+        self.compare(program, folder, whole="disk full" not in injected)
 
     def damage(self, folder: Path) -> bool:
-        """Do harm to the newest of several checkpoints; whether there is a checkpoint at all."""
+        """Damage the newest of several checkpoints; returns whether there is a checkpoint at all."""
         steps = sorted((folder / "checkpoints").glob("step-????????"))
         if len(steps) > 1:
             name = self.chance.choice([*DAMAGES])
@@ -215,38 +215,38 @@ class Soak:
         return bool(steps)
 
     def look(self, program: str, folder: Path) -> None:
-        """At what is there now, done or not.
+        """Compare the current state with the undisturbed run.
 
         Raises:
-            Broken: it is not what the undisturbed run had.
+            Broken: they differ.
         """
-        said = self.log.read_text()
-        if re.search(r"Traceback(?:.|\n)*File .*/(pretrain|models)/", said[self.read :]):
-            raise Broken("a traceback")  # not one of a worker's, whose trainer was killed while they talked
-        self.read = len(said)
+        message = self.log.read_text()
+        if re.search(r"Traceback(?:.|\n)*File .*/(pretrain|models)/", message[self.read :]):
+            raise Broken("a traceback")  # not a worker's, whose trainer was killed
+        self.read = len(message)
         newest = storage.newest_whole(folder / "checkpoints")
         if newest is not None:
             other = self.undisturbed[program] / "checkpoints" / newest.path.name
             if newest.state.values["infobatch"]["epoch"] != storage.load(other).values["infobatch"]["epoch"]:
-                return  # told to stop at an epoch's last step: its scores are still losses; the end will show
+                return  # stopped at an epoch's last step: its scores are still losses; the end will show
             if found := differences(newest.path, other):
                 raise Broken(f"{newest.path.name}: {len(found)} differences, the first: {found[0]}")
             self.counts["checkpoints compared"] += 1
 
     def compare(self, program: str, folder: Path, *, whole: bool) -> None:
-        """A run that is done with the undisturbed one.
+        """Compare a finished run with the undisturbed one.
 
         Args:
             program: that trained it.
             folder: its own.
-            whole: whether all pictures and averages must be there; a full disk costs those that it had no room for.
+            whole: whether all previews and EMA snapshots must be there; a full disk loses those that did not fit.
 
         Raises:
             Broken: they differ.
         """
         other = self.undisturbed[program]
-        if journal(folder) != journal(other):
-            raise Broken("the journal differs")
+        if read_metrics(folder) != read_metrics(other):
+            raise Broken("metrics.jsonl differs")
         if (one := _timeless(folder)) != (two := _timeless(other)):
             raise Broken(f"the summary differs: {one} {two}")
         if psutil.wait_procs(self.workers, timeout=20)[1]:
@@ -257,7 +257,7 @@ class Soak:
             raise Broken(f"left behind: {parts}")
         for kind in ("ema", "pictures", "model"):
             mine, theirs = ({path.relative_to(run) for path in (run / kind).rglob("*")} for run in (folder, other))
-            # A full disk may cost pictures and averages; the card has the newest picture that there is.
+            # A full disk may lose previews and snapshots; the card has the newest preview that there is.
             if lacking := {path for path in mine ^ theirs if whole or (kind == "model" and path.suffix != ".png")}:
                 raise Broken(f"files of {kind}: {lacking}")
             for path in sorted(path for path in mine & theirs if (folder / path).suffix in (".safetensors", ".png")):
@@ -268,17 +268,17 @@ class Soak:
 
 def _timeless(folder: Path) -> dict[str, object]:
     summary = json.loads((folder / "summary.json").read_text())
-    return {key: value for key, value in summary.items() if key in ("visited", "steps", "quality", "bad_images")}
+    return {key: value for key, value in summary.items() if key in ("samples_used", "steps", "quality", "bad_images")}
 
 
 def main(minutes: float = 30.0, kills: int | None = None, processes: int = 1, seed: int | None = None) -> None:
-    """Real trainers under random faults; exit status 1 where a promise is broken.
+    """Real trainers under random faults; exit status 1 if a guarantee does not hold.
 
     Args:
         minutes: after which no more runs are started.
-        kills: instead, nothing but SIGKILL, so often.
+        kills: instead, only SIGKILL, this many times.
         processes: of each launch.
-        seed: of what befalls whom when; where not given, one is drawn.
+        seed: of the faults; None: a random one.
     """
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     print(f"seed {seed}", flush=True)
@@ -298,8 +298,8 @@ def main(minutes: float = 30.0, kills: int | None = None, processes: int = 1, se
         print(f"BROKEN: {error}; seed {seed}, all is in {work}", flush=True)
         sys.exit(1)
     shutil.rmtree(work)
-    print("every promise was kept")
+    print("all guarantees hold")
 
 
 if __name__ == "__main__":
-    command(main, "python -m tests.faults.soak")
+    run_command(main, "python -m tests.faults.soak")

@@ -1,4 +1,4 @@
-"""Disks that fill up, turn read-only or are taken away under a run: real ones, mounted for the test."""
+"""Disks that fill up, become read-only or vanish during a run: real ones, mounted for the test."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PRUNED, journal
+from conftest import PRUNED, read_metrics
 from programs import common, refused, same, train
 
 
@@ -16,7 +16,7 @@ def mount(*words: object) -> bool:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory with room for a few checkpoints."""
+    """A file system in memory with space for a few checkpoints."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if not mount("-t", "tmpfs", "-o", "size=12m", "tmpfs", folder):
@@ -50,28 +50,28 @@ def fill(disk: Path) -> None:
             pass
 
 
-def test_a_full_disk_costs_what_it_had_no_room_for(
+def test_a_full_disk_costs_only_what_could_not_be_written(
     pictures: Path, finished: Path, disk: Path, monkeypatch, capsys
 ) -> None:
     at_steps(monkeypatch, at_3=lambda: fill(disk), at_9=lambda: (disk / "ballast").unlink())
     train("train_diffusion.py", *settings(pictures, disk / "run"))
-    assert "the training goes on, the last checkpoint is step-0000000" in capsys.readouterr().out
-    assert same(finished, disk / "run") and journal(finished) == journal(disk / "run")
+    assert "the training continues, the last checkpoint is step-0000000" in capsys.readouterr().out
+    assert same(finished, disk / "run") and read_metrics(finished) == read_metrics(disk / "run")
 
 
-def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(
+def test_a_disk_that_stays_full_stops_the_run_which_can_be_resumed(
     pictures: Path, finished: Path, disk: Path, monkeypatch
 ) -> None:
     at_steps(monkeypatch, at_5=lambda: fill(disk))
-    said = refused("train_diffusion.py", *settings(pictures, disk / "run"))
-    assert "make room, then --resume goes on from step-0000000" in said
+    message = refused("train_diffusion.py", *settings(pictures, disk / "run"))
+    assert "free space, then --resume continues from step-0000000" in message
     (disk / "ballast").unlink()
     train("train_diffusion.py", "--resume", "--output-dir", disk / "run")
-    assert same(finished, disk / "run") and journal(finished) == journal(disk / "run")
+    assert same(finished, disk / "run") and read_metrics(finished) == read_metrics(disk / "run")
 
 
 def test_a_disk_that_is_read_only(pictures: Path, disk: Path) -> None:
-    """UserError before anything else; what is there is left as it was."""
+    """It raises before anything else, and existing files stay as they are."""
     train("train_diffusion.py", *settings(pictures, disk / "run"), "--epochs", 1)
     files = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
     assert mount("-o", "remount,ro", disk)
@@ -80,21 +80,25 @@ def test_a_disk_that_is_read_only(pictures: Path, disk: Path) -> None:
     assert files == {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_is_away_for_a_while(pictures: Path, finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_run_folder_that_is_renamed_for_a_while_changes_nothing(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     here, there = tmp_path / "run", tmp_path / "elsewhere"
     at_steps(monkeypatch, at_3=lambda: here.rename(there), at_9=lambda: there.rename(here))
     train("train_diffusion.py", *settings(pictures, here))
-    assert "No such file or directory; the training goes on" in capsys.readouterr().out
-    assert same(finished, here) and journal(finished) == journal(here)
+    assert "No such file or directory; the training continues" in capsys.readouterr().out
+    assert same(finished, here) and read_metrics(finished) == read_metrics(here)
 
 
-def test_a_folder_that_is_removed(pictures: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_folder_that_is_removed_stops_the_run(pictures: Path, tmp_path: Path, monkeypatch) -> None:
     at_steps(monkeypatch, at_5=lambda: (tmp_path / "run").rename(tmp_path / "bin"))
-    said = refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
-    assert "were taken away, so the run is lost" in said and not (tmp_path / "run").exists()
+    message = refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
+    assert "were removed: the run is lost" in message and not (tmp_path / "run").exists()
 
 
-def test_a_journal_that_is_cut_is_not_filled_up(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_truncated_metrics_log_stops_the_run(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     at_steps(monkeypatch, at_5=lambda: (tmp_path / "run" / "metrics.jsonl").write_text(""))
-    assert "lines that it had are gone" in refused("train_diffusion.py", *settings(pictures, tmp_path / "run"))
+    assert "lines that were written to it are gone" in refused(
+        "train_diffusion.py", *settings(pictures, tmp_path / "run")
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""

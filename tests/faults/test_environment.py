@@ -1,4 +1,4 @@
-"""Where and when a run is started makes no difference to it."""
+"""A run does not depend on where and when it is started."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import PRUNED, ROOT, TINY, journal
+from conftest import PRUNED, ROOT, TINY, read_metrics
 from programs import common, same, train
 
 
@@ -24,11 +24,11 @@ def test_another_folder_hash_seed_locale_and_time_zone(pictures: Path, finished:
         timeout=150,
     )
     assert done.returncode == 0, done.stderr
-    assert same(finished, here / "run") and journal(finished) == journal(here / "run")
+    assert same(finished, here / "run") and read_metrics(finished) == read_metrics(here / "run")
 
 
 def test_a_clock_that_jumps(pictures: Path, finished: Path, tmp_path: Path, monkeypatch) -> None:
-    """Back by a year, at every look."""
+    """Back by a year at every call."""
     now = [time.time()]
 
     def jumping() -> float:
@@ -37,4 +37,4 @@ def test_a_clock_that_jumps(pictures: Path, finished: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(time, "time", jumping)
     train("train_diffusion.py", *common(pictures, tmp_path / "run"), *PRUNED, "--micro-batch", 6)
-    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
+    assert same(finished, tmp_path / "run") and read_metrics(finished) == read_metrics(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Files that were damaged, or made to do harm: read as what they say, or refused in a sentence; never anything else."""
+"""Damaged or malicious files are read, or raise a UserError; never anything else."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
-from pretrain.checkpoint.manifest import seal
+from pretrain.checkpoint.manifest import write_manifest
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
@@ -35,7 +35,7 @@ pieces = st.one_of(
 
 @st.composite
 def damaged(draw: st.DrawFn, good: bytes) -> bytes:
-    """The same with up to five pieces cut out, put in, or put in place of others."""
+    """The same with up to five pieces removed, inserted or replaced."""
     for _ in range(draw(st.integers(1, 5))):
         start = draw(st.integers(0, len(good)))
         good = good[:start] + draw(pieces) + good[start + draw(st.integers(0, 9)) :]
@@ -63,7 +63,7 @@ def read(content: bytes, folder: Path) -> None:
 
 
 class Recipes:
-    """What is asked of the reader of recipes, of few files or of many."""
+    """Properties of reading recipes, for few examples or many."""
 
     @staticmethod
     def bytes(data: st.DataObject, folder: Path) -> None:
@@ -95,20 +95,20 @@ BOMB = "a0: &a0 {x: 1, y: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        (BOMB, "*a0 stands for something else"),
-        ("adapter: &a {b: *a}\n", "*a stands for something else"),
+        (BOMB, "*a0 is an alias"),
+        ("adapter: &a {b: *a}\n", "*a is an alias"),
         ("a: " + "[" * 5000, "not plain YAML"),
         ("epochs: 3\nepochs: 4\n", "epochs is given twice"),
         ("!!python/object/new:os.system [touch x]\n", "not plain YAML"),
     ],
 )
-def test_a_recipe_that_was_made_to_do_harm(text: str, said: str, tmp_path: Path) -> None:
+def test_a_malicious_recipe_raises(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(UserError) as refusal:
         parse(["--config", str(tmp_path / "r.yaml")], **PROGRAMS["train_mae.py"].START, output_dir="x", help="")
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sealed_again(data: st.DataObject, whole: Path, folder: Path) -> None:
-    """Whoever damages a file on purpose makes the manifest anew, too."""
+    """With a manifest that was recomputed after the damage."""
     path = folder / "step-00000001"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(whole, path)
@@ -126,7 +126,7 @@ def sealed_again(data: st.DataObject, whole: Path, folder: Path) -> None:
     file.write_bytes(data.draw(damaged(file.read_bytes())))
     if file.name != "manifest.json":
         (path / "manifest.json").unlink()
-        seal(path, step=1, seconds=0.5)
+        write_manifest(path, step=1, seconds=0.5)
     try:
         assert isinstance(storage.load(path), storage.State)
     except UserError as refusal:
@@ -136,7 +136,7 @@ def sealed_again(data: st.DataObject, whole: Path, folder: Path) -> None:
 
 @FEW
 @given(data=st.data())
-def test_a_damaged_checkpoint_with_a_manifest_that_fits(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_a_damaged_checkpoint_with_a_valid_manifest(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     sealed_again(data, whole, tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_many_damaged_checkpoints(whole: Path, tmp_path: Path, data: st.DataObje
 
 
 def spoilt(data: st.DataObject, tree: Any) -> Any:
-    """The same with one value, somewhere, gone or another one."""
+    """The same with one value, somewhere, removed or replaced."""
     if not isinstance(tree, (dict, list)) or not tree or data.draw(st.integers(0, 4)) == 0:
         return data.draw(values)
     place = data.draw(st.sampled_from(sorted(tree) if isinstance(tree, dict) else range(len(tree))))
@@ -170,7 +170,7 @@ tensors = st.one_of(
 
 
 def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
-    """A run's last state but two with a value or a tensor of somebody else's in it, and a manifest that fits."""
+    """A run's third last checkpoint with a value or tensor replaced, and a valid manifest."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     path = folder / "run" / "checkpoints" / sorted((finished / "checkpoints").iterdir())[-3].name
     shutil.copytree(finished / "checkpoints" / path.name, path)
@@ -185,7 +185,7 @@ def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
         inside[data.draw(st.sampled_from(sorted(inside)))] = data.draw(tensors)
         save_file(inside, file)
     (path / "manifest.json").unlink()
-    seal(path, step=1, seconds=0.5)
+    write_manifest(path, step=1, seconds=0.5)
     for go_on in (
         lambda: load_run(folder / "run"),
         lambda: train("train_diffusion.py", "--resume", "--output-dir", folder / "run"),
@@ -199,7 +199,7 @@ def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
 
 @settings(FEW, max_examples=12)
 @given(data=st.data())
-def test_a_state_that_no_run_wrote(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_an_invalid_state_raises(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
     made_up_state(data, finished, tmp_path)
 
 
@@ -207,5 +207,5 @@ def test_a_state_that_no_run_wrote(finished: Path, tmp_path: Path, data: st.Data
 @pytest.mark.timeout(3600)
 @settings(FEW, max_examples=600)
 @given(data=st.data())
-def test_many_states_that_no_run_wrote(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_many_invalid_states(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
     made_up_state(data, finished, tmp_path)

@@ -1,10 +1,10 @@
-"""Memory that runs out: one sentence, or the size of micro-batch that fits, and the run that it would have been."""
+"""Out of memory: one sentence, or with `auto` the micro-batch size that fits, and an unchanged run."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import PRUNED, journal
+from conftest import PRUNED, read_metrics
 from programs import common, refused, same, train
 
 from pretrain.adapters.ddpm import DDPM
@@ -15,7 +15,9 @@ from pretrain.training.micro_batches import find_micro_batch_size
 
 
 @pytest.mark.parametrize("room", [1, 5])
-def test_as_many_as_fit_and_the_run_is_theirs(room: int, pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_automatic_micro_batch_size_changes_nothing(
+    room: int, pictures: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     call, seen, order = DDPM.__call__, [], []
 
     def crowded(self, model, batch, draws):
@@ -29,16 +31,18 @@ def test_as_many_as_fit_and_the_run_is_theirs(room: int, pictures: Path, tmp_pat
         return losses
 
     fits = max(size for size in (12, 6, 3, 1) if size <= room)  # 12, and half of what did not fit
-    train("train_diffusion.py", *common(pictures, tmp_path / "told"), *PRUNED, "--micro-batch", fits)
+    train("train_diffusion.py", *common(pictures, tmp_path / "fixed"), *PRUNED, "--micro-batch", fits)
     monkeypatch.setattr(DDPM, "__call__", crowded)
     monkeypatch.setattr(setup, "preload", lambda *given: order.append("images kept") or preload(*given))
     train("train_diffusion.py", *common(pictures, tmp_path / "auto"), *PRUNED, "--micro-batch", "auto")
-    assert f"--micro-batch auto: {fits} images at once" in capsys.readouterr().out
-    assert max(seen) == fits and order[:3] == ["counted", "images kept", "tried"]  # they take of the same memory
-    assert same(tmp_path / "told", tmp_path / "auto") and journal(tmp_path / "told") == journal(tmp_path / "auto")
+    assert f"--micro-batch auto: {fits} images per forward pass" in capsys.readouterr().out
+    assert max(seen) == fits and order[:3] == ["counted", "images kept", "tried"]  # both use the same memory
+    assert same(tmp_path / "fixed", tmp_path / "auto") and read_metrics(tmp_path / "fixed") == read_metrics(
+        tmp_path / "auto"
+    )
 
 
-def test_a_trial_leaves_no_trace_in_the_model() -> None:
+def test_trying_micro_batch_sizes_does_not_change_the_model() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tried = []
@@ -62,16 +66,18 @@ def test_a_trial_leaves_no_trace_in_the_model() -> None:
 @pytest.mark.parametrize(
     "allocate",
     [
-        lambda: torch.empty(1 << 50),  # what torch says on a CPU
+        lambda: torch.empty(1 << 50),  # torch's error on a CPU
         lambda: bytearray(1 << 60),
         lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0")),
     ],
 )
-def test_it_is_said_in_one_sentence(allocate, capsys) -> None:
+def test_out_of_memory_is_one_sentence(allocate, capsys) -> None:
     with pytest.raises(SystemExit) as exit, exit_on_user_error():
         next(iter(allocate()))
-    said = capsys.readouterr().err
-    assert exit.value.code == 2 and said.count("\n") == 1 and "memory ran out" in said and "--micro-batch" in said
+    message = capsys.readouterr().err
+    assert (
+        exit.value.code == 2 and message.count("\n") == 1 and "memory ran out" in message and "--micro-batch" in message
+    )
 
 
 def test_another_error_keeps_its_traceback() -> None:
@@ -90,5 +96,5 @@ def test_one_image_that_does_not_fit_is_refused(pictures: Path, tmp_path: Path, 
 
     monkeypatch.setattr(DDPM, "__call__", full)
     words = [*common(pictures, tmp_path / "run"), "--micro-batch", "auto"]
-    assert "with a single image at once" in refused("train_diffusion.py", *words)
+    assert "memory runs out with a single image" in refused("train_diffusion.py", *words)
     assert not (tmp_path / "run").exists()

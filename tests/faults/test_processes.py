@@ -1,4 +1,4 @@
-"""Processes that are told to stop, killed or stopped: all of a launch leave together, and nobody waits for ever."""
+"""Processes that get signals, are killed or stopped: all processes of a launch exit, and none waits forever."""
 
 import json
 import multiprocessing
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import PRUNED, ROOT, TINY, journal
+from conftest import PRUNED, ROOT, TINY, read_metrics
 from programs import common, wait_for
 
 from pretrain.checkpoint import storage
@@ -26,7 +26,7 @@ def settings(pictures: Path, folder: Path, epochs: int = LONG) -> list[object]:
 
 
 def steps(folder: Path) -> int:
-    """That the newest checkpoint has."""
+    """Steps of the newest checkpoint."""
     newest = storage.newest(folder / "checkpoints")
     return int(newest.name.removeprefix(storage.PREFIX)) if newest else -1
 
@@ -36,20 +36,20 @@ def under_way(folder: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_one_of_two_is_told_to_stop_and_both_save_and_leave(number: int, pictures: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_of_two_processes_stops_both(number: int, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with Trainers("train_diffusion.py", settings(pictures, folder), tmp_path / "out.txt", processes=2) as trainers:
         trainers.until(under_way(folder))
         trainers.send(number, 1)
         assert trainers.wait(60) == [75, 75]
-    said = (tmp_path / "out.txt").read_text()
-    stop = re.search(rf"stopped by {signal.Signals(number).name} in epoch (\d+) after step (\d+)", said)
-    assert stop and int(stop[2]) == steps(folder) and said.count("stopped by") == 1
+    message = (tmp_path / "out.txt").read_text()
+    stop = re.search(rf"stopped by {signal.Signals(number).name} in epoch (\d+) after step (\d+)", message)
+    assert stop and int(stop[2]) == steps(folder) and message.count("stopped by") == 1
     assert storage.newest_whole(folder / "checkpoints").skipped == {}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
+def test_a_second_signal_exits_at_once_and_the_last_checkpoint_is_complete(
     number: int, status: int, pictures: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -59,7 +59,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
         trainers.send(number, 0)
         trainers.until(lambda: (tmp_path / "saving").exists())
         trainers.send(number, 0)  # the terminal's beside the launcher's
-        time.sleep(StopSignal.ECHO)
+        time.sleep(StopSignal.REPEAT_WINDOW)
         assert not trainers.over
         trainers.send(number, 0)
         assert trainers.wait(60) == [status]
@@ -69,22 +69,22 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
 
 
 def slow_saves() -> None:
-    """Once told to stop, a save takes a minute."""
+    """After a signal, a save takes a minute."""
     from pretrain.distributed import launch
 
-    save, note, told = storage.seal, launch.StopSignal._note, []
+    save, handle, signals = storage.write_manifest, launch.StopSignal._handle, []
 
     def noted(self, number, frame) -> None:
-        told.append(number)
-        note(self, number, frame)
+        signals.append(number)
+        handle(self, number, frame)
 
     def slowly(folder: Path, **about) -> None:
-        if told:
+        if signals:
             (folder.parents[2] / "saving").touch()
             time.sleep(60)
         save(folder, **about)
 
-    storage.seal, launch.StopSignal._note = slowly, noted
+    storage.write_manifest, launch.StopSignal._handle = slowly, noted
 
 
 def test_a_program_that_fails_does_not_wait_for_its_workers(pictures: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def failing() -> None:
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
-def test_a_process_that_is_killed_or_stopped_is_named_and_the_others_leave(
+def test_a_killed_or_stopped_process_is_named_and_the_others_exit(
     number: int, rank: int, pictures: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -119,19 +119,19 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_others_leave(
         trainers.send(number, rank)
         gone, left = trainers.processes[rank], trainers.processes[1 - rank]
         trainers.until(lambda: not left.is_alive())
-    said = (tmp_path / "out.txt").read_text()
-    assert left.exitcode == 76, said
+    message = (tmp_path / "out.txt").read_text()
+    assert left.exitcode == 76, message
     line = re.search(
-        rf"error: \[rank {1 - rank}\] rank {rank} \(process {gone.pid} on .*\) (.*), epoch \d+, step \d+", said
+        rf"error: \[rank {1 - rank}\] rank {rank} \(process {gone.pid} on .*\) (.*), epoch \d+, step \d+", message
     )
-    assert line and ("gave no sign of life" in line[1] or "is gone" in line[1]), said
-    assert "Traceback" not in said and storage.newest_whole(folder / "checkpoints") is not None
+    assert line and ("sent no heartbeat" in line[1] or "is gone" in line[1]), message
+    assert "Traceback" not in message and storage.newest_whole(folder / "checkpoints") is not None
 
 
-def test_nobody_is_left_where_the_launcher_is_killed(pictures: Path, tmp_path: Path) -> None:
+def test_no_process_is_left_if_the_launcher_is_killed(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*TINY["train_diffusion.py"].split(), *map(str, settings(pictures, folder)), "--data.workers", "1"]
-    words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers cut
+    words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers crop
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with (tmp_path / "out.txt").open("w") as out:
         launcher = subprocess.Popen([*launch, ROOT / "train_diffusion.py", *words], stdout=out, stderr=out)
@@ -148,7 +148,7 @@ def test_nobody_is_left_where_the_launcher_is_killed(pictures: Path, tmp_path: P
     assert storage.newest_whole(folder / "checkpoints") is not None
 
 
-def test_what_the_journal_has_is_what_was_trained(pictures: Path, tmp_path: Path) -> None:
+def test_resumed_metrics_have_every_epoch_once(pictures: Path, tmp_path: Path) -> None:
     """Killed and resumed by two processes: every epoch once."""
     folder = tmp_path / "run"
     with Trainers("train_diffusion.py", settings(pictures, folder, 6), tmp_path / "out.txt", processes=2) as trainers:
@@ -157,5 +157,5 @@ def test_what_the_journal_has_is_what_was_trained(pictures: Path, tmp_path: Path
             trainers.send(signal.SIGKILL, rank)
     with Trainers("train_diffusion.py", ["--resume", "--output-dir", folder], tmp_path / "out.txt", processes=2) as two:
         assert two.wait(100) == [0, 0]
-    assert [record["epoch"] for record in journal(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
+    assert [record["epoch"] for record in read_metrics(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
     assert json.loads((folder / "summary.json").read_text())["steps"] == steps(folder)

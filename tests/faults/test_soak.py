@@ -1,4 +1,4 @@
-"""A few minutes' worth of the soak in seconds; and it notices what it is to notice."""
+"""A short soak; and it notices planted bugs."""
 
 import random
 import shutil
@@ -18,7 +18,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> soak.Soak:
 
 
 def soaked(undisturbed: soak.Soak, faults: list[str], count: int, first: Callable[[], None] = impatient) -> soak.Soak:
-    """Run until so many faults have befallen it."""
+    """Run until there were this many faults."""
     undisturbed.first = first
     undisturbed.counts.clear()
     undisturbed.log.write_text("")
@@ -32,43 +32,40 @@ def soaked(undisturbed: soak.Soak, faults: list[str], count: int, first: Callabl
     return undisturbed
 
 
-def test_faults_of_all_kinds(undisturbed: soak.Soak) -> None:
+def test_soak_with_all_kinds_of_faults(undisturbed: soak.Soak) -> None:
     counts = soaked(undisturbed, [*soak.FAULTS], 6).counts
     assert counts["runs to the end"] >= 1 and counts["checkpoints compared"] >= 1
 
 
 def forgetful() -> None:
-    """A resumed run that has lost its averages' past, or anything else that no error tells of."""
-    from pretrain.checkpoint.ema import EMACollection
-
+    """A resumed run whose parameters are slightly wrong, which no error reports."""
     impatient()
-    restored = storage.fill
+    restored = storage.load_parameters
 
-    def fill(model, tensors, path) -> None:
+    def load_parameters(model, tensors, path) -> None:
         restored(model, {name: value.clone() for name, value in tensors.items()}, path)
-        if not isinstance(model, EMACollection):
-            next(model.parameters()).data.view(-1)[0] += 1e-6
+        next(model.parameters()).data.view(-1)[0] += 1e-6
 
-    storage.fill = fill
+    storage.load_parameters = load_parameters
 
 
 def silent_stop() -> None:
-    """A signal is an end like any other."""
+    """Exit status 0 after a signal."""
     from pretrain.training import run
 
     impatient()
-    run.STOPPED = 0
+    run.EXIT_STOPPED = 0
 
 
 @pytest.mark.parametrize(
-    ("first", "fault", "said"), [(forgetful, "killed", "differences"), (silent_stop, "told to stop", "differs|No such")]
+    ("first", "fault", "message"), [(forgetful, "killed", "differences"), (silent_stop, "signal", "differs|No such")]
 )
-def test_a_promise_that_is_broken_is_noticed(first, fault: str, said: str, undisturbed: soak.Soak) -> None:
-    with pytest.raises((soak.Broken, FileNotFoundError), match=said):
+def test_the_soak_notices_a_broken_guarantee(first, fault: str, message: str, undisturbed: soak.Soak) -> None:
+    with pytest.raises((soak.Broken, FileNotFoundError), match=message):
         soaked(undisturbed, [fault], 30, first)
 
 
-def test_half_a_file_and_a_missing_one_are_noticed(undisturbed: soak.Soak, tmp_path: Path) -> None:
+def test_the_soak_notices_a_partial_file(undisturbed: soak.Soak, tmp_path: Path) -> None:
     program = "train_mae.py"
     shutil.copytree(undisturbed.undisturbed[program], tmp_path / "run")
     undisturbed.compare(program, tmp_path / "run", whole=True)

@@ -1,4 +1,4 @@
-"""Stopped anywhere, by whatever, a run goes on as if nothing had been."""
+"""A run that is stopped or killed anywhere is resumed bit for bit."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PRUNED, ROOT, TINY, journal
+from conftest import PRUNED, ROOT, TINY, read_metrics
 from programs import common, final, refused, same, train, wait_for
 
 from pretrain.checkpoint import storage
+from tests.faults.trainers import Trainers
 
 
 def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Path) -> None:
@@ -23,15 +24,15 @@ def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Pat
         folder = tmp_path / step.name
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copytree(step, folder / "checkpoints" / step.name)
-        for name in ("config.yaml", "metrics.jsonl"):  # the journal runs ahead of the checkpoint, as after a kill
+        for name in ("config.yaml", "metrics.jsonl"):  # metrics.jsonl is ahead of the checkpoint, as after a kill
             shutil.copy(finished / name, folder / name)
         train("train_diffusion.py", "--resume", "--output-dir", folder)
         assert same(finished, folder), step
-        assert journal(finished) == journal(folder), step
+        assert read_metrics(finished) == read_metrics(folder), step
 
 
 class Killed(BaseException):
-    """What nobody catches."""
+    """An exception that nothing catches."""
 
 
 def test_killed_between_the_loss_and_the_optimizer_step(
@@ -62,31 +63,29 @@ def test_killed_between_the_loss_and_the_optimizer_step(
             break
         except Killed:
             reached += 1
-    assert reached == steps - 2 >= 12  # beside the steps' checkpoints there is that of the beginning
-    assert same(finished, tmp_path / "run") and journal(finished) == journal(tmp_path / "run")
+    assert reached == steps - 2 >= 12  # besides those of the steps there is one of the start
+    assert same(finished, tmp_path / "run") and read_metrics(finished) == read_metrics(tmp_path / "run")
 
 
-def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, program) -> None:
+def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder)), *PRUNED]
-    words += ["--micro-batch", "6", "--checkpoint.every", "1", "--data.workers", "1"]
-    process = subprocess.Popen([sys.executable, ROOT / "train_diffusion.py", *words], stdout=subprocess.DEVNULL)
-    wait_for(lambda: storage.newest(folder / "checkpoints"), process)
-    process.kill()
-    process.wait()
+    words = [*common(pictures, folder), *PRUNED, "--micro-batch", 6, "--checkpoint.every", 1, "--data.workers", 1]
+    with Trainers("train_diffusion.py", words, tmp_path / "out.txt") as trainers:
+        trainers.until(lambda: storage.newest(folder / "checkpoints"))
+        trainers.kill()
     assert not (folder / "summary.json").exists()
-    done = program("train_diffusion.py", "--resume", "--output-dir", folder)
-    assert "going on from" in done.stdout
-    assert same(finished, folder) and journal(finished) == journal(folder)
+    train("train_diffusion.py", "--resume", "--output-dir", folder)
+    assert "resuming from" in capsys.readouterr().out
+    assert same(finished, folder) and read_metrics(finished) == read_metrics(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
-    number: int, pictures: Path, tmp_path: Path, program
+def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
+    number: int, pictures: Path, tmp_path: Path, capsys
 ) -> None:
     folder = tmp_path / "run"
     words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder, 2000)), "--data.workers", "1"]
-    words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers cut
+    words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers crop
     process = subprocess.Popen(
         [sys.executable, ROOT / "train_diffusion.py", *words],
         stdout=subprocess.PIPE,
@@ -94,30 +93,30 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_how_to_go_on(
         text=True,
         start_new_session=True,
     )
-    wait_for(lambda: len(journal(folder)) > 2 if (folder / "metrics.jsonl").exists() else False, process)
-    os.killpg(process.pid, number)  # as a terminal does: the workers get it too
+    wait_for(lambda: len(read_metrics(folder)) > 2 if (folder / "metrics.jsonl").exists() else False, process)
+    os.killpg(process.pid, number)  # as a terminal does: workers get it, too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err
     assert err == "" and f"stopped by {signal.Signals(number).name}" in out.splitlines()[-1]
-    assert out.splitlines()[-1].endswith(f"go on with: python train_diffusion.py --resume --output-dir {folder}")
-    records = journal(folder)
+    assert out.splitlines()[-1].endswith(f"continue with: python train_diffusion.py --resume --output-dir {folder}")
+    records = read_metrics(folder)
     reached = records[-1]["epoch"] if records[-1]["kind"] == "epoch" else records[-2]["epoch"]
-    again = program("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", reached + 1)
-    assert "epochs 2000 -> " in again.stdout and journal(folder)[: len(records)] == records
+    train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", reached + 1)
+    assert "epochs 2000 -> " in capsys.readouterr().out and read_metrics(folder)[: len(records)] == records
 
 
-def test_a_run_is_given_more_epochs(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_more_epochs(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train("train_diffusion.py", *common(pictures, folder, 2), *PRUNED)
     train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", 5)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["quality"]["heldout_loss"] < summary["quality_before"]["heldout_loss"]
-    assert [record["epoch"] for record in journal(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5]
+    assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
+    assert [record["epoch"] for record in read_metrics(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5]
     one, average = final(folder), final(folder, "ema")
     assert all((one[name] - average[name]).abs().max() < 0.1 for name in one)
 
 
-def test_inside_an_epoch_its_plan_must_stay(finished: Path, pictures: Path, tmp_path: Path) -> None:
+def test_inside_an_epoch_a_run_is_not_resumed_with_another_plan(finished: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for step in sorted((folder / "checkpoints").iterdir())[6:]:  # the last one left lies in the second epoch
@@ -128,11 +127,11 @@ def test_inside_an_epoch_its_plan_must_stay(finished: Path, pictures: Path, tmp_
         )
 
 
-def test_what_accelerate_was_configured_to_do_does_not_change_the_run(
+def test_accelerates_configuration_does_not_change_the_run(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     train("train_diffusion.py", "--config", finished / "config.yaml", "--output-dir", tmp_path / "run")
     assert same(finished, tmp_path / "run")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert "say --precision bf16" in refused("train_diffusion.py", *common(pictures, tmp_path / "other"))
+    assert "give --precision bf16" in refused("train_diffusion.py", *common(pictures, tmp_path / "other"))

@@ -1,4 +1,4 @@
-"""A tracker that is down, fails later, or hangs: the run is the same without it, and its journal is whole."""
+"""A tracker that is down, fails later, or hangs: the run is unchanged, and its metrics.jsonl is complete."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from accelerate.tracking import TensorBoardTracker
-from conftest import journal
+from conftest import read_metrics
 from programs import common, same, train
 
 from pretrain.training import trackers
@@ -18,15 +18,15 @@ def raising(*_: Any, **__: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def untold(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trackers") / "untold"
+def untracked(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trackers") / "untracked"
     train("train_diffusion.py", *common(pictures, folder))
     return folder
 
 
 @pytest.fixture
-def told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[Path, list[str]]]:
-    """A run with a tracker; its folder, and what it said of trackers."""
+def tracked(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[Path, list[str]]]:
+    """A run with a tracker; returns its folder and its messages about trackers."""
 
     def run() -> tuple[Path, list[str]]:
         capsys.readouterr()
@@ -37,32 +37,32 @@ def told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in journal(folder)]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in read_metrics(folder)]
 
 
 @pytest.mark.parametrize("method", ["start", "store_init_configuration", "log", "log_images", "finish"])
-def test_a_tracker_that_fails_is_told_of_once(method: str, untold: Path, told, monkeypatch) -> None:
+def test_a_failing_tracker_is_reported_once(method: str, untracked: Path, tracked, monkeypatch) -> None:
     monkeypatch.setattr(TensorBoardTracker, method, raising)
-    folder, said = told()
-    assert said == [
-        "warning: --tracker tensorboard failed (ConnectionError: no route to host); it is told no more, the training "
-        "goes on, metrics.jsonl has all"
+    folder, message = tracked()
+    assert message == [
+        "warning: --tracker tensorboard failed (ConnectionError: no route to host); it gets no more data, the training "
+        "continues, metrics.jsonl has all numbers"
     ]
-    assert same(untold, folder) and timeless(untold) == timeless(folder)
+    assert same(untracked, folder) and timeless(untracked) == timeless(folder)
     assert (folder / "summary.json").is_file()
 
 
-@pytest.mark.parametrize(("room", "why"), [(2, "is 2 messages behind"), (1000, "took more than 0 s to end")])
-def test_nobody_waits_for_a_tracker_that_hangs(
-    room: int, why: str, untold: Path, told, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("room", "why"), [(2, "is 2 calls behind"), (1000, "took more than 0 s to finish")])
+def test_a_hanging_tracker_does_not_block_training(
+    room: int, why: str, untracked: Path, tracked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hung = threading.Event()
     monkeypatch.setattr(TensorBoardTracker, "log", lambda *_, **__: hung.wait())
-    monkeypatch.setattr(trackers, "ROOM", room)
-    monkeypatch.setattr(trackers, "PATIENCE", 0.3)
+    monkeypatch.setattr(trackers, "MAX_PENDING", room)
+    monkeypatch.setattr(trackers, "TIMEOUT", 0.3)
     try:
-        folder, said = told()
-        assert len(said) == 1 and why in said[0]
-        assert same(untold, folder) and timeless(untold) == timeless(folder)
+        folder, message = tracked()
+        assert len(message) == 1 and why in message[0]
+        assert same(untracked, folder) and timeless(untracked) == timeless(folder)
     finally:
         hung.set()

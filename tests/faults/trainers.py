@@ -1,4 +1,4 @@
-"""Real trainers to do harm to. Each is forked from a server that has imported everything, so that it starts at once."""
+"""Real trainers for faults. Each is forked from a server that has imported everything, so that it starts at once."""
 
 import io
 import multiprocessing
@@ -52,13 +52,13 @@ def free_port() -> int:
 
 
 def impatient() -> None:
-    """Another process is taken to be gone after seconds, and so is a worker, which can't hand over a batch, say."""
-    heartbeat.BEAT, heartbeat.PATIENCE = 0.5, 6.0
+    """Short timeouts for other processes and for loader workers."""
+    heartbeat.INTERVAL, heartbeat.TIMEOUT = 0.5, 6.0
     loader.BATCH_TIMEOUT = 20.0
 
 
 def keeping_nothing(first: Callable[[], None] | None = None) -> None:
-    """Images are read at every visit, as those of a large data set are: by workers, if there are some."""
+    """Images are not cached, as those of a large data set: workers read them, if there are any."""
     image_cache.MAX_HOST_BYTES = 0
     if first is not None:
         first()
@@ -84,9 +84,9 @@ def _trainer(
             program.main(parse(words, **program.START, output_dir="runs/x", help=""))
     except SystemExit:
         raise
-    except KeyboardInterrupt:  # before the program has begun, or after its end
+    except KeyboardInterrupt:  # before the program has started, or after its end
         sys.exit(130)
-    except BaseException:  # said here, where it is read also if the disk under the log is full; the status tells of it
+    except BaseException:  # printed here, in case the disk of the log is full
         os.write(terminal, traceback.format_exc().encode())
         with suppress(OSError):
             traceback.print_exc()
@@ -98,16 +98,16 @@ def _trainer(
 
 
 class Trainers:
-    """One launch of a program, tiny. Use it as a context, at whose end none of its processes is left.
+    """One launch of a program, tiny. As a context manager it kills all of its processes at the end.
 
     Args:
         script: the program.
         words: its settings.
-        log: file that all of them add what they say to.
+        log: file that all of them append their output to.
         processes: how many.
         each: further settings of each process, by rank.
         environment: variables of all of them.
-        first: called in each before the program; a function of a module.
+        first: called in each process before the program; a module's function.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Trainers:
         environment: Mapping[str, str] = MappingProxyType({}),
         first: Callable[[], None] | None = None,
     ) -> None:
-        self.log, said = log, [*TINY[script].split(), *map(str, words)]
+        self.log, message = log, [*TINY[script].split(), *map(str, words)]
         self._before = log.stat().st_size if log.exists() else 0
         variables = {**environment}
         port, self.processes = free_port(), []
@@ -129,7 +129,7 @@ class Trainers:
             if processes > 1:
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            own = [*said, *map(str, each[rank])] if each else said
+            own = [*message, *map(str, each[rank])] if each else message
             process = CONTEXT.Process(target=_trainer, args=(script, own, log, {**variables}, first))
             process.start()
             self.processes.append(process)
@@ -148,8 +148,8 @@ class Trainers:
 
     @property
     def have_met(self) -> bool:
-        """Whether they have found each other, and look after each other."""
-        return b" x cpu" in self.log.read_bytes()[self._before :]
+        """Whether the process group is initialized, so that they monitor each other."""
+        return b" on cpu" in self.log.read_bytes()[self._before :]
 
     @property
     def over(self) -> bool:
@@ -167,7 +167,7 @@ class Trainers:
             return []
 
     def wait(self, seconds: float) -> list[int | None]:
-        """Wait for the end of all, so long at most; their exit statuses, None where one runs on."""
+        """Wait for all to end; returns their exit statuses, None for those that still run."""
         end = time.monotonic() + seconds
         running = [process.sentinel for process in self.processes]
         while running and (left := end - time.monotonic()) > 0:
@@ -178,7 +178,7 @@ class Trainers:
         return [process.exitcode for process in self.processes]
 
     def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
-        """Wait until something holds.
+        """Wait until a condition holds.
 
         Raises:
             AssertionError: the trainers ended before it did, or it takes too long.

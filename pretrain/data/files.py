@@ -1,0 +1,202 @@
+"""The files below a folder: one walk finds images, parquet files and metadata, and counts what it passes over."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "GIF",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+)  # Pillow opens no other
+HIDDEN = (".", "@", "#", "$", "~", "__")  # how the names of folders begin that systems and NAS write for themselves
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+MAX_DEPTH = 64  # folders below each other
+MAX_SUFFIX = 12  # characters of what is called a suffix
+
+Image.init()  # registers the extensions of all formats
+OPENED = [format_ for format_ in FORMATS if format_ in Image.OPEN]  # MPO is opened as JPEG; AVIF may not be built in
+SUFFIXES = {suffix for suffix, format_ in Image.registered_extensions().items() if format_ in FORMATS}
+
+
+@dataclass
+class Node:
+    """A folder and what of one kind (images, or parquet files) lies in it and below it.
+
+    Attributes:
+        path: of the folder.
+        files: names of the files in the folder.
+        folders: those of its folders with such files in or below them, by name.
+        total: number of files in the folder and below it.
+    """
+
+    path: str
+    files: list[str] = field(default_factory=list)
+    folders: dict[str, "Node"] = field(default_factory=dict)
+    total: int = 0
+
+    def entries(self) -> list[str]:
+        """Names of files and folders in their order: the one that decides a sample's index."""
+        return sorted([*self.files, *self.folders])
+
+    def paths(self) -> list[str]:
+        """All files, sorted by the parts of their paths."""
+        found: list[str] = []
+        for name in self.entries() if self.folders else sorted(self.files):
+            if name in self.folders:
+                found += self.folders[name].paths()
+            else:
+                found.append(f"{self.path}/{name}")
+        return found
+
+    def nodes(self) -> Iterator["Node"]:
+        """This folder and all below it."""
+        yield self
+        for child in self.folders.values():
+            yield from child.nodes()
+
+    def find(self, name: str) -> "Node | None":
+        """The folder of a path relative to this one, "." for itself; None if it has no such files."""
+        node: Node | None = self
+        for part in Path(name).parts:
+            node = node.folders.get(part) if node else None
+        return node
+
+
+@dataclass
+class Scan:
+    """What a walk found.
+
+    Attributes:
+        images: files with an extension of `SUFFIXES`.
+        tables: parquet files.
+        metadata: paths of `METADATA` files.
+        passed_over: number of files and folders that are not used, by kind.
+    """
+
+    images: Node
+    tables: Node
+    metadata: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _Folder:
+    """A folder to be read: where its findings go, and how deep it lies."""
+
+    path: str
+    real: str  # without links
+    images: Node
+    tables: Node
+    depth: int
+
+
+def scan(root: Path) -> Scan:
+    """Walk a folder once, links to folders included, each folder once.
+
+    Hidden files and folders (`HIDDEN`), files that are no regular files, and other files are passed over and counted.
+    """
+    path = str(root)
+    found = Scan(Node(path), Node(path))
+    here, links = [_Folder(path, os.path.realpath(path), found.images, found.tables, 0)], []
+    seen: set[str] = set()
+    made: list[tuple[Node, str]] = []  # a folder's parent, and its name there
+    while here or links:
+        folder = here.pop() if here else links.pop(0)
+        if folder.real in seen:
+            found.passed_over["link to a folder that is read anyway"] += 1
+            continue
+        seen.add(folder.real)
+        try:
+            with os.scandir(folder.path) as entries:
+                for entry in entries:
+                    try:
+                        _take(entry, folder, found, here, links, made)
+                    except OSError:  # a link that leads in a circle, or to where one may not look
+                        found.passed_over["broken link"] += 1
+        except OSError:
+            found.passed_over["folder that can't be opened"] += 1
+    for parent, name in reversed(made):  # children before their parents
+        node = parent.folders[name]
+        _count(node)
+        if not node.total:
+            del parent.folders[name]
+    _count(found.images)
+    _count(found.tables)
+    return found
+
+
+def _count(node: Node) -> None:
+    node.total = len(node.files) + sum(child.total for child in node.folders.values())
+
+
+def _take(
+    entry: os.DirEntry[str],
+    folder: _Folder,
+    found: Scan,
+    here: list[_Folder],
+    links: list[_Folder],
+    made: list[tuple[Node, str]],
+) -> None:
+    """Sort one entry of a folder into what was found, or into the folders to be read."""
+    name = entry.name
+    if entry.is_dir():
+        if name.startswith(HIDDEN):
+            found.passed_over["hidden folder"] += 1
+        elif folder.depth == MAX_DEPTH:
+            found.passed_over[f"folder more than {MAX_DEPTH} levels deep"] += 1
+        else:
+            path = f"{folder.path}/{name}"
+            images, tables = Node(path), Node(path)
+            for parent, child in ((folder.images, images), (folder.tables, tables)):
+                parent.folders[name] = child
+                made.append((parent, name))
+            linked = entry.is_symlink()
+            real = os.path.realpath(path) if linked else f"{folder.real}/{name}"
+            (links if linked else here).append(_Folder(path, real, images, tables, folder.depth + 1))
+        return
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 — a Path for each of a million names takes seconds
+    if not entry.is_file():
+        found.passed_over["broken link" if entry.is_symlink() else "file that is no regular file"] += 1
+    elif name.startswith("."):
+        found.passed_over["hidden file"] += 1
+    elif suffix in SUFFIXES:
+        folder.images.files.append(name)
+    elif name.lower() in METADATA:
+        found.metadata.append(f"{folder.path}/{name}")
+    elif suffix == ".parquet":
+        folder.tables.files.append(name)
+    else:
+        kind = suffix if 1 < len(suffix) <= MAX_SUFFIX else "other"
+        found.passed_over[f"{kind} file"] += 1
+
+
+def to_text(path: str) -> str:
+    """A path for a table, whose strings are UTF-8: one that is not becomes NUL and its bytes as hexadecimal digits."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "\0" + os.fsencode(path).hex()
+    return path
+
+
+def from_text(text: str) -> str:
+    """The path of `to_text`."""
+    return os.fsdecode(bytes.fromhex(text[1:])) if text.startswith("\0") else text
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, line breaks and bytes that are not UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,249 @@
+"""Finding the parts of a data set: folders of images, parquet files, the Hugging Face hub."""
+
+import glob
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+from datasets import config as cache
+from datasets.table import InMemoryTable
+from pyarrow import parquet
+
+from pretrain.config.schema import Data
+from pretrain.core.errors import UserError
+from pretrain.data.files import Node, Scan, scan, to_text
+from pretrain.data.report import Report
+from pretrain.data.splits import NONE, Split, Splitter, split_of
+from pretrain.data.tables import (
+    image_column,
+    image_table,
+    label_column,
+    label_values,
+    listed,
+    metadata_labels,
+    without_missing,
+)
+
+EMBEDDED = {"fashion-mnist": Path(__file__).parent / "fashion_mnist"}
+FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+TRIED = 8  # parquet files among images whose columns are looked at
+
+
+@dataclass
+class Part:
+    """The images of one split.
+
+    Attributes:
+        name: of the split.
+        values: the label of each image, None where there is none.
+        given: the names of all classes, if the column's type has them.
+        folders: where files that a table names must lie; None: anywhere.
+        images: where images are from, for the report.
+        labels: where labels are from, for the report.
+        table: makes the table of images (see `Images`) with these labels, int64 [N].
+    """
+
+    name: str
+    values: Sequence[Any]
+    given: list[str] | None
+    folders: tuple[str, ...] | None
+    images: str
+    labels: str
+    table: Callable[[np.ndarray], datasets.Dataset] = lambda label: datasets.Dataset.from_dict({})
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def find_parts(data: Data, report: Report) -> list[Part]:
+    """The splits of a data set: first the one to train on, then those to evaluate on, the preferred one first.
+
+    Args:
+        data: the settings.
+        report: gets what is not used.
+
+    Raises:
+        UserError: there are none, they can't be read, or what is meant is ambiguous.
+    """
+    source, path = data.source, EMBEDDED.get(data.source, Path(data.source).expanduser())
+    try:
+        if path.is_file():
+            if path.suffix.lower() != ".parquet":
+                raise UserError(f"--data {source}: a file must be a parquet file, or give a folder of images")
+            root = Node(str(path.parent), [path.name], total=1)
+            return _parquet_parts(root, data, report)
+        if path.is_dir():
+            found = scan(path)
+            report.passed_over = found.passed_over
+            if source in EMBEDDED:
+                found.passed_over.clear()
+            return _folder_parts(found, data, report)
+        if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or not source:
+            raise UserError(f"--data {source}: there is no such file or folder")
+        _ask_hub(source)
+        return _hub_parts(data, report)
+    except UserError:
+        raise
+    except Exception as error:  # arrow and the hub raise exceptions of many types
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if not path.exists():
+            raise UserError(
+                f"--data {source}: there is no such file or folder, and loading it from Hugging Face failed with {said}"
+            ) from None
+        raise UserError(f"--data {source}: reading it failed with {said}") from None
+
+
+def _ask_hub(name: str) -> None:
+    """Raise if the hub has no such data set; `load_dataset` would retry six times first.
+
+    Raises:
+        UserError: there is no such data set, or the hub can't be reached.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE:  # only data sets in the local cache can be loaded
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):
+        raise UserError(
+            f"--data {name}: there is no file or folder of that name, nor a Hugging Face data set"
+        ) from None
+    except Exception as error:  # the hub can't be reached
+        raise UserError(
+            f"--data {name}: there is no file or folder of that name, and Hugging Face can't be reached "
+            f"({type(error).__name__}: {error}); HF_HUB_OFFLINE=1 loads a data set that is in the local cache"
+        ) from None
+
+
+def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
+    """Those of a folder of images or of parquet files."""
+    images, tables = found.images, found.tables
+    if not images.total and not tables.total:
+        others = listed([f"{kind} {count:,}" for kind, count in found.passed_over.most_common()])
+        raise UserError(
+            f"--data {data.source}: there are no images in it" + (f"; passed over: {others}" if others else "")
+        )
+    if not images.total:
+        return _parquet_parts(tables, data, report)
+    if tables.total:
+        with_images = {node.path for node in images.nodes()} - {images.path}
+        unclear = (
+            f"{node.path}/{name}"
+            for node in tables.nodes()
+            if node.path not in with_images
+            for name in sorted(node.files)
+        )
+        for file in itertools.islice(unclear, TRIED):
+            if _holds_images(file):
+                raise UserError(
+                    f"--data {data.source}: it holds {images.total:,} image files and the parquet file {file}; name "
+                    "the one that is meant, or move the other away"
+                )
+        found.passed_over[".parquet file"] += tables.total
+    if data.image is not None:
+        raise UserError(f"--data.image {data.image}: {data.source} is a folder of images and has no columns")
+    splits = Splitter(images, data.source, report.note, by_class=True).splits(data.train_split, data.test_split)
+    return _with_metadata(splits, found.metadata, data, report)
+
+
+def _holds_images(path: str) -> bool:
+    """Whether a parquet file has a column of images."""
+    try:
+        features = datasets.Features.from_arrow_schema(parquet.read_schema(path))
+        return bool(image_column(features, None, path, lambda message: None))
+    except UserError as refusal:
+        return "several columns" in str(refusal)
+    except Exception:  # it is damaged, or no parquet file
+        return False
+
+
+def _with_metadata(splits: list[Split], metadata: list[str], data: Data, report: Report) -> list[Part]:
+    """The parts of a folder of images, with the labels of metadata files, where there are some."""
+    labels = dict(metadata_labels(metadata, data.label, report.note))
+    files = {file for split in splits for file in split.files} if labels else set()
+    listed_files = files & labels.keys()
+    if labels and len(listed_files) < len(labels):
+        report.note(f"metadata lists {len(labels) - len(listed_files):,} files that are not among the images")
+    if data.label is not None and not listed_files:
+        raise UserError(
+            f"--data.label {data.label}: {data.source} is a folder of images, and no metadata.csv, .jsonl or .parquet "
+            "in it has columns file_name and that one"
+        )
+    if listed_files and any(split.classes.count(None) < len(split.classes) for split in splits):
+        report.note("labels are those of the metadata, not the names of the folders")
+    if listed_files and len(listed_files) < len(files):
+        report.note(f"metadata does not list {len(files) - len(listed_files):,} images, which have no label")
+    parts = []
+    for split in (split for split in splits if split.files):
+        values: list[Any] = without_missing(map(labels.get, split.files)) if listed_files else split.classes
+        where = "metadata" if listed_files else "folders"
+        parts.append(Part(split.name, values, None, None, "", where, lambda label, s=split: _paths(s.files, label)))
+    return parts
+
+
+def _paths(files: list[str], label: np.ndarray) -> datasets.Dataset:
+    """The table of image files."""
+    path = pa.array(map(to_text, files), pa.string(), size=len(files))
+    image = pa.StructArray.from_arrays([pa.nulls(len(files), pa.binary()), path], ["bytes", "path"])
+    table = pa.table({"image": image, "label": pa.array(label)})
+    return datasets.Dataset(InMemoryTable(table), datasets.DatasetInfo(features=FEATURES))
+
+
+def _parquet_parts(root: Node, data: Data, report: Report) -> list[Part]:
+    load: Any = datasets.load_dataset
+    splits = Splitter(root, data.source, report.note, by_class=False).splits(data.train_split, data.test_split)
+    parts = []
+    for split in splits:
+        table = load("parquet", data_files=[glob.escape(file) for file in split.files], split="train")
+        folders = str(Path(split.files[0]).parent), root.path
+        if len(table):
+            parts.append(_table_part(split.name, table, folders, data, report, first=split is splits[0]))
+    if not parts:
+        raise UserError(f"--data {data.source}: there are no images in it")
+    return parts
+
+
+def _table_part(name: str, table: Any, folders: tuple[str, ...], data: Data, report: Report, *, first: bool) -> Part:
+    """A part from a table with a column of images; one to evaluate on may lack the column of labels."""
+    if not first and data.label not in table.features:
+        data = replace(data, label=None)
+    image = image_column(table.features, data.image, data.source, report.note)
+    label = label_column(table.features, data.label, data.source, report.note)
+    values, given = label_values(table, label) if label else ([None] * len(table), None)
+    labels = f"column {label}" if label else ""
+    return Part(
+        name, values, given, folders, f"column {image}", labels, lambda number: image_table(table, image, number)
+    )
+
+
+def _hub_parts(data: Data, report: Report) -> list[Part]:
+    load: Any = datasets.load_dataset
+    tables = {str(name): table for name, table in load(data.source).items() if len(table)}
+    for setting, name in (("train", data.train_split), ("test", data.test_split)):
+        if name not in (None, NONE, *tables):
+            raise UserError(f"--data.{setting}-split {name}: the splits of {data.source} are {', '.join(tables)}")
+    named = [name for name in tables if split_of(name) == "train"]
+    first = data.train_split if data.train_split in tables else "train" if "train" in tables else None
+    first = first or (named[0] if len(named) == 1 else next(iter(tables)) if len(tables) == 1 else None)
+    if first is None:
+        raise UserError(
+            f"--data {data.source}: which of its splits is to be trained on is unclear: {', '.join(tables)}; name it "
+            "with --data.train-split"
+        )
+    others = [name for name in tables if name != first and split_of(name) in ("validation", "test")]
+    others = (
+        [data.test_split] if data.test_split in tables else sorted(others, key=lambda name: split_of(name) != "test")
+    )
+    if left := [f"{name} ({len(tables[name]):,} rows)" for name in tables if name not in (first, *others)]:
+        report.note(f"splits that are not used: {listed(left)}")
+    caches = (
+        str(cache.HF_CACHE_HOME),
+        str(cache.HF_DATASETS_CACHE),
+        huggingface_hub.constants.HF_HUB_CACHE,
+    )
+    return [_table_part(name, tables[name], caches, data, report, first=name == first) for name in (first, *others)]

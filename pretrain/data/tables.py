@@ -1,0 +1,242 @@
+"""Which column of a table holds the images, which one the labels, and what a label's values mean."""
+
+import csv
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from pretrain.core.errors import UserError
+from pretrain.data.files import printable
+from pretrain.data.splits import class_key
+
+IMAGES = ("image", "img", "png", "jpg", "jpeg", "picture", "photo", "pixels", "pixel_values", "images")
+LABELS = ("label", "labels", "class", "cls", "target", "category")  # columns that name a class
+FILES = ("file_name", "filename", "file", "path", "image")  # columns of metadata that name a file
+
+
+def _nesting(feature: Any) -> tuple[int, str]:
+    """How deep a column's lists are nested, and the type of what is in them."""
+    depth = 0
+    if hasattr(feature, "shape") and hasattr(feature, "dtype"):  # Array2D and its like
+        return len(feature.shape), feature.dtype
+    while not isinstance(feature, (datasets.Value, dict)) and (inner := getattr(feature, "feature", None)) is not None:
+        feature, depth = inner, depth + 1
+    return depth, feature.dtype if isinstance(feature, datasets.Value) else ""
+
+
+def _is_array(feature: Any) -> bool:
+    depth, dtype = _nesting(feature)
+    return depth in (2, 3) and dtype.startswith(("int", "uint", "float", "bool"))
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Whether a column holds encoded images as other programs write them: bytes, or bytes and path."""
+    if isinstance(feature, dict):
+        return "bytes" in feature and {*feature} <= {"bytes", "path"}
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def image_column(features: datasets.Features, asked: str | None, source: str, note: Callable[[str], None]) -> str:
+    """The name of the column of images.
+
+    Args:
+        features: of the table.
+        asked: --data.image, or None.
+        source: the value of --data, for messages.
+        note: called with a message for what is not used.
+
+    Raises:
+        UserError: there is none, or several and none is called image.
+    """
+    columns = printable(", ".join(features))
+    named = [name for name in IMAGES for column in features if column.lower() == name for name in (column,)]
+    if asked is not None:
+        if asked not in features:
+            raise UserError(f"--data.image {asked}: {source} has no such column; its columns are {columns}")
+        return asked
+    usable = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    others = [name for name, kind in features.items() if _is_array(kind) or _is_encoded(kind)]
+    others += [name for name in named if getattr(features[name], "dtype", "") in ("string", "large_string")]  # paths
+    usable = usable or [name for name in others if name in named] or others
+    if not usable:
+        flat = [name for name in named if _nesting(features[name])[0]]
+        said = f", and the lists of {flat[0]} have no height and width" if flat else ""
+        raise UserError(f"--data {source}: no column holds images{said}; its columns are {columns}")
+    chosen = next((name for name in usable if name.lower() == "image"), usable[0])
+    if len(usable) > 1:
+        if chosen.lower() != "image":
+            raise UserError(
+                f"--data {source}: several columns hold images, {printable(', '.join(usable))}; name one with "
+                "--data.image"
+            )
+        note(f"columns of images that are not used: {', '.join(name for name in usable if name != chosen)}")
+    return chosen
+
+
+def label_column(
+    features: datasets.Features, asked: str | None, source: str, note: Callable[[str], None]
+) -> str | None:
+    """The name of the column of labels, None if there is none; see `image_column`."""
+    if asked is not None:
+        if asked not in features:
+            columns = printable(", ".join(features))
+            raise UserError(f"--data.label {asked}: {source} has no such column; its columns are {columns}")
+        if not isinstance(features[asked], (datasets.Value, datasets.ClassLabel)):
+            raise UserError(f"--data.label {asked}: it holds {type(features[asked]).__name__}, and classes can be used")
+        return asked
+    found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    for label in LABELS:
+        found += [name for name, kind in features.items() if name.lower() == label and isinstance(kind, datasets.Value)]
+    if len(found) > 1:
+        note(f"labels are taken from {found[0]}, not from {', '.join(found[1:])} (--data.label)")
+    return found[0] if found else None
+
+
+def image_table(table: datasets.Dataset, column: str, label: Sequence[int] | np.ndarray) -> datasets.Dataset:
+    """The table with the columns "image" (encoded, or an array) and "label" alone."""
+    table = table.select_columns([column])
+    if column != "image":
+        table = table.rename_column(column, "image")
+    is_array = _is_array(table.features["image"])
+    if not is_array:
+        try:
+            table = table.cast_column("image", datasets.Image(decode=False))
+        except Exception as error:  # arrow raises exceptions of many types
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"column {printable(column)} can't be read as images ({said}); name one with --data.image"
+            ) from None
+    table = table.add_column("label", np.asarray(label, np.int64))
+    return table.with_format("numpy") if is_array else table
+
+
+def label_values(table: datasets.Dataset, column: str) -> tuple[list[Any], list[str] | None]:
+    """Each row's class, None where it has none, and the classes if the column's type names them.
+
+    No label are None, NaN, an empty string, and -1 of numbers.
+    """
+    kind, values = table.features[column], list(table[column])
+    if isinstance(kind, datasets.ClassLabel):
+        return [kind.names[value] if value is not None and value >= 0 else None for value in values], kind.names
+    return without_missing(values), None
+
+
+def without_missing(values: Iterable[Any]) -> list[Any]:
+    """Values with None where there is no label."""
+    missing = (None, -1, "")
+    return [None if value in missing or (isinstance(value, float) and math.isnan(value)) else value for value in values]
+
+
+def class_name(value: Any) -> str:
+    """The name of the class that a label's value stands for; 3.0 is 3."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def class_names(values: Iterable[Any]) -> list[str]:
+    """The names of the classes among values, sorted by value."""
+    found = {*values} - {None}
+    kinds = {type(value) for value in found}
+    return [*dict.fromkeys(map(class_name, sorted(found, key=str if len(kinds) > 1 else None)))]
+
+
+def match(values: Sequence[Any], names: list[str], note: Callable[[str], None]) -> np.ndarray:
+    """The number of each value's class in the training data, int64, -1 where that has no such class.
+
+    Names are compared as they are, else without the case of their letters and spaces around them.
+
+    Args:
+        values: a label per image, None where there is none.
+        names: of the training data's classes.
+        note: called with messages for what does not match exactly.
+    """
+    exact = {name: number for number, name in enumerate(names)}
+    counts = Counter(class_key(name) for name in names)
+    loose = {class_key(name): number for name, number in exact.items() if counts[class_key(name)] == 1}
+    number_of: dict[Any, int] = {None: -1}
+    spelled, unknown = [], Counter[str]()
+    for value, count in Counter(values).items():
+        if value is None:
+            continue
+        name = class_name(value)
+        number_of[value] = exact.get(name, loose.get(class_key(name), -1))
+        if number_of[value] < 0:
+            unknown[name] += count
+        elif name not in exact:
+            spelled.append(f"{name} as {names[number_of[value]]}")
+    if spelled:
+        note(f"classes that are spelled otherwise in the training data: {listed(spelled)}")
+    if unknown:
+        said = listed([f"{name} {count:,}" for name, count in unknown.items()])
+        note(
+            f"{unknown.total():,} images are of classes that the training data does not have, and count as unlabelled: "
+            f"{said}"
+        )
+    return np.array([number_of[value] for value in values], np.int64)
+
+
+def listed(items: Sequence[str], at_most: int = 10) -> str:
+    """Items with commas, and how many more there are."""
+    more = f" and {len(items) - at_most:,} more" if len(items) > at_most else ""
+    return printable(", ".join(items[:at_most])) + more
+
+
+def read_metadata(path: str) -> list[dict[str, Any]]:
+    """The rows of a metadata.csv, .jsonl or .parquet.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        if path.lower().endswith(".csv"):
+            with Path(path).open(newline="", encoding="utf-8-sig") as file:
+                return [*csv.DictReader(file)]
+        if path.lower().endswith(".jsonl"):
+            with Path(path).open(encoding="utf-8") as file:
+                rows = [json.loads(line) for line in file if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("not all of its lines are objects")
+            return rows
+        return parquet.read_table(path).to_pylist()
+    except (OSError, ValueError, csv.Error, RecursionError, pa.ArrowException) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{printable(path)} can't be read: {said}; repair it, or move it away") from None
+
+
+def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
+    """Path and label of the images that metadata files list.
+
+    Args:
+        paths: of the files.
+        asked: --data.label, or None.
+        note: called with messages for what is not used.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    for path in sorted(paths):
+        rows = read_metadata(path)
+        columns = [*dict.fromkeys(name for row in rows for name in row if isinstance(name, str))]
+        file = next((name for known in FILES for name in columns if name.lower() == known), None)
+        labels = [name for known in LABELS for name in columns if name.lower() == known]
+        label = asked if asked in columns else labels[0] if labels and asked is None else None
+        short = printable(os.path.basename(path))  # noqa: PTH119
+        if file is None or label is None:
+            missing = "file_name" if file is None else asked or "label"
+            note(f"{short} is not used: it has no column {missing}, but {listed(columns) or 'none'} (--data.label)")
+            continue
+        if len(labels) > 1:
+            note(f"labels are taken from {label} of {short}, not from {listed([n for n in labels if n != label])}")
+        for row in rows:
+            name = str(row.get(file))
+            where = os.path.normpath(os.path.join(os.path.dirname(path), name))  # noqa: PTH118, PTH120
+            value = row.get(label)
+            yield where, value if isinstance(value, (str, int, float, bool)) else None

@@ -1,0 +1,40 @@
+"""benchmarks/gradient_variance.py against a simulation."""
+
+import gradient_variance
+import pytest
+import torch
+
+
+def test_the_predicted_variance_is_that_of_the_estimate() -> None:
+    """Against simulated epochs of a generated problem, with samples and levels drawn at random."""
+    rng = torch.Generator().manual_seed(0)
+    s, d, width = 60, 32, 5
+    level = (torch.arange(d) / d + 0.5 / d).expand(s, -1).double()
+    size = (0.2 + 3 * level) * (0.3 + torch.rand(s, 1, generator=rng).double())
+    g = size[..., None] * torch.randn(s, d, width, generator=rng).double() + 0.5
+    square = g.square().sum(-1)[..., None].expand(-1, -1, 2)
+    mean = g.mean((0, 1)).square().sum().expand(2)
+    visits = gradient_variance.Gradients(torch.arange(s), level, size, square, mean, mean)
+    keep = 0.2 + 0.8 * torch.rand(s, generator=rng).double()
+    density = torch.tensor([0.3, 0.8, 1.2, 1.7]).double()
+    share = keep.mean().item()
+    estimate = gradient_variance.Estimate(keep, share, density)
+    predicted = (gradient_variance.second_moment(visits, estimate).mean(0) - mean)[0].item()
+
+    chance = (density[(level[0] * 4).long()] / d).expand(s, -1)
+    at = torch.multinomial(chance, 20_000, replacement=True, generator=rng)  # [S, epochs]
+    kept = torch.rand(s, 20_000, generator=rng).double() < keep[:, None]
+    weight = kept / keep[:, None] / density[(level[0] * 4).long()][at]
+    estimates = (weight[..., None] * g.gather(1, at[..., None].expand(-1, -1, width))).mean(0)
+    # A sum over samples of independent terms; the formula is per draw, as if samples were drawn independently.
+    between = g.mean(1).square().sum(-1).mean() - mean[0]
+    measured = estimates.var(dim=0).sum().item() * s * share + share * (between + mean[0]).item() - mean[0].item()
+    assert measured == pytest.approx(predicted, rel=0.05)
+
+
+def test_proportional_shares_sum_to_the_budget() -> None:
+    size = torch.rand(500).double() ** 4 + 1e-6
+    p = gradient_variance.proportional(size, 0.4)
+    assert p.mean().item() == pytest.approx(0.4, abs=1e-6) and p.max() <= 1
+    inside = p < 1
+    assert (p[inside] / size[inside]).std() < 1e-6 * (p[inside] / size[inside]).mean()

@@ -1,0 +1,151 @@
+"""Tables: splits, columns of images and labels, metadata beside images."""
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from pretrain.config.schema import Data
+from pretrain.core.errors import UserError
+from pretrain.data.sources import Source, open_data
+
+
+def source(path: object, **settings) -> Source:
+    return open_data(Data(source=str(path), **settings), seed=0)
+
+
+def draw(path: Path, count: int = 2, value: int = 9) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("L", (4, 4), value + number).save(path / f"{number}.png")
+
+
+def tally(s: Source) -> tuple[int, int]:
+    """Images to train and to evaluate on."""
+    return len(s.train), len(s.test)
+
+
+def used(s: Source, part: str = "train") -> dict[str, int]:
+    """Images by class."""
+    images = getattr(s, part)
+    names = [*s.class_names, ""]
+    labels = [images[None, number].label for number in range(len(images))]
+    return {name: labels.count(number) for number, name in zip([*range(len(names) - 1), -1], names, strict=True)}
+
+
+def table(rows: dict, path: Path, **features) -> None:
+    made = datasets.Dataset.from_dict(rows)
+    for name, kind in features.items():
+        made = made.cast_column(name, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.to_parquet(path)
+
+
+def pictures(count: int) -> list[dict]:
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), 7).save(stream, "PNG")
+    return [{"bytes": stream.getvalue(), "path": None}] * count
+
+
+def test_parquet_among_images(tmp_path: Path) -> None:
+    draw(tmp_path / "a", 3)
+    draw(tmp_path / "b", 3)
+    table({"image": pictures(3)}, tmp_path / "a" / "deep.parquet", image=datasets.Image())
+    table({"text": ["x"]}, tmp_path / "words.parquet")
+    s = source(tmp_path)
+    assert sum(tally(s)) == 6 and s.report.passed_over[".parquet file"] == 2
+    table({"image": pictures(3)}, tmp_path / "train.parquet", image=datasets.Image())
+    with pytest.raises(UserError, match=r"6 image files and the parquet file .*train\.parquet; name the one"):
+        source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("cats", "dogs", "steam_train"), ("a", "test_results"), ("train-0", "train-1"), ("x",)]
+)
+def test_parquet_files_are_splits_all_or_none(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        table({"image": pictures(10)}, tmp_path / f"{name}.parquet", image=datasets.Image())
+    assert sum(tally(source(tmp_path))) == 10 * len(names)
+
+
+def test_parquet_splits_of_any_spelling(tmp_path: Path) -> None:
+    for name in ("Training_00", "Training_01", "dev"):
+        table({"image": pictures(10)}, tmp_path / "data" / f"{name}.parquet", image=datasets.Image())
+    assert tally(source(tmp_path)) == (20, 10)
+    assert sum(tally(source(tmp_path, train_split="Training_00", test_split="none"))) == 10
+    table({"image": pictures(10)}, tmp_path / "data" / "other.parquet", image=datasets.Image())
+    with pytest.raises(UserError, match=r"--data\.train-split"):
+        source(tmp_path)
+    assert tally(source(tmp_path, train_split="Training_00+Training_01+other", test_split="dev")) == (30, 10)
+
+
+def test_columns_of_images_and_labels(tmp_path: Path) -> None:
+    file, kind = tmp_path / "x.parquet", datasets.Image()
+    rows = {
+        "mask": pictures(4),
+        "image": pictures(4),
+        "label": [1.0, float("nan"), 2.0, 1.0],
+        "class": ["x", "y", "", "x"],
+    }
+    table(rows, file, mask=kind, image=kind)
+    s = source(file)
+    assert s.class_names == ("1", "2") and s.report.images == "column image" and "not from class" in str(s.report)
+    assert source(file, image="mask", label="class").class_names == ("x", "y")
+    table({"left": pictures(4), "right": pictures(4)}, file, left=kind, right=kind)
+    with pytest.raises(UserError, match=r"left, right; name one with --data\.image"):
+        source(file)
+    assert sum(tally(source(file, image="right"))) == 4
+    for setting in ("image", "label"):
+        with pytest.raises(UserError, match=rf"--data\.{setting} nonsense.*columns are left, right"):
+            source(file, image="nonsense" if setting == "image" else "left", label="nonsense")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_metadata_beside_images(tmp_path: Path, ending: str) -> None:
+    draw(tmp_path / "images", 6)
+    rows = [{"file_name": f"images/{n}.png", "label": "ab"[n % 2], "kind": "c"} for n in range(5)]
+    file = tmp_path / f"metadata.{ending}"
+    if ending == "csv":
+        file.write_text("file_name,label,kind\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    elif ending == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(file)
+    s = source(tmp_path)
+    train, test = used(s), used(s, "test")
+    assert {name: train[name] + test[name] for name in train} == {"a": 3, "b": 2, "": 1}
+    assert "does not list 1 images" in str(s.report)
+    with pytest.raises(UserError, match=r"--data\.label nonsense"):
+        source(tmp_path, label="nonsense")
+
+
+@pytest.mark.parametrize("bad", ["stop", "skip"])
+def test_rows_without_an_image_are_named(tmp_path: Path, bad: str) -> None:
+    rows = [*pictures(5), None, {"bytes": b"", "path": None}, {"bytes": None, "path": None}]
+    table({"image": rows, "label": [0, 1] * 4}, tmp_path / "x.parquet", image=datasets.Image())
+    s = source(tmp_path, on_bad_image=bad, test_split="none")
+    found = [images[None, n] for images in (s.train, s.test) for n in range(len(images))]
+    problems = [item.problem for item in found if item.problem]
+    assert len(problems) >= 3 - (len(found) - 8) and all("row " in problem for problem in problems)
+    from pretrain.data.fingerprint import fingerprints
+
+    assert {len(marks) for marks in fingerprints(s).values()} == {len(s.train), len(s.test)}
+
+
+def test_a_table_reads_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    draw(tmp_path / "secret", 1)
+    draw(tmp_path / "data" / "images", 2)
+    (tmp_path / "data" / "images" / "link.png").symlink_to(tmp_path / "secret" / "0.png")
+    inside = ["images/0.png", "images/1.png", str(tmp_path / "data" / "images" / "0.png")]
+    outside = ["../secret/0.png", str(tmp_path / "secret" / "0.png"), "images/link.png"]
+    rows = [{"bytes": None, "path": path} for path in inside + outside]
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "data" / "x.parquet")
+    s = source(tmp_path / "data" / "x.parquet", size=4)
+    found = [images[None, n] for images in (s.train, s.test) for n in range(len(images))]
+    problems = [item.problem for item in found if item.problem]
+    assert len(problems) == 3 and all("leads out of the folder" in problem for problem in problems)

@@ -1,0 +1,159 @@
+"""Small runs of other libraries' trainers, for tests/test_integrations.py.
+
+Started as `loops.py LIBRARY FOLDER` under torchrun it makes a run, and resumes it from a checkpoint inside its second
+epoch; every rank leaves in FOLDER the samples of its steps and the parameters of both.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import TrainingArguments
+
+from pretrain import InfoBatch
+from pretrain.integrations.lightning import InfoBatchCallback
+from pretrain.integrations.transformers import InfoBatchTrainer
+
+SIZE, BATCH, EPOCHS = 61, 16, 3
+EVERY_STEP = {"every_n_train_steps": 1}
+RESUMED = 3  # after this step, inside the second epoch of two processes
+
+
+def points() -> TensorDataset:
+    rng = torch.Generator().manual_seed(0)
+    label = torch.randint(3, (SIZE,), generator=rng)
+    return TensorDataset(torch.randn(SIZE, 4, generator=rng) + label[:, None], label)
+
+
+class Net(nn.Module):
+    """With the interface of a transformers model; dropout draws from the global generator."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.dropout = nn.Linear(4, 3), nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.linear(self.dropout(features))}
+
+
+class Dicts:
+    def __init__(self) -> None:
+        self.data = points()
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return dict(zip(("features", "labels"), self.data[index], strict=True))
+
+
+class Recorded(InfoBatchTrainer):
+    """Knows of each step the epoch and the samples."""
+
+    steps: list[tuple[int, list[int]]]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *more: Any) -> Tensor:
+        self.steps.append((self.infobatch.epoch, inputs["infobatch_index"].tolist()))
+        return super().training_step(model, inputs, *more)
+
+
+def trainer(folder: Path, model: nn.Module | None = None, **settings: Any) -> Recorded:
+    defaults = {
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 3,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    data = Dicts()
+    made = Recorded(
+        model or Net(), TrainingArguments(str(folder), **defaults | settings), train_dataset=data, eval_dataset=data
+    )
+    made.steps = []
+    return made
+
+
+class Module(lightning.LightningModule):
+    """Knows of each step the epoch and the samples."""
+
+    infobatch: InfoBatch
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.steps = Net(), []
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        index, features, label = batch
+        self.steps.append((self.infobatch.epoch, index.tolist()))
+        return self.infobatch(F.cross_entropy(self.net(features)["logits"], label, reduction="none"), index)
+
+    def validation_step(self, batch: list[Tensor], _: int) -> None:
+        assert not self.training
+        self.log("validation", F.cross_entropy(self.net(batch[0])["logits"], batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - self.infobatch.progress)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit(
+    folder: Path,
+    save: dict[str, Any],
+    evaluate: float = 0,
+    resume: Path | None = None,
+    drop_last: bool = False,
+    batch: int = BATCH,
+    **more: Any,
+) -> Module:
+    module, data = Module(), points()
+    callback = InfoBatchCallback(data, anneal=0.3)  # the last two epochs are longer than the second
+    saving = lightning.pytorch.callbacks.ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **save)
+    defaults = {
+        "accelerator": "cpu",
+        "max_epochs": EPOCHS + 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 1,
+        "use_distributed_sampler": False,
+        "val_check_interval": evaluate or 1.0,
+    }
+    run = lightning.Trainer(callbacks=[callback, saving], **defaults | more)
+    loaders = [callback.loader(batch, drop_last=drop_last), DataLoader(data, 30) if evaluate else None]
+    run.fit(module, *loaders, ckpt_path=resume and str(resume), weights_only=True)
+    return module
+
+
+def main(library: str, folder: Path) -> None:
+    if library == "transformers":
+        runs = [trainer(folder / name, ddp_backend="gloo") for name in ("whole", "resumed")]
+        runs[0].train()
+        runs[1].train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{RESUMED}"))
+        models = [run.model for run in runs]
+    else:
+        more = {"strategy": "ddp", "devices": 2}
+        runs = [fit(folder / "whole", EVERY_STEP, **more)]
+        (checkpoint,) = (folder / "whole").glob(f"*step={RESUMED}.ckpt")
+        runs += [fit(folder / "resumed", EVERY_STEP, resume=checkpoint, **more)]
+        models = [run.net for run in runs]
+    found = {"steps": [run.steps for run in runs], "models": [model.state_dict() for model in models]}
+    torch.save(found, folder / f"{torch.distributed.get_rank()}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

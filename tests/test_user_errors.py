@@ -1,0 +1,147 @@
+"""What the programs can't use is a UserError in one sentence, and nothing is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from programs import common, final, refused, train
+
+import train_diffusion
+import train_mae
+from pretrain.config.cli import parse
+from pretrain.core.errors import UserError
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
+def test_a_model_is_not_sharded(way: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+    message = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
+    assert f"launched with {way}, which shards the model" in message and not (tmp_path / "run").exists()
+
+
+def test_a_user_error_is_one_line_and_exit_status_2(tmp_path: Path, program) -> None:
+    for arguments in (("--data", "./not/there"), ("--optim.lrr", "3"), ("--adapter", "nope")):
+        done = program("train_diffusion.py", *arguments, "--output-dir", tmp_path / "run", check=False)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model.channels 8 16 16 16", "8 divides, got 12x12"),
+        ("--micro-batch many", "--micro-batch must be a whole number or auto, got 'many'"),
+        ("--batch-size 10 --micro-batch 4", "--micro-batch 4 does not divide the 10 images"),
+        ("--precision fp16", "fp16"),
+        ("--tracker nonsense", "nonsense"),
+        ("--adapter ddpm --evaluate.steps 2000", "--evaluate.steps 2000"),
+        (
+            "--pruning.policy infobach",
+            "did you mean infobatch? There are full, random, infobatch, quantile, importance",
+        ),
+        ("--pruning.policy ./mine.py", "there is no such file"),
+        ("--pruning.policy tests/conftest.py", "exactly one function whose arguments begin with (score, stats)"),
+        ("--pruning.policy random", "needs a budget"),
+        ("--pruning.policy infobatch --pruning.budget 0.5", "infobatch takes no budget; random, importance do"),
+        ("--pruning.policy importance --pruning.budget 0.1", "budget must be at least"),
+        (
+            "--pruning.policy importance --pruning.over samples --pruning.budget 0.9 --pruning.prune-ratio 0.5",
+            "has no setting 'prune_ratio'",
+        ),
+        ("--data.channels 1 --class-conditional --data ./nowhere/at/all", "there is no such file"),
+    ],
+)
+def test_settings_that_do_not_fit_raise(arguments: str, message: str, pictures: Path, tmp_path: Path) -> None:
+    sentence = refused("train_diffusion.py", *common(pictures, tmp_path / "run"), *arguments.split())
+    assert message in sentence and sentence.count("--pruning.policy") <= 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_or_unused_labels_raise(pictures: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))):
+        shutil.copy(path, flat / f"{number}.png")
+    words = [*common(flat, tmp_path / "run"), "--class-conditional"]
+    assert "have no labels; give each class a folder of its own" in refused("train_diffusion.py", *words)
+    assert "a masked autoencoder does not use labels" in refused("train_mae.py", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_components_that_do_not_fit_together_raise(pictures: Path, tmp_path: Path) -> None:
+    def main(module, *words: object) -> str:
+        words = ("--data", pictures, "--output-dir", tmp_path / "run", *words)
+        recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
+        with pytest.raises(UserError) as refusal:
+            module.main(parse([*map(str, words)], adapter="flow", model="unet", recipe=recipe, output_dir="", help=""))
+        return str(refusal.value)
+
+    assert "--adapter mae can't train --model unet" in main(train_diffusion, "--adapter", "mae")
+    assert "no `encoder`" in main(train_mae, "--adapter", "mae")
+    assert not (tmp_path / "run").exists()
+
+
+def test_impossible_mae_settings_raise(pictures: Path, tmp_path: Path) -> None:
+    words = common(pictures, tmp_path / "run")
+    for change, message in (
+        ("--model.patch 1", "norm_pix needs patches of two or more values"),
+        ("--model.heads 5", "timm can't make"),
+        ("--model.encoder vit_relpos_small_patch16_224", "plain VisionTransformer"),
+    ):
+        assert message in refused("train_mae.py", *words, *change.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_without_gradients_are_found() -> None:
+    """Several processes would wait for their gradients: here those of a norm that only pooled features use."""
+    from pretrain.models.mae import MAEConfig
+
+    from pretrain.adapters.mae import MAE
+    from pretrain.training.flops import profile_sample
+
+    model = MAEConfig("vit_base_patch16_reg4_gap_256", 4, 16, 1, 2, 16, 1, 2).build((1, 12, 12), 0)
+    visit = profile_sample(MAE(), model, (1, 12, 12), 0)
+    assert visit.flops > 0 and visit.unused and {*visit.unused} <= {*model.encoder.fc_norm.parameters()}
+
+
+OWN = '''
+from dataclasses import dataclass
+from pretrain.adapters import Losses
+from pretrain.adapters.flow import Flow as Ours
+
+@dataclass(frozen=True)
+class Own(Ours):
+    """Not quite right."""
+
+    def __call__(self, model, batch, rng):
+        loss = super().__call__(model, batch, rng).loss
+        return {}
+'''
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [("Losses(loss.mean())", "got a loss of shape ()"), ("loss", "got Tensor"), ("None", "got NoneType")],
+)
+def test_an_adapter_that_breaks_the_contract_raises(result: str, message: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.format(result))
+    assert message in refused(
+        "train_diffusion.py", *common(pictures, tmp_path / "run"), "--adapter", tmp_path / "own.py"
+    )
+
+
+def test_a_bad_image_stops_the_run_or_is_skipped_and_counted(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "data")
+    victim = sorted((tmp_path / "data").rglob("*.png"))[20]
+    victim.write_bytes(victim.read_bytes()[:40])
+    sentence = refused("train_diffusion.py", *common(tmp_path / "data", tmp_path / "run"))
+    assert str(victim) in sentence and "--on-bad-image skip" in sentence
+    words = [*common(tmp_path / "data", tmp_path / "run"), "--on-bad-image", "skip", "--overwrite", "--infobatch"]
+    train("train_diffusion.py", *words)
+    (bad,) = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
+    assert str(victim) in bad
+    scores = final(tmp_path / "run", "infobatch")["score"]
+    assert scores.isnan().sum() <= 1 and scores[~scores.isnan()].isfinite().all()
