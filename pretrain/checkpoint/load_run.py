@@ -14,6 +14,7 @@ from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, warn
 from pretrain.data.autoencoder import SUBFOLDERS, Autoencoder, open_autoencoder
+from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.sources import Source, open_data
 
 
@@ -46,6 +47,11 @@ class LoadedRun:
         Raises:
             UserError: it is missing, or has changed.
         """
+        if self.state.values["images"].get("opened_by_program"):
+            raise UserError(
+                f"{self.folder}: the run's images were opened by a program of its own, not by --data; evaluate the "
+                "model in that program"
+            )
         try:
             source = open_data(self.config.data, self.config.seed)
         except UserError as error:
@@ -56,6 +62,8 @@ class LoadedRun:
                 f"{self.folder}: the run's data, {self.config.data.source}, are {kind} now; restore the data that it "
                 "was trained on"
             )
+        if changes := describe_changes(self.state.tensors["data"], fingerprints(source), source):
+            warn(f"{self.folder}: the run's data, {self.config.data.source}, have changed since: {changes}")
         return source
 
     @cached_property

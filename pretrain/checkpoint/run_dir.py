@@ -5,6 +5,7 @@ import fcntl
 import os
 import platform
 import shutil
+import sys
 import weakref
 from contextlib import suppress
 from importlib.metadata import version
@@ -135,6 +136,8 @@ class Lock:
             os.close(directory)
 
     def __del__(self) -> None:
+        if sys.is_finalizing():  # modules are gone; the process's end releases the locks
+            return
         self._close_directory()
         if hasattr(self, "handle"):
             os.close(self.handle)

@@ -226,6 +226,7 @@ VALUE_TYPES: dict[str, type | tuple[type, ...]] = {
     "bad_heldout_images": list,
     "images": dict,
     "config": dict,
+    "code": dict,
 }  # of `State.values`
 
 

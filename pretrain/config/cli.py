@@ -211,7 +211,25 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     source = f"{recipe}: "
     base = parse_settings(cls, _arguments(settings, cls, source), None, source)
     config = parse_settings(cls, arguments, base, "")
-    return dataclasses.replace(config, output_dir=config.output_dir.expanduser())
+    for metric in config.evaluate.metrics:
+        in_file = metric if metric in (settings.get("evaluate.metrics") or ()) else ""
+        _check_trust(in_file, None if in_file else metric, "--evaluate.metrics", recipe)
+    return _with_absolute_paths(dataclasses.replace(config, output_dir=config.output_dir.expanduser()))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """The settings with absolute paths of the user's own .py files, so that a run is resumed from any folder."""
+
+    def absolute(name: str) -> str:
+        return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+
+    return dataclasses.replace(
+        config,
+        adapter=dataclasses.replace(config.adapter, name=absolute(config.adapter.name)),
+        model=dataclasses.replace(config.model, name=absolute(config.model.name)),
+        pruning=dataclasses.replace(config.pruning, policy=absolute(config.pruning.policy)),
+        evaluate=dataclasses.replace(config.evaluate, metrics=tuple(map(absolute, config.evaluate.metrics))),
+    )
 
 
 def from_command_line(**program: Any) -> Config:

@@ -161,7 +161,7 @@ def load_policy(name: str) -> Any:
             f"--pruning.policy {name}: the file must have exactly one function whose arguments begin with "
             f"(score, stats), found {', '.join(found) or 'none'}; docs/policies.md has an example"
         )
-    return getattr(_imported("policy", Path(name).resolve(), f"--pruning.policy {name}"), found[0])
+    return getattr(import_file("policy", Path(name).resolve(), f"--pruning.policy {name}"), found[0])
 
 
 def _policies(path: Path) -> list[str]:
@@ -185,11 +185,17 @@ def load(kind: str, name: str) -> type:
     class_name = _component_class(kind, path)[1].name
     if not name.endswith(".py"):
         return getattr(importlib.import_module(f"{KINDS[kind].package}.{name}"), class_name)
-    return getattr(_imported(kind, path, f"--{kind} {path}"), class_name)
+    return getattr(import_file(kind, path, f"--{kind} {path}"), class_name)
 
 
-def _imported(kind: str, path: Path, source: str) -> Any:
-    """Import the user's file as a module."""
+def import_file(kind: str, path: Path, source: str) -> Any:
+    """Import the user's file as a module.
+
+    Raises:
+        UserError: there is no such file, or importing it fails.
+    """
+    if not path.is_file():
+        raise UserError(f"{source}: there is no such file")
     spec = importlib.util.spec_from_file_location(f"{kind}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

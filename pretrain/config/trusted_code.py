@@ -24,7 +24,7 @@ def _path(name: str) -> str:
     return str(Path(name).expanduser().resolve())
 
 
-def _hash(name: str) -> str:
+def file_hash(name: str) -> str:
     """SHA-256 of a file's content; "" if it can't be read."""
     with suppress(OSError), Path(name).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -45,7 +45,7 @@ def _from_environment() -> set[str]:
 
 def trust(name: str) -> None:
     """Store that a file, with its present content, was named on a command line."""
-    entry = (_hash(name), _path(name))
+    entry = (file_hash(name), _path(name))
     if not entry[0] or entry in _trusted():
         return
     try:
@@ -80,7 +80,7 @@ def require_trust(name: str, flag: str, source: str) -> None:
         UserError: the user never named it as it is now.
     """
     path, trusted = _path(name), _trusted()
-    if path in _from_environment() or (_hash(name), path) in trusted:
+    if path in _from_environment() or (file_hash(name), path) in trusted:
         return
     changed = ", which has changed since you named it," if path in {each for _, each in trusted} else ","
     raise UserError(

@@ -9,8 +9,10 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pretrain.config.registry import import_file
 from pretrain.core.errors import UserError, warn
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def evaluators(names: Sequence[str], context: "EvalContext") -> list[Evaluator]:
     """Construct the evaluators of some metrics.
 
     Args:
-        names: of `METRICS`; none: the validation loss, and the k-NN accuracy of an encoder if the images have labels.
+        names: of `METRICS`, or paths of .py files with a function `make(context, names)`; none: the validation loss, and the k-NN accuracy of an encoder if the images have labels.
         context: what is evaluated.
 
     Raises:
@@ -97,10 +99,12 @@ def evaluators(names: Sequence[str], context: "EvalContext") -> list[Evaluator]:
     """
     flag = context.flag("metrics")
     for name in names:
+        if name.endswith(".py"):
+            continue
         if name not in METRICS:
             near = get_close_matches(name, METRICS, 1, 0.4)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{flag} {name}: {hint}The metrics are {', '.join(METRICS)}")
+            raise UserError(f"{flag} {name}: {hint}There are {', '.join(METRICS)}, or give the path of a .py file")
         if obstacle := _obstacle(name, context):
             raise UserError(f"{flag} {name}: it {obstacle}; available for this run: {', '.join(available(context))}")
         package = METRICS[name].package
@@ -112,5 +116,15 @@ def evaluators(names: Sequence[str], context: "EvalContext") -> list[Evaluator]:
             warn(f"the k-NN accuracy is not measured: it {_label_obstacle(context)}")
     modules: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        modules.setdefault(METRICS[name].module, []).append(name)
-    return [importlib.import_module(f"{__name__}.{module}").make(context, group) for module, group in modules.items()]
+        modules.setdefault(name if name.endswith(".py") else METRICS[name].module, []).append(name)
+    return [_module(module, flag).make(context, group) for module, group in modules.items()]
+
+
+def _module(name: str, flag: str) -> Any:
+    """The module of a metric: one of this package, or the user's file."""
+    if not name.endswith(".py"):
+        return importlib.import_module(f"{__name__}.{name}")
+    module = import_file("metric", Path(name).expanduser().resolve(), f"{flag} {name}")
+    if not hasattr(module, "make"):
+        raise UserError(f"{flag} {name}: it needs a function make(context, names) that returns the evaluator")
+    return module

@@ -34,9 +34,8 @@ class Budget(NamedTuple):
         lowest = (whole + MIN_SHARE * (self.epochs - whole)) / self.epochs
         if self.share < min(lowest, 1):
             raise ValueError(
-                f"budget must be at least {math.ceil(100 * lowest) / 100:g} here, got {self.share}: {whole} of "
-                f"{self.epochs} epochs use every sample, the first or those that anneal; give more epochs or a smaller "
-                "anneal"
+                f"budget must be at least {math.ceil(100 * lowest) / 100:g}, got {self.share}: every sample is used in "
+                f"{whole} of {self.epochs} epochs, the first or those of annealing; give more epochs, or no pruning"
             )
 
     def share_of(self, epoch: int, used: int) -> float:

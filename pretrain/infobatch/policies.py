@@ -197,6 +197,8 @@ def checked(rule: Any) -> SamplingRule:
     """
     _require(isinstance(rule, SamplingRule), "what a policy returns", "a SamplingRule", type(rule).__name__)
     edges, keep, unseen, density = rule
+    for name, value in (("edges", edges), ("keep", keep), *([("density", density)] if density is not None else [])):
+        _require(isinstance(value, Tensor), name, "a tensor", type(value).__name__)
     _require(edges.ndim == 1 and len(edges) <= MAX_EDGES, "edges", f"[E], at most {MAX_EDGES}", tuple(edges.shape))
     good = bool(edges.isfinite().all()) and bool((edges.diff() >= 0).all())
     _require(good, "edges", "finite and ascending", edges.tolist())
@@ -238,7 +240,7 @@ def with_settings(policy: str | Policy, budgeted: bool, settings: dict[str, Any]
     if budgeted != ("share" in accepted):
         able = ", ".join(other for other, made in POLICIES.items() if "share" in inspect.signature(made).parameters)
         raise ValueError(
-            f"policy {name} takes no budget; {able} do"
+            f"policy {name} takes no budget, because it has no keyword-only argument share; {able} have one"
             if budgeted
             else f"policy {name} needs a budget, the share of N x epochs samples to use, for example budget=0.6"
         )

@@ -240,8 +240,13 @@ class InfoBatch(Sampler[int]):
 
         Returns:
             float32 [B], 0 for padding, on the index's device.
+
+        Raises:
+            ValueError: a sample's loss was passed already (noticed on a CPU).
         """
         index = _as_index(index)
+        if self.losses.loss.device.type == "cpu" and (self.losses.loss[sample_of(index)] != UNSEEN).any():
+            raise ValueError("weight(index) must be called before the losses of these samples are passed, in each step")
         scale = len(index) * self.world / max(self.global_batch_size(index), 1)
         return scale * self._weight(index.to(self._score.device)).to(index.device)
 
@@ -408,5 +413,5 @@ def _as_index(index: Tensor | Sequence[int]) -> Tensor:
     """
     found = torch.as_tensor(index)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(f"index must be integers, got {found.dtype}")
+        raise ValueError(f"index must be integers, got {found.dtype}; does the loader read Indexed(data)?")
     return found.long()

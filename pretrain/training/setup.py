@@ -35,7 +35,7 @@ from pretrain.training.optim import build_optimizer
 from pretrain.training.references import with_references
 from pretrain.training.reporter import Reporter
 from pretrain.training.run import Run
-from pretrain.training.state import Observer, TrainState
+from pretrain.training.state import Observer, TrainState, code_hashes
 
 BACKEND = "inductor"  # of torch.compile
 
@@ -253,10 +253,12 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
 
 
 def changed_settings(state: storage.State, config: Config) -> str:
-    """A message about the settings that differ from those of a checkpoint; "" if there are none."""
+    """A message about settings and files of code that differ from those of a checkpoint; "" if there are none."""
     old, new = flat(state.values["config"]), flat(config.to_dict())
     changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if new[name] != old.get(name)]
-    return f"; changed settings: {', '.join(changed)}" if changed else ""
+    known = {*state.values["code"].values()}
+    changed += [f"the code of {name}" for name, digest in code_hashes(config).items() if digest not in known]
+    return f"; changed since the checkpoint: {', '.join(changed)}" if changed else ""
 
 
 def same_data(source: Source) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pretrain.adapters import Batch
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.ema import EMACollection
 from pretrain.config.schema import Config
+from pretrain.config.trusted_code import file_hash
 from pretrain.core.errors import UserError
 from pretrain.data.sources import Source
 from pretrain.infobatch.sampler import InfoBatch
@@ -120,7 +121,13 @@ class TrainState:
             "metrics": metrics,
             "bad_images": sorted(source.train.skipped),
             "bad_heldout_images": sorted(source.test.skipped),
-            "images": {"shape": source.shape, "classes": source.classes, "autoencoder": source.made_by},
+            "images": {
+                "shape": source.shape,
+                "classes": source.classes,
+                "autoencoder": source.made_by,
+                "opened_by_program": source.report is None,
+            },
+            "code": code_hashes(config),
             "config": config.to_dict(),
         }
         return storage.State(tensors, values)
@@ -191,10 +198,27 @@ def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {name: value for name, value in state.items() if name not in tensors}
 
 
+def code_hashes(config: Config) -> dict[str, str]:
+    """The hashes of the user's own files of code that the settings name, by path."""
+    files = (config.adapter.name, config.model.name, config.policy)
+    return {name: file_hash(name) for name in files if name.endswith(".py")}
+
+
+def _without_folder(component: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a component whose file may have been moved."""
+    return component | {"name": Path(component["name"]).name}
+
+
 def _check_components(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     """Raise a `UserError` if the checkpoint has another model or adapter, or other settings of them."""
     for name in ("model", "adapter"):
-        theirs, ours = saved[name], now[name]
+        theirs, ours = _without_folder(saved[name]), _without_folder(now[name])
+        if theirs.keys() != ours.keys() and theirs["name"] == ours["name"]:
+            field = min(theirs.keys() ^ ours.keys())
+            raise UserError(
+                f"--resume {path}: {now[name]['name']} had other fields when the checkpoint was written ({field}); "
+                "restore the file, or start another run"
+            )
         if theirs != ours:
             differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
             raise UserError(
