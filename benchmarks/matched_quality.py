@@ -4,7 +4,8 @@ Intervals are 95 % of a bootstrap over seeds. The quality of a run is modelled a
 (least squares). In each draw every seed gets one of the estimated seed effects, the same for all arms, and every run
 one of the remainders of all runs; both are scaled by their degrees of freedom. So a seed that is good for all arms
 alike cancels, and the remainders are known from the runs of all arms, where one arm has three or five. In each draw
-the best learning rates are selected anew.
+the best learning rates are selected anew; where several are equally good, that flatters the baseline, and intervals
+err upwards.
 """
 
 import math
@@ -155,7 +156,7 @@ def ordinary(arms: Sequence[Arm], setup: Setup) -> list[Arm]:
 
 
 def by_length(arms: Sequence[Arm], metric: str) -> list[list[Arm]]:
-    """The arms that have a metric, grouped by length, shortest first; in a group by learning rate."""
+    """The arms that have a metric, grouped by length (two digits), shortest first; in a group by learning rate."""
     groups: dict[float, list[Arm]] = {}
     for arm in sorted(arms, key=lambda arm: (arm.cost["samples_used"], arm.lr)):
         if metric in arm.quality:
@@ -199,7 +200,7 @@ def resampled(arms: Sequence[Arm], metric: str) -> dict[str, np.ndarray]:
         return measured
     remainder = (values - design @ effects) * (len(runs) / (len(runs) - rank)) ** 0.5
     common = effects[len(arms) :] - effects[len(arms) :].mean()
-    common *= (len(seeds) / max(len(seeds) - 1, 1)) ** 0.5
+    common *= (len(seeds) / (len(seeds) - 1)) ** 0.5
     of_seed = {seed: np.random.default_rng(seed).choice(common, DRAWS) for seed in seeds}
     for arm in arms:
         own = np.random.default_rng([*arm.name.encode()]).choice(remainder, (len(arm.quality[metric]), DRAWS))
