@@ -86,15 +86,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def described(found: Results) -> str:
-    """The recipe with its objective and noise schedule, and what full training costs."""
+    """The recipe with its objective, and its noise schedule if it has one."""
     settings = settings_of(found.records[0])
     schedule = settings.get("adapter.noise-schedule", "")
     objective = settings.get("adapter", "not stated") + f", {schedule} noise schedule" * bool(schedule)
-    whole = ", ".join(f"{found.full[measure]:.4g} {unit}" for measure, unit in MEASURES.items())
-    return (
-        f"Recipe `{settings.get('config', 'not stated')}`, objective {objective}. `benchmarks/README.md` defines the "
-        f"columns.\nFLOPs and seconds are shares of those of full training with AdamW ({whole}).\n"
-    )
+    return f"Recipe {settings.get('config', 'not stated')}, objective {objective}"
 
 
 def scan_table(found: Results) -> str:
@@ -202,7 +198,10 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
     if any(arm.levels is not None for arm in found.arms):
         title = "Validation loss by level, relative to ordinary training with the same number of samples"
         sections[title] = level_table(found)
-    return described(found) + "".join(f"\n## {title}\n\n{text.lstrip()}" for title, text in sections.items())
+    whole = ", ".join(f"{found.full[measure]:.4g} {unit}" for measure, unit in MEASURES.items())
+    head = f"{described(found)}. `benchmarks/README.md` defines the columns.\n"
+    head += f"FLOPs and seconds are shares of those of full training with AdamW ({whole}).\n"
+    return head + "".join(f"\n## {title}\n\n{text.lstrip()}" for title, text in sections.items())
 
 
 def read(folder: Path) -> tuple[Results, dict[str, list[list[float]]]]:
@@ -250,6 +249,7 @@ def figure(found: Results, path: Path) -> None:
         axis.set_xlabel("training FLOPs relative to full")
         axis.set_ylabel(plain(metric))
         axis.grid(alpha=0.3)
+    chart.suptitle(described(found), fontsize="medium")
     chart.tight_layout()
     chart.legend(*axes[0][0].get_legend_handles_labels(), fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     chart.savefig(path, dpi=110, bbox_inches="tight")
