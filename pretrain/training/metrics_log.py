@@ -28,20 +28,26 @@ class MetricsLog:
     ) -> None:
         self.path, self.writes, self.log = path, writes, log
         self._pending: list[dict[str, Any]] = []  # records that are not on disk yet
-        self._length = self._complete(length)  # in bytes, of those that are
-        if writes and path.exists():
-            with os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
-                file.truncate(self._length)
+        self._length = self._truncate(length) if writes else 0  # in bytes, of those that are
 
-    def _complete(self, length: int) -> int:
-        """The number of bytes up to `length` that are complete lines; a warning if others are missing or damaged."""
-        text = self.path.read_bytes()[:length] if self.path.is_file() else b""
-        complete = text.rfind(b"\n") + 1
-        bad = next((n for n, line in enumerate(text[:complete].splitlines(), 1) if _record(line) is None), 0)
-        if self.writes and (complete < length or bad):
-            what = f"line {bad} can't be read" if bad else f"it has {complete:,} of its {length:,} bytes"
-            self.log(f"warning: {self.path} has changed since the checkpoint ({what}); the run continues with the rest")
-        return complete
+    def _truncate(self, length: int) -> int:
+        """Remove what follows `length` bytes, and lines before it that are damaged, with a warning; the new length."""
+        if not self.path.exists():
+            if length:
+                self.log(f"warning: {self.path} is gone; it begins anew")
+            return 0
+        with os.fdopen(open_own(self.path, os.O_RDWR), "r+b") as file:
+            text = file.read(length)
+            lines = text.splitlines(keepends=True)
+            bad = next((n for n, line in enumerate(lines, 1) if _record(line) is None), 0)
+            whole = b"".join(line for line in lines if _record(line) is not None)
+            if len(whole) < length:
+                what = f"line {bad} can't be read" if bad else f"it has {len(text):,} of its {length:,} bytes"
+                self.log(f"warning: {self.path} has changed since the checkpoint: {what}; the rest is kept")
+                file.seek(0)
+                file.write(whole)
+            file.truncate(len(whole))
+        return len(whole)
 
     @property
     def position(self) -> int:
@@ -90,22 +96,24 @@ class MetricsLog:
         self._pending.clear()
 
     def read(self, kind: str) -> list[dict[str, Any]]:
-        """The records of a kind, oldest first; lines that are damaged are left out.
+        """The records of a kind, oldest first.
 
         Raises:
-            OSError: the file can't be read.
+            OSError, ValueError: the file can't be read, or a line of it.
         """
         text = self.path.read_bytes() if self.path.is_file() else b""
         # The last line of a run that was killed may be incomplete.
         complete = self._length if self.writes else text.rfind(b"\n") + 1
-        records = [*map(_record, text[:complete].splitlines()), *self._pending]
-        return [record for record in records if record is not None and record["kind"] == kind]
+        records = [_record(line + b"\n") for line in text[:complete].splitlines()]
+        if None in records:
+            raise ValueError(f"line {records.index(None) + 1} is not a record")
+        return [record for record in (*records, *self._pending) if record and record["kind"] == kind]
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line; None if there is none."""
+    """The record in a line; None if the line is incomplete or not a record."""
     try:
-        found = json.loads(line)
+        found = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and "kind" in found else None

@@ -201,7 +201,9 @@ class Run:
         bad_samples = guard.bad_samples()
         stop, save, any_bad = max_over_ranks(self.stop_signal.signal, self.writer.due, bool(bad_samples))
         if any_bad:
+            before = len(self.source.train.skipped)
             message = guard.exclude(all_gather_set(bad_samples))
+            self._skipped += len(self.source.train.skipped) - before  # reported here
             self.reporter.display.print(f"warning: {step}: {message}; excluded from now on")
         if reason := guard.reason_to_stop():
             samples = sorted(all_gather_set({*guard.recent}))

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -75,6 +76,8 @@ def _trainer(
     sys.stdout = sys.stderr = file
     sys.argv = [script]
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests run under nohup
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers: a program's own
     if first is not None:
         first()
