@@ -263,7 +263,8 @@ def main(folders: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         folders: of the comparisons (each the --output-dir of compare.py).
     """
     for folder in folders:
-        Console(soft_wrap=True).print(report(folder), markup=False, highlight=False)
+        text = report(folder) if any((folder / "records").glob("*.json")) else f"{folder} has no records.\n"
+        Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def test_predictions_are_judged() -> None:
         assert rows[2][0] == "arm" and rows[2][4] == verdict
 
 
-def test_tables_and_figure_are_made_from_the_records_alone(tmp_path: Path) -> None:
+def test_tables_and_figure_are_made_from_the_records_alone(tmp_path: Path, capsys) -> None:
     """All noise levels count alike in the mean log loss; a tenth less loss at each is a ratio of 1 / 1.1."""
     (tmp_path / "records").mkdir()
     rng = np.random.default_rng(0)
@@ -285,4 +285,6 @@ def test_tables_and_figure_are_made_from_the_records_alone(tmp_path: Path) -> No
     assert "-9." in text.partition("by level")[2]
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     (tmp_path / "table.md").unlink()
-    assert proof.report(tmp_path) == text
+    proof.main((tmp_path / "records", tmp_path))  # a folder without records is named
+    assert (tmp_path / "table.md").read_text() == text
+    assert "has no records" in capsys.readouterr().out
