@@ -1,12 +1,12 @@
 """Compare kinds of training: arms x seeds; one record per run, one table, one figure.
 
-    python benchmarks/compare.py --config benchmarks/recipes/epsilon.yaml --output-dir runs/epsilon
+    python benchmarks/compare.py --config benchmarks/recipes/dit.yaml --output-dir runs/compare/dit
     python benchmarks/compare.py --config ... --output-dir ... --seeds 0 1 2 3 4 --arms full shortened levels
     python benchmarks/compare.py --config ... --output-dir ... --arms full "mine=--pruning.policy mine.py"
 
 An arm is a set of settings of a run: a family of this file (full, shortened, random, infobatch, samples, levels,
-importance), or NAME=FLAGS of your own. Settings that this program does not have, such as `--data`, are passed to the
-runs.
+importance), or NAME=FLAGS of your own; its family is the name up to the first "@" or space. Settings that this program
+does not have, such as `--data`, are passed to the runs.
 
 A comparison that was killed continues when it is started again. Two processes with the same folder share the runs.
 Under `accelerate launch` or torchrun all processes train each run together. proof.py explains the table and makes it
@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,7 @@ class Comparison:
     Attributes:
         config: recipe of the runs, a YAML file.
         output_dir: folder for records, runs, table and figure.
-        arms: families, or NAME=FLAGS of your own; NAME@POINT=FLAGS for several points of one family.
+        arms: families, or NAME=FLAGS of your own; "FAMILY@LENGTH lr*RATE=FLAGS" for several points of one family.
         seeds: of the runs: of parameters, order, pruning and noise.
         shares: lengths of the shortened runs, as shares of the recipe's epochs.
         rates: exponents x of the shortened runs' learning rate: the recipe's times (1 / share) ** x.
@@ -106,7 +107,7 @@ def expanded(comparison: Comparison, base: Config) -> Iterator[Arm]:
     for named in comparison.arms:
         name, own, flags = named.partition("=")
         if own:
-            yield Arm(name, name.partition("@")[0], shlex.split(flags))
+            yield Arm(name, re.split("[@ ]", name)[0], shlex.split(flags))
         elif name not in FAMILIES:
             raise UserError(f"--arms {name}: there are {', '.join(FAMILIES)}, or NAME=FLAGS of your own")
         elif name == "full":
@@ -136,8 +137,12 @@ def _pruned(comparison: Comparison, family: str) -> Iterator[Arm]:
         for power in comparison.compensations:
             name = family + (f"@{budget:g}" if budget else "") + (f" lr^{power:g}" if power else "")
             flags = [*policy, *(["--pruning.budget", str(budget)] if budget else [])]
-            kind = f"{family} lr^{power:g}" if power else family
-            yield Arm(name, kind, [*flags, *(["--optim.compensation", str(power)] if power else [])])
+            yield Arm(name, family, [*flags, *(["--optim.compensation", str(power)] if power else [])])
+
+
+def run_name(arm: Arm, seed: int) -> str:
+    """The name of a run's folder and record."""
+    return "".join(letter if letter.isalnum() or letter in ".@^" else "-" for letter in arm.name) + f"-seed{seed}"
 
 
 def from_rank_0(value: bool) -> bool:
@@ -244,8 +249,8 @@ def main(line: Sequence[str] | None = None) -> None:
     console = Console(soft_wrap=True, highlight=False, quiet=rank > 0)
 
     def config_of(arm: Arm, seed: int) -> tuple[Config, list[str]]:
-        name = "".join(letter if letter.isalnum() or letter in ".@^" else "-" for letter in arm.name)
-        flags = [*rest, *arm.flags, "--seed", str(seed), "--output-dir", str(folder / "runs" / f"{name}-seed{seed}")]
+        run = folder / "runs" / run_name(arm, seed)
+        flags = [*rest, *arm.flags, "--seed", str(seed), "--output-dir", str(run)]
         arguments = ["--config", str(comparison.config), *flags]
         config = parse(arguments, adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
         return config, arguments

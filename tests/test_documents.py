@@ -237,7 +237,8 @@ OTHER_FLAGS = {
         "earlier",
         "max-restarts",
     ),
-    *("kills", "processes", "version", "config", "help", "adapter.delta", "pruning"),
+    *("kills", "processes", "version", "config", "help", "adapter.delta", "pruning", "shares", "rates"),
+    *("compensations", "images"),
 }
 
 

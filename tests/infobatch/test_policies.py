@@ -164,9 +164,24 @@ def test_a_wrong_weight_is_caught(policy: str, wrong: float) -> None:
         (SamplingRule(torch.tensor([1.0]), torch.tensor([0.5, 1.5])), "so that every sample has a chance"),
         (SamplingRule(torch.empty(0), torch.ones(1), 0.0), "unseen"),
         (SamplingRule(torch.empty(0), torch.ones(1), 1.0, torch.tensor([1.0, 0.0])), "density"),
+        (SamplingRule(torch.empty(0), torch.ones(1), 1.0, torch.tensor([1.0, 1e-12])), "at least 0.001 of its mean"),
         (SamplingRule(torch.arange(500.0), torch.ones(501)), "at most 200"),
     ],
 )
 def test_an_invalid_sampling_rule_raises(rule: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         checked(rule)
+
+
+@given(st.integers(2, 32), st.floats(1e-9, 1.0), st.floats(1e-3, 1e3))
+@settings(max_examples=60, deadline=None)
+def test_a_density_below_a_thousandth_of_its_mean_is_refused(bins: int, least: float, scale: float) -> None:
+    """Levels are drawn by 24-bit numbers: with less, a policy could starve a level, and the gradient be biased."""
+    density = torch.ones(bins, dtype=torch.float64)
+    density[0] = least
+    rule = SamplingRule(torch.empty(0), torch.ones(1), 1.0, scale * density)
+    if least / density.mean() < 0.000999:
+        with pytest.raises(ValueError, match="density"):
+            checked(rule)
+    elif least / density.mean() > 0.001001:
+        assert checked(rule).density is not None

@@ -1,0 +1,95 @@
+"""benchmarks/results: its records are those of the documented commands, its tables those of its records."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import compare
+import proof
+import pytest
+import tyro
+from conftest import ROOT
+from matched_quality import parsed
+
+from pretrain.config.cli import parse
+
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/records"))
+DOCUMENT = (ROOT / "benchmarks" / "README.md").read_text()
+LINES = [line for line in DOCUMENT.replace("\\\n", " ").splitlines() if line.startswith("python benchmarks/compare.py")]
+RATIO = re.compile(r"[≤≥]?\d\.\d\d \[[^\]]*\]")
+
+
+def values(flags: list[str]) -> dict[str, float | str]:
+    """Settings of a command line, numbers to six digits."""
+    return {key: float(f"{float(v):.6g}") if v[:1].isdigit() else v for key, v in parsed(flags).items()}
+
+
+@pytest.mark.parametrize("records", RESULTS, ids=lambda path: path.parent.name)
+def test_the_documented_commands_make_the_records_and_no_others(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
+    gone = {name for name, record in found.items() if record["family"] == "corrected"}
+    assert all("made before 0.2" in found[name]["note"] for name in gone)
+    made: set[str] = set()
+    valid: dict[str, str] = {}
+    for line in LINES:
+        comparison, rest = tyro.cli(compare.Comparison, args=shlex.split(line)[2:], return_unknown_args=True)
+        assert not rest
+        if comparison.output_dir.name != records.parent.name:
+            continue
+        assert comparison.output_dir == Path("runs/compare") / records.parent.name
+        recipe = ["--config", str(comparison.config)]
+        base = parse(recipe, adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
+        for arm in compare.expanded(comparison, base):
+            valid |= parsed(arm.flags)
+            for seed in comparison.seeds:
+                name = compare.run_name(arm, seed)
+                assert name not in made, "two commands make the same run"
+                made.add(name)
+                record = found[name]
+                assert (record["arm"], record["family"], record["seed"]) == (arm.name, arm.family, seed)
+                assert values(record["flags"]) == values(arm.flags), name
+                folder = comparison.output_dir / "runs" / name
+                program = "train_mae.py" if records.parent.name == "mae" else "train_diffusion.py"
+                again = [*recipe, *record["flags"], "--seed", str(seed), "--output-dir", str(folder)]
+                assert shlex.split(record["command"]) == ["python", program, *again]
+                generated = program == "train_diffusion.py" and comparison.images > 0
+                assert ("frechet_distance" in record["quality"]) == generated, name
+        flags = [f"--{key}={value}" for key, value in valid.items()]
+        parse([*recipe, *flags], adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
+    assert made == found.keys() - gone
+
+
+@pytest.mark.parametrize("records", RESULTS, ids=lambda path: path.parent.name)
+def test_the_tables_are_those_of_the_records(records: Path) -> None:
+    folder = records.parent
+    text = proof.tables(*proof.read(folder))
+    assert f"# {folder.name}\n\n{text}" == (folder / "table.md").read_text(), "run benchmarks/proof.py"
+    noise_schedule = "linear noise schedule" in text.partition("\n")[0]
+    assert noise_schedule == (folder.name in ("dit", "unet"))
+
+
+@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", "docs/policies.md", "docs/training.md"])
+def test_ratios_in_documents_are_those_of_the_tables(document: str) -> None:
+    known = {ratio for path in RESULTS for ratio in RATIO.findall((path.parent / "table.md").read_text())}
+    assert set(RATIO.findall((ROOT / document).read_text())) <= known
+
+
+def test_the_table_of_the_readme_has_the_ratios_of_the_arms_that_are_named() -> None:
+    stated = [RATIO.findall(line) for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    named = re.findall(r"`([^`]+)`", re.findall(r"The README's rows are (.*)\.$", DOCUMENT, re.M)[0])
+    expected, arms = [], []
+    for word in named:  # arms, then the bench they are of
+        arms.append(word)
+        if word in ("dit", "mae"):
+            table = (ROOT / "benchmarks" / "results" / word / "table.md").read_text().partition("## Ratio to")[2]
+            expected += [RATIO.findall(table.partition(f"| {arm} |")[2].partition("\n")[0]) for arm in arms[:-1]]
+            arms = []
+    assert [row for row in stated if row] == expected
+
+
+def test_every_recipe_that_predicts_noise_names_its_noise_schedule() -> None:
+    recipes = [*(ROOT / "benchmarks" / "recipes").glob("*.yaml"), *(ROOT / "configs").glob("*.yaml")]
+    ddpm = [text for path in recipes if "ddpm" in (text := path.read_text()).partition("model:")[0]]
+    assert len(ddpm) > 5 and all("noise_schedule: " in text for text in ddpm)
