@@ -77,7 +77,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which samples and noise levels an epoch uses, and with what weight.
+    """Which samples and noise levels an epoch uses, and with what weight; only with --infobatch or a setting of these.
 
     Attributes:
         policy: full, random, infobatch, quantile, importance, or the path of a .py file (docs/policies.md).
@@ -116,7 +116,7 @@ class Optim:
         linear_scaling: multiply the learning rate by batch size / 256 (Goyal et al. 2017; `lr` is then the "base
             learning rate" of masked autoencoders).
         betas: decay rates of the running means of the gradient and of its square.
-        weight_decay: decoupled; not applied to biases, norms and other vectors.
+        weight_decay: decoupled weight decay; not applied to biases, norms and other vectors.
         warmup: share of the training in which the learning rate rises.
         clip: largest norm of the gradient; 0: no clipping.
         compensation: an epoch that uses a share k of the samples multiplies the learning rate by k ** -compensation;
@@ -173,17 +173,18 @@ class Evaluate:
 
     Attributes:
         every: epochs between evaluations; the first and the last epoch are always evaluated.
-        metrics: names of docs/evaluation.md; default: the validation loss, and the k-NN accuracy of an encoder if the
-            images have labels.
+        metrics: names of docs/evaluation.md, or paths of .py files; default: the validation loss, and the k-NN accuracy
+            of an encoder if the images have labels.
         images: images in a picture.
         steps: sampling steps of generated images (diffusion).
         guidance: scale of classifier-free guidance for generation with labels; 1: none (diffusion).
         sampler: ddim, euler, heun or dpm++ for fid, kid and precision-recall; default: the objective's.
-        num_images: number of generated images for these.
-        features: network whose features these compare: small, inception, another one of torch-fidelity's, or a path.
+        num_images: number of images that are generated for fid, kid and precision-recall.
+        features: network whose features fid, kid and precision-recall compare: small, inception, another one of
+            torch-fidelity's, or a path.
         reference: images that generated ones are compared with, in the form of --data; default: the training images
             (latents are decoded).
-        max_reference: largest number of these, evenly spaced.
+        max_reference: at most this many reference images, evenly spaced.
         probe_epochs: epochs of linear-probe, attentive-probe and finetune.
         seeds: number of seeds of random metrics (generated images, the head of a probe), which then have a mean and a
             standard deviation.
@@ -221,7 +222,7 @@ class Checkpoint:
 
     Attributes:
         every: optimizer steps between checkpoints inside an epoch; 0: none by the number of steps.
-        minutes: between checkpoints inside an epoch; 0: none by time.
+        minutes: minutes between checkpoints inside an epoch; 0: none by time.
         keep: number of newest checkpoints that are kept.
         hours: additionally keep the first checkpoint of each period of this many hours of training; default: none.
     """
@@ -262,11 +263,11 @@ class Config:
         batch_size: images per optimizer step, over all processes.
         micro_batch: largest number of images per forward pass and process; gradients are accumulated. auto: the largest
             that fits into the device's memory, measured at the start.
-        seed: of all random draws.
+        seed: seed of all random numbers.
         infobatch: prune by the recipe's pruning section; without it every sample is used with weight 1. Any --pruning.*
             on the command line implies it.
         class_conditional: train with the images' labels as a condition.
-        precision: of the network's computations; parameters and losses stay float32.
+        precision: number format of the network's computations; parameters and losses stay float32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: compile the network by torch.compile.
         tracker: also log to an experiment tracker of accelerate, for example tensorboard.

@@ -97,7 +97,7 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
     if not folder.exists():
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / UNFINISHED).is_file()):
-        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; give another one")
+        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; name another one, or remove it")
     if not any(folder.iterdir()):
         return
     try:

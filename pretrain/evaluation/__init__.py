@@ -91,7 +91,8 @@ def evaluators(names: Sequence[str], context: "EvalContext") -> list[Evaluator]:
     """Construct the evaluators of some metrics.
 
     Args:
-        names: of `METRICS`, or paths of .py files with a function `make(context, names)`; none: the validation loss, and the k-NN accuracy of an encoder if the images have labels.
+        names: of `METRICS`, or paths of .py files with a function `make(context, names)`; none: the validation loss,
+            and the k-NN accuracy of an encoder if the images have labels.
         context: what is evaluated.
 
     Raises:

@@ -98,7 +98,7 @@ def _new_folder(folder: Path, state: Any) -> Path:
         UserError: the output folder is not empty, or can't be created.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; give another one")
+        raise UserError(f"--output-dir {folder}: it exists and is not an empty folder; name another one, or remove it")
     state.wait_for_everyone()
     files = folder / "images"
     try:

@@ -57,13 +57,16 @@ def profile_sample(adapter: Adapter, model: nn.Module, shape: tuple[int, int, in
         ValueError: the adapter does not return one loss per sample.
     """
     try:  # with a copy of the adapter, too: noise schedulers of diffusers move their tables to the device of the images
-        flops, unused, loss_name = _run(copy.deepcopy(adapter), on_meta_device(model).train(), shape, classes)
-    except Exception:  # another error than the missing values will be raised again
+        found = _run(copy.deepcopy(adapter), on_meta_device(model).train(), shape, classes)
+    except Exception:  # another error than the missing values will be raised again, outside of this one
+        found = None
+    if found is None:
         mode = model.training
         try:
-            flops, unused, loss_name = _run(adapter, model.train(), shape, classes)
+            found = _run(adapter, model.train(), shape, classes)
         finally:
             model.train(mode)
+    flops, unused, loss_name = found
     return SampleCost(flops, [p for name, p in model.named_parameters() if name in unused], loss_name)
 
 

@@ -83,7 +83,7 @@ class Reporter:
         self.trackers.log(record, state.step)
         self.display.print(
             f"epoch {epoch + 1}/{self.config.epochs}  {self.loss_name} {record[self.loss_name]:.4f}  "
-            f"{infobatch.seen:,} samples, {record['skipped']:.1%} skipped  {duration(state.seconds)} of training"
+            f"{infobatch.seen:,} samples, {record['skipped']:.1%} skipped  {duration(state.seconds)} of training so far"
         )
 
     def evaluation(self, epochs: int, step: int, metrics: dict[str, Any], picture: Tensor | None) -> None:

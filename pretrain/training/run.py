@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -243,7 +242,7 @@ class Run:
         raise SystemExit(EXIT_STOPPED)
 
     def _report_stop(self, number: int, where: str) -> None:
-        program = f"python {Path(sys.argv[0]).name}" if sys.argv[0].endswith(".py") else sys.argv[0]
+        program = f"python {quote(sys.argv[0])}" if sys.argv[0].endswith(".py") else sys.argv[0]
         self.reporter.display.print(
             f"stopped by {signal.Signals(number).name} {where}; "
             f"continue with: {program} --resume --output-dir {quote(str(self.config.output_dir))}"

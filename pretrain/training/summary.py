@@ -75,8 +75,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (
             "samples",
-            f"{summary['samples_used']:,} used instead of {summary['full_samples']:,} ({epochs} of the full data set): "
-            f"{summary['saved_fraction']:.1%} saved",
+            f"{summary['samples_used']:,} used, {1 - summary['saved_fraction']:.1%} of the {summary['full_samples']:,} "
+            f"of {epochs} of the full data set",
         ),
         ("time", f"{duration(summary['seconds'])} of training, {speed}"),
         ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),
