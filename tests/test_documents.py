@@ -4,7 +4,6 @@ import inspect
 import re
 import shutil
 import sys
-import types
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,9 +16,11 @@ from programs import train
 from pretrain import InfoBatch, evaluation
 from pretrain.adapters.flow import Flow
 from pretrain.checkpoint import ema_snapshots, verify_resume
+from pretrain.checkpoint.load_run import load_run
 from pretrain.config.registry import KINDS, declared, load, names
 from pretrain.config.schema import Config, Data, Evaluate
 from pretrain.config.tyro_parser import settings_of
+from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG, generator
 from pretrain.data import encode_latents
 from pretrain.data.images import on_device
@@ -134,18 +135,14 @@ def test_the_loop_with_checkpoints_that_is_shown_resumes_exactly(tmp_path: Path)
         assert torch.equal(whole["infobatch"].score, again["infobatch"].score)
 
 
-def test_the_metric_that_is_shown_measures(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the mean of the losses, one by one; `evaluators` finds it by its row in METRICS."""
-    module, row = blocks("docs/evaluation.md")
-    found = types.ModuleType("pretrain.evaluation.loss_at")
-    monkeypatch.setitem(sys.modules, found.__name__, found)
-    exec(module, vars(found))
-    monkeypatch.setattr(evaluation, "METRICS", dict(evaluation.METRICS))
-    exec(row, {"METRICS": evaluation.METRICS, "Metric": evaluation.Metric})
+def test_the_metric_that_is_shown_measures(pictures: Path, tmp_path: Path) -> None:
+    """Given by its path, it is the mean of the losses, one by one."""
+    (shown,) = blocks("docs/evaluation.md")
+    (tmp_path / "loss_at.py").write_text(shown)
     source, adapter = open_data(Data(str(pictures)), 0), Flow()
     model = load("model", "unet")(channels=(8, 16), attention=0).build(source.shape, 0).eval()
     context = EvalContext(adapter, source, 0, False, Evaluate())
-    (evaluator,) = evaluation.evaluators(["loss-at"], context)
+    _, evaluator = evaluation.evaluators(["loss", str(tmp_path / "loss_at.py")], context)
     batch = on_device(next(source.test.batches(range(len(source.test)), 64)), torch.device("cpu"))
     batch = batch._replace(level=torch.full((len(source.test),), 0.9))
     with torch.no_grad():
@@ -179,6 +176,8 @@ def test_the_source_that_is_shown_trains_and_resumes(
         exec(code, {"__name__": "__main__"})
         assert "{'mean_square': " in capsys.readouterr().out
     assert [record["kind"] for record in read_metrics(Path("runs/mine"))].count("epoch") == 2
+    with pytest.raises(UserError, match="opened by a program of its own"):  # not measured on other images
+        load_run(Path("runs/mine")).source  # noqa: B018
 
 
 DOCUMENTS = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))

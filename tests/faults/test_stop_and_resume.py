@@ -98,7 +98,9 @@ def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err
     assert err == "" and f"stopped by {signal.Signals(number).name}" in out.splitlines()[-1]
-    assert out.splitlines()[-1].endswith(f"continue with: python train_diffusion.py --resume --output-dir {folder}")
+    assert out.splitlines()[-1].endswith(
+        f"continue with: python {ROOT / 'train_diffusion.py'} --resume --output-dir {folder}"
+    )
     records = read_metrics(folder)
     reached = records[-1]["epoch"] if records[-1]["kind"] == "epoch" else records[-2]["epoch"]
     train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", reached + 1)

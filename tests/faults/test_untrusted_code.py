@@ -57,7 +57,10 @@ def test_a_copied_run_writes_to_its_own_folder(pictures: Path, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
-@pytest.mark.parametrize("setting", ["adapter: {name: NAME}", "model: {name: NAME}", "pruning: {policy: NAME}"])
+@pytest.mark.parametrize(
+    "setting",
+    ["adapter: {name: NAME}", "model: {name: NAME}", "pruning: {policy: NAME}", "evaluate: {metrics: [NAME]}"],
+)
 def test_code_named_by_a_recipe_is_not_run(setting: str, harmful: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "theirs" / "recipe.yaml"
     recipe.write_text(setting.replace("NAME", str(harmful)))
@@ -66,8 +69,23 @@ def test_code_named_by_a_recipe_is_not_run(setting: str, harmful: Path, pictures
     assert not (tmp_path / "proof").exists() and not (tmp_path / "run").exists()
 
 
-def test_code_named_on_the_command_line_is_trusted_later(harmful: Path, pictures: Path, tmp_path: Path) -> None:
-    train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), "--adapter", harmful)
+def test_code_named_on_the_command_line_is_trusted_later(
+    harmful: Path, pictures: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Also from another folder. A moved file is accepted, a change of its code reported, one of its fields refused."""
+    monkeypatch.chdir(harmful.parent)
+    train("train_diffusion.py", *common(pictures, tmp_path / "run", 1), "--adapter", harmful.name)
+    monkeypatch.chdir(tmp_path)
     train("train_diffusion.py", "--resume", "--output-dir", tmp_path / "run", "--epochs", 2)
+    assert "the code of" not in capsys.readouterr().out
     load_run(tmp_path / "run")
     assert (tmp_path / "home" / "infobatch-pretrain" / "named.txt").read_text().endswith(f"  {harmful}\n")
+    moved, text = tmp_path / "adapter.py", harmful.read_text()
+    moved.write_text(text + "\n# changed\n")
+    again = ["--resume", "--output-dir", tmp_path / "run", "--adapter", moved, "--epochs"]
+    train("train_diffusion.py", *again, 3)
+    assert f"the code of {moved}" in capsys.readouterr().out
+    moved.write_text(text.replace("class Mine(DDPM):", "class Mine(DDPM):\n    more: float = 0.5\n"))
+    assert f"{moved} had other fields when the checkpoint was written (more)" in refused(
+        "train_diffusion.py", *again, 4
+    )

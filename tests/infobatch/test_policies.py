@@ -185,3 +185,10 @@ def test_a_density_below_a_thousandth_of_its_mean_is_refused(bins: int, least: f
             checked(rule)
     elif least / density.mean() > 0.001001:
         assert checked(rule).density is not None
+
+
+@pytest.mark.parametrize("field", ["edges", "keep", "density"])
+def test_a_list_in_place_of_a_tensor_raises(field: str) -> None:
+    rule = SamplingRule(torch.tensor([0.5]), torch.tensor([0.5, 1.0]), 1.0, torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=f"{field} must be a tensor, got list"):
+        checked(rule._replace(**{field: getattr(rule, field).tolist()}))

@@ -46,7 +46,7 @@ def test_a_run_writes_its_files(script: str, infobatch: bool, pictures: Path, tm
     for message in (
         "epoch 8/8",
         "samples",
-        "saved",
+        "of the full data set",
         "validation_loss",
         str(folder / "pictures"),
         str(folder / "model"),
