@@ -36,27 +36,32 @@ class References(NamedTuple):
         flat = image.flatten(1).float()
         return cls(flat, flat.square().sum(1) / 2, label)
 
-    def weights(self, noisy: Tensor, signal: Tensor, noise: Tensor, label: Tensor) -> Tensor:
-        """The posterior probabilities of the references, float32 [B, M]; see `mean` for the arguments."""
-        a, s = signal.float()[:, None], noise.float().clamp(min=MIN_NOISE)[:, None]
+    def weights(self, noisy: Tensor, signal: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        """The posterior probabilities of the references, float32 [B, M]; see `means` for the arguments."""
+        a, s = signal.float()[:, None], sigma.float().clamp(min=MIN_NOISE)[:, None]
         logits = (a * (noisy.flatten(1).float() @ self.image.T) - a.square() * self.half_square) / s.square()
         if self.label is not None:
             logits = logits.masked_fill((label[:, None] >= 0) & (label[:, None] != self.label), -torch.inf)
         return logits.softmax(1)
 
     @torch.no_grad()
-    def mean(self, clean: Tensor, noisy: Tensor, signal: Tensor, noise: Tensor, label: Tensor) -> Tensor:
-        """The posterior mean of the clean image.
+    def means(
+        self, image: Tensor, noise: Tensor, noisy: Tensor, signal: Tensor, sigma: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The posterior means of the image and of the noise, given the noisy image.
 
         Args:
-            clean: [B, C, H, W]; the images without noise; returned where the noise is below `MIN_NOISE`.
-            noisy: [B, C, H, W]; signal * clean + noise * standard normal numbers.
-            signal, noise: [B].
+            image: [B, C, H, W], without noise.
+            noise: [B, C, H, W], standard normal numbers.
+            noisy: signal * image + sigma * noise.
+            signal, sigma: [B]; where `sigma` is below `MIN_NOISE`, `image` and `noise` are returned.
             label: int64 [B]; the condition of the network, -1 for none.
 
         Returns:
-            float32 [B, C, H, W].
+            Image and noise, float32 [B, C, H, W] each.
         """
         with torch.autocast(noisy.device.type, enabled=False):
-            mean = (self.weights(noisy, signal, noise, label) @ self.image).view_as(clean)
-        return torch.where(noise.view(-1, 1, 1, 1) < MIN_NOISE, clean, mean)
+            mean = (self.weights(noisy, signal, sigma, label) @ self.image).view_as(image)
+        a, s = signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+        certain = s < MIN_NOISE
+        return torch.where(certain, image, mean), torch.where(certain, noise, (noisy - a * mean) / s.clamp(MIN_NOISE))

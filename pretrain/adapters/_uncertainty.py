@@ -34,26 +34,8 @@ def normal_quantile(level: Tensor, mean: float, std: float) -> Tensor:
     return mean + std * torch.special.ndtri(level.clamp(min=2.0**-25))
 
 
-def oversample_below(level: Tensor, below: float, times: float) -> Tensor:
-    """Map uniform levels to levels whose density below `below` is `times` that above it.
-
-    Args:
-        level: float32, each in [0, 1).
-        below: in (0, 1).
-        times: above 0.
-
-    Returns:
-        float32 in [0, 1), of the shape of `level`.
-    """
-    if times == 1:
-        return level
-    mass = times * below  # of the interval below; that of the interval above is 1 - below
-    scaled = level * (mass + 1 - below)
-    return torch.where(scaled < mass, scaled / times, scaled - mass + below).clamp(max=1 - 2.0**-24)
-
-
-def snr_weight(snr: Tensor, prediction: str, min_snr: float | None, p2: float | None) -> Tensor:
-    """Weight of the squared error of the prediction, min-SNR or P2; 1 if neither is given.
+def snr_weight(snr: Tensor, prediction: str, min_snr: float | None) -> Tensor:
+    """Weight of the squared error of the prediction, min-SNR; 1 if it is not given.
 
     The squared errors of noise and of velocity are SNR and SNR + 1 times that of the image that they imply, so a weight
     of the image's error is divided by these factors.
@@ -62,7 +44,6 @@ def snr_weight(snr: Tensor, prediction: str, min_snr: float | None, p2: float | 
         snr: float32 [B]; signal-to-noise ratios, above 0.
         prediction: "epsilon", "sample" or "v_prediction".
         min_snr: gamma of min(SNR, gamma), a weight of the image's error (Hang et al., 2023).
-        p2: gamma of (1 + SNR)^-gamma, a weight of the noise's error (Choi et al., 2022, with k = 1).
 
     Returns:
         float32 [B].
@@ -70,8 +51,6 @@ def snr_weight(snr: Tensor, prediction: str, min_snr: float | None, p2: float | 
     image_factor = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}[prediction]
     if min_snr is not None:
         return snr.clamp(max=min_snr) / image_factor
-    if p2 is not None:
-        return snr / (1 + snr) ** p2 / image_factor
     return torch.ones_like(snr)
 
 

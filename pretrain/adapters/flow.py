@@ -7,7 +7,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Losses, drop_labels
-from pretrain.adapters._posterior import MIN_NOISE, References
+from pretrain.adapters._posterior import References
 from pretrain.adapters._uncertainty import normal_quantile
 from pretrain.core.rng import SampleRNG
 
@@ -60,18 +60,16 @@ class Flow:
     def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG, references: References | None = None) -> Losses:
         """The squared error of the velocity at `time(level)`; the network is called with 1000 t.
 
-        With `references` the target is (x_t - E[x | x_t]) / t.
+        With `references` the target is its posterior mean, (x_t - E[x | x_t]) / t.
         """
-        noise, time = rng.normal(*batch.image.shape[1:]), self.time(batch.level)
+        x, noise, time = batch.image, rng.normal(*batch.image.shape[1:]), self.time(batch.level)
         t = rearrange(time, "b -> b 1 1 1")
-        x_t = (1 - t) * batch.image + t * noise
+        x_t = (1 - t) * x + t * noise
         label = drop_labels(batch.label, self.label_dropout, rng)
-        target = noise - batch.image
-        if references is not None:
-            mean = references.mean(batch.image, x_t, 1 - time, time, label)
-            target = target + (batch.image - mean) / t.clamp(min=MIN_NOISE)
         velocity = model(x_t, 1000 * time, label)
-        return Losses(reduce((velocity - target).square(), "b c h w -> b", "mean"))
+        if references is not None:
+            x, noise = references.means(x, noise, x_t, 1 - time, time, label)
+        return Losses(reduce((velocity - (noise - x)).square(), "b c h w -> b", "mean"))
 
     def scheduler(self) -> Any:
         """Euler's method from t = 1 to 0, its steps spaced by `shift`."""

@@ -190,13 +190,9 @@ def test_labels_are_dropped_at_the_stated_rate() -> None:
     [
         (MAE, {"mask_ratio": 1}),
         (DDPM, {"timesteps": 1}),
-        (DDPM, {"early": 0.0}),
         (DDPM, {"min_snr": 0.0}),
-        (DDPM, {"p2": -1.0}),
-        (DDPM, {"min_snr": 5.0, "p2": 1.0}),
         (DDPM, {"zero_terminal_snr": True}),
         (DDPM, {"zero_terminal_snr": True, "prediction": "sample", "min_snr": 5.0}),
-        (DDPM, {"zero_terminal_snr": True, "prediction": "v_prediction", "p2": 1.0}),
         (Flow, {"label_dropout": 2}),
         (Flow, {"mean": 1.0}),
         (Flow, {"std": 0.0, "times": "logit_normal"}),
