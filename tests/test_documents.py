@@ -221,7 +221,17 @@ def test_every_document_and_file_that_is_named_is_there() -> None:
 
 # Of pip, pytest, torchrun, accelerate, sbatch, fidelity, hf; of the benchmarks, the soak, and examples in documents.
 OTHER_FLAGS = {
-    *("dist", "nproc-per-node", "multi-gpu", "num-processes", "machine-rank", "cpu", "nodes", "local-dir"),
+    *(
+        "dist",
+        "nproc-per-node",
+        "multi-gpu",
+        "num-processes",
+        "machine-rank",
+        "cpu",
+        "nodes",
+        "local-dir",
+        "max-restarts",
+    ),
     *("input1", "input2", "fid", "kid", "prc", "arms", "budgets", "steps", "photos", "minutes", "out", "earlier"),
     *("kills", "processes", "version", "config", "help", "adapter.delta", "pruning"),
 }
