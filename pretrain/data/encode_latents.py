@@ -21,7 +21,7 @@ import tyro
 from pretrain.config.schema import Data
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
-from pretrain.core.files import read_json
+from pretrain.core.files import read_json, require_utf8
 
 DEFAULT_DATA = Data()
 SHARD_SIZE = 4096  # images; each process of a stopped command encodes at most so many of them again
@@ -51,6 +51,7 @@ def main(
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     if data.crop < 1:
         raise UserError(f"--data.crop {data.crop:g}: a random crop can't be encoded once; leave it out")
+    require_utf8(output_dir)
     state = launch.join()
     autoencoder, source = open_autoencoder(vae), open_data(data, 0)
     if source.autoencoder is not None:

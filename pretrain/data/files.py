@@ -220,8 +220,3 @@ def to_text(path: str) -> str:
 def from_text(text: str) -> str:
     """The path of `to_text`."""
     return os.fsdecode(bytes.fromhex(text[1:])) if text.startswith("\0") else text
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: control characters, line breaks and bytes that are not UTF-8 are escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

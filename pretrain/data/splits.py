@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pretrain.core.errors import UserError
-from pretrain.data.files import Node, printable
+from pretrain.core.text import printable
+from pretrain.data.files import Node
 
 KINDS = {
     "train": ("train", "training", "trainval"),

@@ -20,7 +20,7 @@ class MetricsLog:
         length: of the file in bytes at the checkpoint that the run continues from; what follows is removed, because the
             run will write it again.
         writes: whether this process writes (rank 0).
-        log: called with a warning if a line can't be written.
+        log: called with a warning if a line can't be written or read.
     """
 
     def __init__(
@@ -99,6 +99,8 @@ class MetricsLog:
         # The last line of a run that was killed may be incomplete.
         complete = self._length if self.writes else text.rfind(b"\n") + 1
         records = [*map(_record, text[:complete].splitlines()), *self._pending]
+        if not self.writes and None in records:  # of a run, it was reported when it began
+            self.log(f"warning: {self.path}: line {records.index(None) + 1} can't be read and is left out")
         return [record for record in records if record is not None and record["kind"] == kind]
 
 
