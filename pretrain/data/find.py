@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import config as cache
 from datasets.table import InMemoryTable
+from huggingface_hub.utils import validate_repo_id
 from pyarrow import parquet
 
 from pretrain.config.schema import Data
@@ -108,9 +109,10 @@ def _ask_hub(name: str) -> None:
     Raises:
         UserError: there is no such data set, or the hub can't be reached.
     """
-    if huggingface_hub.constants.HF_HUB_OFFLINE:  # only data sets in the local cache can be loaded
-        return
     try:
+        validate_repo_id(name)  # also of what is in the local cache: a/.. is a path
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            return
         huggingface_hub.HfApi().dataset_info(name, timeout=10)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):
         raise UserError(

@@ -21,7 +21,7 @@ import tyro
 from pretrain.config import trusted_code
 from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
-from pretrain.core.files import atomic_write, read_json
+from pretrain.core.files import atomic_write, read_json, require_plain
 from pretrain.core.text import printable
 
 
@@ -113,6 +113,7 @@ def main(arguments: list[str]) -> None:
 def _append(path: Path, record: dict[str, Any]) -> None:
     """Append a record to the list in a file."""
     try:
+        require_plain(path)
         records = read_json(path) if path.exists() else []
         if not isinstance(records, list):
             raise ValueError("it holds no list")

@@ -76,6 +76,8 @@ def _pictures(config: Config) -> list[tuple[str, Path]]:
     link is omitted, because it can lead to any file.
     """
     folder = config.output_dir / "pictures"
+    if folder.is_symlink():
+        return []
     last = sorted(path for path in folder.glob("epoch-*.png") if not path.is_symlink())[-1:]
     if hasattr(config.component("adapter"), "reconstruct"):
         title, shown = "Reconstructions of validation images", [] if _is_path(config.data.source) else last
