@@ -129,7 +129,10 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
     """Those of a folder of images or of parquet files."""
     images, tables = found.images, found.tables
     if found.saved:
-        if images.total or tables.total:
+        beside = images.total + tables.total
+        if found.saved == [images.path] and beside:  # its rows may name them
+            found.passed_over["image or .parquet file beside the saved data set"] += beside
+        elif beside:
             kind = f"{images.total:,} image files" if images.total else f"{tables.total:,} parquet files"
             raise UserError(
                 f"--data {data.source}: it holds {kind} and the saved data set {found.saved[0]}; name the one that is "

@@ -335,6 +335,24 @@ def test_splits_of_the_hub(monkeypatch) -> None:
         source("some/name", train_split="nonsense")
 
 
+def test_names_that_climb_are_no_names_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    rng = random.Random(0)
+    for _ in range(40):
+        parts = [
+            rng.choice(["..", ".", "a..", "..b", "a--b", "a\0b", "a/b", "~", "a b", ""]),
+            rng.choice(["a", "..", ""]),
+        ]
+        name = "/".join(rng.sample(parts, 2))
+        with pytest.raises(UserError) as refusal:
+            source(name or "..x")
+        assert "\n" not in str(refusal.value) and "it was loaded" not in str(refusal.value), name
+
+
 def test_columns_that_are_no_images(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     table({"image": [1, 2, 3], "png": [picture["bytes"] for picture in pictures(3)]}, file)

@@ -142,15 +142,24 @@ def test_rows_without_an_image_are_named(tmp_path: Path, bad: str) -> None:
     assert {len(marks) for marks in fingerprints(s).values()} == {len(s.train), len(s.test)}
 
 
-def test_a_table_reads_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_table_reads_no_file_outside_of_its_folder(tmp_path: Path, kind: str) -> None:
     draw(tmp_path / "secret", 1)
     draw(tmp_path / "data" / "images", 2)
     (tmp_path / "data" / "images" / "link.png").symlink_to(tmp_path / "secret" / "0.png")
     inside = ["images/0.png", "images/1.png", str(tmp_path / "data" / "images" / "0.png")]
     outside = ["../secret/0.png", str(tmp_path / "secret" / "0.png"), "images/link.png"]
     rows = [{"bytes": None, "path": path} for path in inside + outside]
-    parquet.write_table(pa.table({"image": rows}), tmp_path / "data" / "x.parquet")
-    s = source(tmp_path / "data" / "x.parquet", size=4)
+    made = pa.table({"image": rows})
+    if kind == "parquet":
+        parquet.write_table(made, tmp_path / "data" / "x.parquet")
+        s = source(tmp_path / "data" / "x.parquet", size=4)
+    else:
+        datasets.Dataset(made).save_to_disk(tmp_path / "saved")
+        for file in (tmp_path / "saved").iterdir():
+            file.rename(tmp_path / "data" / file.name)
+        s = source(tmp_path / "data", size=4)
+        assert s.report.passed_over == {"image or .parquet file beside the saved data set": 3}
     found = [images[None, n] for images in (s.train, s.test) for n in range(len(images))]
     problems = [item.problem for item in found if item.problem]
     assert len(problems) == 3 and all("leads out of the folder" in problem for problem in problems)
