@@ -14,7 +14,7 @@ import train_mae
 from pretrain.checkpoint import storage
 from pretrain.config.cli import parse
 from pretrain.core.errors import UserError
-from tests.faults.trainers import Trainers
+from tests.faults.trainers import HANGS, Trainers
 
 PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
 
@@ -28,7 +28,7 @@ def train(script: str, *arguments: object) -> None:
 def train_on(processes: int, log: Path, script: str, *arguments: object) -> str:
     """The output of a launch of several processes, which are forked from a server that has imported everything."""
     with Trainers(script, arguments, log, processes=processes) as trainers:
-        statuses = trainers.wait(150)
+        statuses = trainers.wait()
     assert statuses == [0] * processes, log.read_text()
     return log.read_text()
 
@@ -59,7 +59,7 @@ def refused(script: str, *arguments: object) -> str:
     return str(refusal.value)
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
+def wait_for(condition, process: subprocess.Popen, seconds: float = HANGS) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None and time.monotonic() < end, "the program ended or hangs"

@@ -39,7 +39,7 @@ def run(*words: object, processes: int = 0) -> str:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = (sys.executable, *launch, *words)
-    done = subprocess.run([*map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-1]
 

@@ -24,7 +24,7 @@ from pretrain.checkpoint.ema import EMACollection, exponent
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import atomic_write, own_folder
+from pretrain.core.files import own_folder
 
 
 class Snapshots:
@@ -64,8 +64,7 @@ class Snapshots:
                 # In epochs, which stay valid if a resumed run is given more of them. One entry of metadata, because
                 # safetensors writes several in an order that changes from run to run.
                 about = json.dumps({"sigma_rel": sigma_rel, "epochs": self.emas.progress * self.epochs})
-                with atomic_write(file) as part:
-                    storage.write(part, ema.model.state_dict(), {"snapshot": about})
+                storage.write(file, ema.model.state_dict(), {"snapshot": about})
         self.taken = due
 
 

@@ -17,7 +17,7 @@ from pretrain import __version__
 from pretrain.checkpoint import storage
 from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.core.errors import UserError
-from pretrain.core.files import atomic_write, hold, open_own, own_folder, release, require_plain
+from pretrain.core.files import atomic_write, hold, open_own, own_folder, release, require_plain, require_utf8
 
 LOCK = ".lock"
 FILES = {
@@ -44,6 +44,7 @@ def resume_from(config: Config) -> storage.FoundCheckpoint | None:
             that `--overwrite` does not cover.
     """
     folder = config.output_dir
+    require_utf8(folder)
     data = Path(config.data.source).expanduser()
     if data.exists() and folder.resolve() in (data.resolve(), *data.resolve().parents):
         raise UserError(f"--output-dir {folder}: --data {data} is inside it; name another folder")

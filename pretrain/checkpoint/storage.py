@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.manifest import NAME, Damaged, verify, write_manifest
 from pretrain.core.errors import UserError
-from pretrain.core.files import fsync, own_folder, read_json, usual_mode
+from pretrain.core.files import atomic_write, fsync, own_folder, read_json, usual_mode
 
 PREFIX = "step-"
 PART, OLD, GONE = ".part", ".old", ".gone"  # suffixes: being written; being replaced; being removed
@@ -186,14 +186,14 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, and wait until they are on disk.
+    """Write tensors to a safetensors file, which is whole or absent, and wait until they are on disk.
 
     Raises:
         OSError: it can't be written.
     """
     try:
-        save_file(copied(tensors), file, metadata)
-        fsync(file)
+        with atomic_write(file) as part:
+            save_file(copied(tensors), part, metadata)
     except SafetensorError as error:
         raise OSError(f"{file}: {error}") from None
 

@@ -24,8 +24,9 @@ class Data:
     """Images to train on, and how they are decoded.
 
     Attributes:
-        source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file
-            or a folder of them, a folder that `pretrain encode-latents` wrote, or the name of a Hugging Face data set.
+        source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file or
+            a folder of them, a folder that the datasets library (`save_to_disk`) or `pretrain encode-latents` wrote, or
+            the name of a Hugging Face data set.
         train_split: folder, file or split to train on, A+B for several; "." is the whole folder; default: by the names
             (docs/data.md).
         test_split: the one to evaluate on; "none" holds out training images; default: by the names.

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pretrain.core.text import printable
+
 LINE_INTERVAL = 30.0  # seconds between progress lines within an epoch, where there is no progress bar
 
 
@@ -61,8 +63,8 @@ class Display:
             self.bar.stop()
 
     def print(self, text: str) -> None:
-        """Print a line; a progress bar stays below it."""
-        self.console.print(text, markup=False)
+        """Print lines; a progress bar stays below them. Characters that can't be printed are escaped."""
+        self.console.print("\n".join(map(printable, text.split("\n"))), markup=False)
         self.last_printed = time.monotonic()
 
     @contextmanager
@@ -107,4 +109,4 @@ class Display:
         """Print names and values in two columns."""
         self.console.print()
         for name, value in rows:
-            self.console.print(f"{name:<12} {value}", markup=False)
+            self.console.print(f"{name:<12} {printable(value)}", markup=False)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from pretrain.core.text import printable
+
 OPEN_FILES = ("Too many open files", "received 0 items of ancdata")  # the second is torch's message
 
 
@@ -19,15 +21,14 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, *, local: bool = False) -> None:
-        # File names and arguments may hold line breaks and terminal control sequences.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(printable(message))
         self.local = local
 
 
 def warn(message: str) -> None:
     """Print a warning to stderr, on rank 0 only; for code that has no `Display`."""
     if os.environ.get("RANK", "0") == "0":
-        _print(f"warning: {message}")
+        _print(f"warning: {printable(message)}")
 
 
 def _print(line: str) -> None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.errors import UserError
+
 _held: dict[Path, tuple[int, int]] = {}  # device and inode of the folders of runs that this process writes
 
 
@@ -94,6 +96,21 @@ def open_own(path: Path, flags: int) -> int:
         os.close(handle)
         raise _is_link(path)
     return handle
+
+
+def require_utf8(folder: Path) -> None:
+    """Check that a folder to write to has a path that the libraries which write models can open again.
+
+    Raises:
+        UserError: its path is not UTF-8.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--output-dir {folder}: its path is not UTF-8, and safetensors files in it can't be opened; name another "
+            "folder"
+        ) from None
 
 
 def require_plain(path: Path, *, inner_links: bool = False) -> None:

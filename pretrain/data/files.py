@@ -1,4 +1,4 @@
-"""The files below a folder: one walk finds images, parquet files and metadata, and counts what it passes over."""
+"""The files below a folder: one walk finds images, tables and metadata, and counts what it passes over."""
 
 import os
 from collections import Counter
@@ -23,6 +23,7 @@ FORMATS = (
 )  # Pillow opens no other
 HIDDEN = (".", "@", "#", "$", "~", "__")  # how the names of folders begin that systems and NAS write for themselves
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SAVED_SPLITS, SAVED_TABLE = "dataset_dict.json", {"state.json", "dataset_info.json"}  # what `save_to_disk` writes
 MAX_DEPTH = 64  # folders below each other
 MAX_SUFFIX = 12  # characters of what is called a suffix
 
@@ -83,12 +84,14 @@ class Scan:
         images: files with an extension of `SUFFIXES`.
         tables: parquet files.
         metadata: paths of `METADATA` files.
+        saved: folders that `save_to_disk` of the datasets library wrote: of a `Dataset` or of a `DatasetDict`.
         passed_over: number of files and folders that are not used, by kind.
     """
 
     images: Node
     tables: Node
     metadata: list[str] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
@@ -113,6 +116,7 @@ def scan(root: Path) -> Scan:
     here, links = [_Folder(path, os.path.realpath(path), found.images, found.tables, 0)], []
     seen: set[str] = set()
     made: list[tuple[Node, str]] = []  # a folder's parent, and its name there
+    json_and_arrow: dict[str, set[str]] = {}  # names of such files, by folder
     while here or links:
         folder = here.pop() if here else links.pop(0)
         if folder.real in seen:
@@ -123,7 +127,10 @@ def scan(root: Path) -> Scan:
             with os.scandir(folder.path) as entries:
                 for entry in entries:
                     try:
-                        _take(entry, folder, found, here, links, made)
+                        if entry.name.endswith((".json", ".arrow")) and entry.is_file():
+                            json_and_arrow.setdefault(folder.path, set()).add(entry.name)
+                        else:
+                            _take(entry, folder, found, here, links, made)
                     except OSError:  # a link that leads in a circle, or to where one may not look
                         found.passed_over["broken link"] += 1
         except OSError:
@@ -135,7 +142,25 @@ def scan(root: Path) -> Scan:
             del parent.folders[name]
     _count(found.images)
     _count(found.tables)
+    _find_saved(json_and_arrow, found)
     return found
+
+
+def _find_saved(names: dict[str, set[str]], found: Scan) -> None:
+    """Add the data sets that `save_to_disk` wrote; the other JSON and Arrow files are passed over.
+
+    Args:
+        names: of the JSON and Arrow files in each folder.
+        found: what is added to.
+    """
+    for folder in sorted(names):
+        if names[folder] >= SAVED_TABLE or SAVED_SPLITS in names[folder]:
+            if SAVED_SPLITS not in names.get(os.path.dirname(folder), ()):  # noqa: PTH120 — not a split of another one
+                found.saved.append(folder)
+            continue
+        for name in names[folder]:
+            hidden = name.startswith(".")
+            found.passed_over["hidden file" if hidden else f".{name.rpartition('.')[2]} file"] += 1
 
 
 def _count(node: Node) -> None:
@@ -195,8 +220,3 @@ def to_text(path: str) -> str:
 def from_text(text: str) -> str:
     """The path of `to_text`."""
     return os.fsdecode(bytes.fromhex(text[1:])) if text.startswith("\0") else text
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: control characters, line breaks and bytes that are not UTF-8 are escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Finding the parts of a data set: folders of images, parquet files, the Hugging Face hub."""
+"""Finding the parts of a data set: folders of images, parquet files, saved data sets, the Hugging Face hub."""
 
 import glob
 import itertools
@@ -13,13 +13,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import config as cache
 from datasets.table import InMemoryTable
+from huggingface_hub.utils import validate_repo_id
 from pyarrow import parquet
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
-from pretrain.data.files import Node, Scan, scan, to_text
+from pretrain.core.files import read_json
+from pretrain.data.files import SAVED_SPLITS, Node, Scan, scan, to_text
 from pretrain.data.report import Report
-from pretrain.data.splits import NONE, Split, Splitter, split_of
+from pretrain.data.splits import EVERYTHING, NONE, WHOLE, Split, Splitter, split_of
 from pretrain.data.tables import (
     image_column,
     image_table,
@@ -87,7 +89,9 @@ def find_parts(data: Data, report: Report) -> list[Part]:
         if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or not source:
             raise UserError(f"--data {source}: there is no such file or folder")
         _ask_hub(source)
-        return _hub_parts(data, report)
+        caches = str(cache.HF_CACHE_HOME), str(cache.HF_DATASETS_CACHE), huggingface_hub.constants.HF_HUB_CACHE
+        load: Any = datasets.load_dataset
+        return _named_parts({str(name): table for name, table in load(source).items()}, caches, data, report)
     except UserError:
         raise
     except Exception as error:  # arrow and the hub raise exceptions of many types
@@ -105,9 +109,10 @@ def _ask_hub(name: str) -> None:
     Raises:
         UserError: there is no such data set, or the hub can't be reached.
     """
-    if huggingface_hub.constants.HF_HUB_OFFLINE:  # only data sets in the local cache can be loaded
-        return
     try:
+        validate_repo_id(name)  # also of what is in the local cache: a/.. is a path
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            return
         huggingface_hub.HfApi().dataset_info(name, timeout=10)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):
         raise UserError(
@@ -123,6 +128,17 @@ def _ask_hub(name: str) -> None:
 def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
     """Those of a folder of images or of parquet files."""
     images, tables = found.images, found.tables
+    if found.saved:
+        beside = images.total + tables.total
+        if found.saved == [images.path] and beside:  # its rows may name them
+            found.passed_over["image or .parquet file beside the saved data set"] += beside
+        elif beside:
+            kind = f"{images.total:,} image files" if images.total else f"{tables.total:,} parquet files"
+            raise UserError(
+                f"--data {data.source}: it holds {kind} and the saved data set {found.saved[0]}; name the one that is "
+                "meant, or move the other away"
+            )
+        return _saved_parts(found.saved, images.path, data, report)
     if not images.total and not tables.total:
         others = listed([f"{kind} {count:,}" for kind, count in found.passed_over.most_common()])
         raise UserError(
@@ -221,29 +237,87 @@ def _table_part(name: str, table: Any, folders: tuple[str, ...], data: Data, rep
     )
 
 
-def _hub_parts(data: Data, report: Report) -> list[Part]:
-    load: Any = datasets.load_dataset
-    tables = {str(name): table for name, table in load(data.source).items() if len(table)}
-    for setting, name in (("train", data.train_split), ("test", data.test_split)):
-        if name not in (None, NONE, *tables):
-            raise UserError(f"--data.{setting}-split {name}: the splits of {data.source} are {', '.join(tables)}")
-    named = [name for name in tables if split_of(name) == "train"]
-    first = data.train_split if data.train_split in tables else "train" if "train" in tables else None
-    first = first or (named[0] if len(named) == 1 else next(iter(tables)) if len(tables) == 1 else None)
-    if first is None:
+def _saved_parts(folders: list[str], root: str, data: Data, report: Report) -> list[Part]:
+    """Those of data sets that `save_to_disk` wrote: of one `DatasetDict`, or of a `Dataset` in each folder."""
+    if len(folders) == 1:
+        if folders[0] != root:
+            report.note(f"the data set is {folders[0][len(root) + 1 :]}/, as `save_to_disk` wrote it")
+        loaded = _load_saved(folders[0])
+        tables = loaded if isinstance(loaded, datasets.DatasetDict) else {EVERYTHING: loaded}
+    else:
+        tables = {folder[len(root) + 1 :]: _load_saved(folder) for folder in folders}
+        if any(isinstance(table, datasets.DatasetDict) for table in tables.values()):
+            raise UserError(f"--data {data.source}: it holds several saved data sets: {listed([*tables])}; name one")
+    plain = {str(name): table.with_format(None) for name, table in tables.items()}
+    return _named_parts(plain, (*folders, root), data, report)
+
+
+def _load_saved(folder: str) -> Any:
+    """The `Dataset` or `DatasetDict` in a folder.
+
+    Raises:
+        ValueError: it names files elsewhere, or that are not regular files.
+    """
+    parts = read_json(Path(folder) / SAVED_SPLITS)["splits"] if (Path(folder) / SAVED_SPLITS).is_file() else [""]
+    for part in parts:
+        for file in read_json(Path(folder) / part / "state.json")["_data_files"]:
+            path = Path(folder) / part / file["filename"]
+            if {part, file["filename"]} & {".", ".."} or "/" in part + file["filename"] or not path.is_file():
+                raise ValueError(f"{path} is not a regular file of the data set")  # a pipe would be waited for
+    return datasets.load_from_disk(folder)
+
+
+def _named_parts(tables: dict[str, Any], folders: tuple[str, ...], data: Data, report: Report) -> list[Part]:
+    """The parts of a data set whose splits have names.
+
+    Args:
+        tables: by name of the split.
+        folders: where files that a table names must lie.
+        data: the settings.
+        report: gets what is not used.
+
+    Raises:
+        UserError: there is no such split, or which one is to be trained on is unclear.
+    """
+    tables = {name: table for name, table in tables.items() if len(table)}
+    if not tables:
+        raise UserError(f"--data {data.source}: there are no images in it")
+    chosen = _chosen_splits(tables, data)
+    used = {name for names in chosen for name in names}
+    if left := [f"{name} ({len(tables[name]):,} rows)" for name in tables if name not in used]:
+        report.note(f"splits that are not used: {listed(left)}")
+    parts = []
+    for names in chosen:
+        table = tables[names[0]] if len(names) == 1 else datasets.concatenate_datasets([tables[name] for name in names])
+        parts.append(_table_part("+".join(names), table, folders, data, report, first=not parts))
+    return parts
+
+
+def _chosen_splits(tables: dict[str, Any], data: Data) -> list[list[str]]:
+    """The names of the splits to train on, which are joined, then of those of each split to evaluate on."""
+
+    def named(setting: str, value: str) -> list[str]:
+        names = [value] if value in tables else value.split("+")
+        if not {*names} <= {*tables}:
+            raise UserError(f"--data.{setting}-split {value}: the splits of {data.source} are {listed([*tables])}")
+        return names
+
+    test = named("test", data.test_split) if data.test_split not in (None, NONE) else []
+    if data.train_split == WHOLE:
+        train = [name for name in tables if name not in test]
+    elif data.train_split is not None:
+        train = named("train", data.train_split)
+    else:
+        train = ["train"] if "train" in tables else [name for name in tables if split_of(name) == "train"]
+        train = train if len(train) == 1 else [*tables] if len(tables) == 1 else []
+    if not train:
         raise UserError(
-            f"--data {data.source}: which of its splits is to be trained on is unclear: {', '.join(tables)}; name it "
+            f"--data {data.source}: which of its splits is to be trained on is unclear: {listed([*tables])}; name it "
             "with --data.train-split"
         )
-    others = [name for name in tables if name != first and split_of(name) in ("validation", "test")]
-    others = (
-        [data.test_split] if data.test_split in tables else sorted(others, key=lambda name: split_of(name) != "test")
-    )
-    if left := [f"{name} ({len(tables[name]):,} rows)" for name in tables if name not in (first, *others)]:
-        report.note(f"splits that are not used: {listed(left)}")
-    caches = (
-        str(cache.HF_CACHE_HOME),
-        str(cache.HF_DATASETS_CACHE),
-        huggingface_hub.constants.HF_HUB_CACHE,
-    )
-    return [_table_part(name, tables[name], caches, data, report, first=name == first) for name in (first, *others)]
+    if {*train} & {*test}:
+        raise UserError(f"--data.test-split {data.test_split}: it would be trained on, too; name another one")
+    if test or data.train_split == WHOLE:
+        return [train, test] if test else [train]
+    others = [name for name in tables if name not in train and split_of(name) in ("validation", "test")]
+    return [train, *([name] for name in sorted(others, key=lambda name: split_of(name) != "test"))]

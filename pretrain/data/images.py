@@ -19,8 +19,9 @@ from pretrain.config.schema import Data
 from pretrain.core.errors import UserError, limit_reached
 from pretrain.core.padding import sample_of
 from pretrain.core.rng import SampleRNG
+from pretrain.core.text import printable
 from pretrain.data.decode import Reading, decode, path_of
-from pretrain.data.files import from_text, printable
+from pretrain.data.files import from_text
 from pretrain.data.image_cache import new_cache
 from pretrain.data.transforms import CROPS, FLIPS, random_boxes, random_flips, resized_crops
 

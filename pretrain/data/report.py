@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pretrain.data.files import printable
+from pretrain.core.text import printable
 from pretrain.data.splits import EVERYTHING
 from pretrain.data.tables import listed
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pretrain.core.errors import UserError
-from pretrain.data.files import Node, printable
+from pretrain.core.text import printable
+from pretrain.data.files import Node
 
 KINDS = {
     "train": ("train", "training", "trainval"),
@@ -141,10 +142,7 @@ class Splitter:
             self._nested(base)
             self.note(f"all parquet files are used: {_counted(named)} beside {_counted(others)} is taken for no split")
             return [self._whole(base)]
-        inside = {(bool(base.folders[name].files), bool(base.folders[name].folders)) for name in kinds}
-        if len(inside) > 1:
-            raise self.refuse(f"{_counted(named)} may be a split: inside it is unlike {_counted(others)} beside it")
-        if all(name.lower() in GENERIC for name in others):
+        if not self._are_siblings(base, others):
             raise self.refuse(f"{_counted(named)} may be a split or a class beside {_counted(others)}")
         self.note(
             f"{_counted(named)} is taken for a class, as the {len(others)} folders beside it are no splits "
@@ -171,12 +169,49 @@ class Splitter:
         self._nested(base)
         return [self._whole(base)]
 
-    def _nested(self, base: Node) -> None:
-        """Refuse split folders further down, which would be trained on."""
-        for node in base.nodes():
-            kinds = {split_of(name) for name in (node.folders if self.by_class else node.entries())}
-            if node is not base and "train" in kinds and kinds & {"validation", "test"}:
-                raise self.refuse(f"there are splits further down, in {node.path[len(self.root.path) + 1 :]}/")
+    def _nested(self, base: Node, *, inclusive: bool = False) -> None:
+        """Refuse names of splits below a folder, whose images would be trained on; report those that are used.
+
+        Args:
+            base: the folder.
+            inclusive: whether names in `base` itself count, too; else only those further down.
+
+        Raises:
+            UserError: a name may be that of a split.
+        """
+        nodes = [node for node in base.nodes() if inclusive or node is not base]
+        found = [(node, named) for node in nodes if (named := [name for name in self._names(node) if split_of(name)])]
+        kinds = {split_of(name) for _, named in found for name in named}
+        # Nothing held out is among training images; or all images are of one and the same split.
+        harmless = kinds == {"train"} or (len(kinds) == 1 and self._below_splits(base) == base.total)
+        for node, named in found:
+            names = self._names(node)
+            where = node.path[len(self.root.path) + 1 :] or self.source
+            others = [name for name in names if name not in named]
+            if not harmless and (
+                len({split_of(name) for name in named}) > 1
+                or (self.by_class and node.files)
+                or not self._are_siblings(node, others)
+            ):
+                raise self.refuse(f"{_counted(named)} in {where}/ may be a split")
+            self.note(f"{_counted(named)} in {where}/ is taken for no split")
+
+    def _names(self, node: Node) -> list[str]:
+        """The names in a folder that may stand for splits."""
+        return sorted(node.folders) if self.by_class else node.entries()
+
+    def _below_splits(self, node: Node) -> int:
+        """The number of files below a folder that are in a split's folder, or are one."""
+        folders = ((split_of(name), child) for name, child in node.folders.items())
+        files = 0 if self.by_class else sum(split_of(name) is not None for name in node.files)
+        return files + sum(child.total if kind else self._below_splits(child) for kind, child in folders)
+
+    def _are_siblings(self, node: Node, others: Sequence[str]) -> bool:
+        """Whether a folder's split names are names like `others` beside them, that is none of a split."""
+        if not self.by_class:
+            return bool(others)
+        inside = {(bool(child.files), bool(child.folders)) for child in node.folders.values()}
+        return len(inside) == 1 and not all(name.lower() in GENERIC for name in others)
 
     def _grouped(self, names: Sequence[str], base: Node, *, transposed: bool = False) -> list[Split]:
         """Splits of side-by-side names; training folders are joined if they are numbered alike."""
@@ -207,8 +242,10 @@ class Splitter:
             if transposed:
                 for label, node in sorted(base.folders.items()):
                     if name in node.folders:
+                        self._nested(node.folders[name], inclusive=True)
                         self._add(split, node.folders[name], label)
             elif name in base.folders:
+                self._nested(base.folders[name], inclusive=True)
                 self._add(split, base.folders[name])
             else:
                 split.files.append(f"{base.path}/{name}")

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pretrain.core.errors import UserError
-from pretrain.data.files import printable
+from pretrain.core.text import printable
 from pretrain.data.splits import class_key
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "picture", "photo", "pixels", "pixel_values", "images")

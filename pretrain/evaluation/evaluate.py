@@ -21,7 +21,8 @@ import tyro
 from pretrain.config import trusted_code
 from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
-from pretrain.core.files import atomic_write, read_json
+from pretrain.core.files import atomic_write, read_json, require_plain
+from pretrain.core.text import printable
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def main(arguments: list[str]) -> None:
 def _append(path: Path, record: dict[str, Any]) -> None:
     """Append a record to the list in a file."""
     try:
+        require_plain(path)
         records = read_json(path) if path.exists() else []
         if not isinstance(records, list):
             raise ValueError("it holds no list")
@@ -125,9 +127,10 @@ def _print(run: Path, record: dict[str, Any]) -> None:
     """Print the values as a table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     found = record["found"]
-    table = Table("metric", "value", title=f"{run}, step {record['step']}", title_justify="left")
+    table = Table("metric", "value", title=Text(printable(f"{run}, step {record['step']}")), title_justify="left")
     for name, value in found.items():
         spread = found.get(f"{name}_std")
         if isinstance(value, list):
@@ -137,9 +140,10 @@ def _print(run: Path, record: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     for note in record["notes"]:
-        console.print(note, markup=False)
+        console.print(printable(note), markup=False)
     processes = f"{record['processes']} process" + ("" if record["processes"] == 1 else "es")
-    console.print(f"{record['seconds']} s on {processes}; appended to {run / 'evaluation.json'}", markup=False)
+    where = printable(str(run / "evaluation.json"))
+    console.print(f"{record['seconds']} s on {processes}; appended to {where}", markup=False)
 
 
 def run() -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
+from pretrain.core.files import own_folder
 
 
 def main(
@@ -71,7 +72,7 @@ def main(
     if label is not None and not 0 <= label < classes:
         raise UserError(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
     folder = output_dir or run / "generated"
-    files = _new_folder(folder, state)
+    files = _new_folder(folder, state, of_run=output_dir is None)
     autoencoder, model = trained.autoencoder, trained.model.to(state.device)
     for start in range(state.process_index * batch_size, num_images, state.num_processes * batch_size):
         number = torch.arange(start, min(start + batch_size, num_images), device=state.device)
@@ -91,8 +92,13 @@ def main(
         Display(True).print(f"{num_images} images in {files}, the first {len(shown)} in {folder / 'grid.png'}")
 
 
-def _new_folder(folder: Path, state: Any) -> Path:
+def _new_folder(folder: Path, state: Any, *, of_run: bool) -> Path:
     """Create the folder of the images; all processes call it.
+
+    Args:
+        folder: to create; an empty one is used.
+        state: of the processes.
+        of_run: whether it is in the folder of a run, which may be someone else's: a link is not followed.
 
     Raises:
         UserError: the output folder is not empty, or can't be created.
@@ -102,6 +108,8 @@ def _new_folder(folder: Path, state: Any) -> Path:
     state.wait_for_everyone()
     files = folder / "images"
     try:
+        if of_run:
+            own_folder(folder)
         files.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir {folder}: can't be written to: {error.strerror}") from None

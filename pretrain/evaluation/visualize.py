@@ -24,7 +24,7 @@ from pretrain.checkpoint.load_run import load_run
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
-from pretrain.core.files import atomic_write
+from pretrain.core.files import atomic_write, own_folder
 from pretrain.data.grid import grid
 from pretrain.data.images import Images, on_device
 from pretrain.evaluation.context import evenly_spaced, map_images
@@ -54,7 +54,10 @@ def main(
         raise UserError(f"{run}: its model is no masked autoencoder; give a run of train_mae.py")
     folder = output_dir or run / "pictures"
     with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)  # before minutes of computation
+        if output_dir is None:  # the run may be someone else's
+            own_folder(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)  # before minutes of computation
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, source = trained.model.to(device), trained.source
     with torch.no_grad():

@@ -85,7 +85,8 @@ def _measured(run: Path, step: int, sigma_rel: float | None) -> tuple[list[dict[
     """
     file = run / "metrics.jsonl"
     try:
-        evaluations = MetricsLog(file, writes=False).read("evaluation") if sigma_rel is None else []
+        log = MetricsLog(file, writes=False, log=Display(True).print)
+        evaluations = log.read("evaluation") if sigma_rel is None else []
         file = run / "evaluation.json"
         records = read_json(file) if file.exists() else []
         later = [record for record in records if (record["step"], record.get("sigma_rel")) == (step, sigma_rel)]

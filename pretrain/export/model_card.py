@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.config.trusted_code import features_file
 from pretrain.core.console import duration
+from pretrain.core.text import printable
 from pretrain.data.autoencoder import SUBFOLDERS, open_autoencoder
 
 TASKS = {"diffusers": "unconditional-image-generation", "timm": "image-feature-extraction"}
@@ -75,6 +76,8 @@ def _pictures(config: Config) -> list[tuple[str, Path]]:
     link is omitted, because it can lead to any file.
     """
     folder = config.output_dir / "pictures"
+    if folder.is_symlink():
+        return []
     last = sorted(path for path in folder.glob("epoch-*.png") if not path.is_symlink())[-1:]
     if hasattr(config.component("adapter"), "reconstruct"):
         title, shown = "Reconstructions of validation images", [] if _is_path(config.data.source) else last
@@ -110,12 +113,12 @@ def _front_matter(config: Config, summary: dict[str, Any], licence: str | None) 
 
 def _code(text: str) -> str:
     """Text as inline code; what would end it, or a cell of a table, is removed."""
-    return f"`{' '.join(re.sub(r'[`|]', '', text).split())}`"
+    return f"`{printable(' '.join(re.sub(r'[`|]', '', text).split()))}`"
 
 
 def _prose(text: str) -> str:
     """Text without HTML or Markdown: names of files and folders may contain either."""
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(printable(" ".join(text.split())), quote=False))
 
 
 def _text(config: Config, summary: dict[str, Any], name: str, pictures: list[str]) -> str:

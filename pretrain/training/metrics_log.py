@@ -20,7 +20,7 @@ class MetricsLog:
         length: of the file in bytes at the checkpoint that the run continues from; what follows is removed, because the
             run will write it again.
         writes: whether this process writes (rank 0).
-        log: called with a warning if a line can't be written.
+        log: called with a warning if a line can't be written or read.
     """
 
     def __init__(
@@ -96,17 +96,17 @@ class MetricsLog:
         self._pending.clear()
 
     def read(self, kind: str) -> list[dict[str, Any]]:
-        """The records of a kind, oldest first.
+        """The records of a kind, oldest first; a line that can't be read is left out, with a warning.
 
         Raises:
-            OSError, ValueError: the file can't be read, or a line of it.
+            OSError: the file can't be read.
         """
         text = self.path.read_bytes() if self.path.is_file() else b""
         # The last line of a run that was killed may be incomplete.
         complete = self._length if self.writes else text.rfind(b"\n") + 1
         records = [_record(line + b"\n") for line in text[:complete].splitlines()]
-        if None in records:
-            raise ValueError(f"line {records.index(None) + 1} is not a record")
+        if not self.writes and None in records:  # a run has reported it when it began
+            self.log(f"warning: {self.path}: line {records.index(None) + 1} can't be read and is left out")
         return [record for record in (*records, *self._pending) if record and record["kind"] == kind]
 
 

@@ -44,10 +44,10 @@ def gone(pid: int) -> bool:
 def test_a_task_that_ignores_signals_is_killed_in_time_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "GRACE", 2.0)
-    monkeypatch.setattr(run, "KILL", 1.0)
+    monkeypatch.setattr(run, "GRACE", 17.0)
+    monkeypatch.setattr(run, "KILL", 15.0)
     monkeypatch.setattr(run.signal, "signal", lambda *_: None)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     command = [sys.executable, "-c", STUBBORN, str(tmp_path / "pids")]
     status = run.supervised(command, tmp_path / "log.txt", deadline, dict(os.environ))
     assert status == run.STOPPED and time.monotonic() < deadline

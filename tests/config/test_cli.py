@@ -72,7 +72,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, message: 
         ("a: !!python/object/apply:os.system ['touch x']\n", "not plain YAML"),
         ("just words\n", "a recipe has settings"),
         ("a: [\n", "not plain YAML"),
-        ("resume: x\noverwrite: true\n", "resume is taken from the command line only"),
+        ("resume: x\n", "resume is taken from the command line only"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(text: str, message: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`pretrain encode-latents`: interrupted, resumed, refused; what it writes."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import tyro
 from autoencoders import encode, opened
 from conftest import PRUNED
+from PIL import Image
 from programs import common, refused, train
 
 from pretrain.core.errors import UserError
@@ -43,6 +45,104 @@ def test_interrupted_encoding_continues(vaes: Path, cached: Path, pictures: Path
     assert all(torch.equal(one[2, n].image, other[2, n].image) for n in range(43))
     with pytest.raises(UserError, match="not an empty folder"):
         encode(vaes / "shifted", pictures, folder, flip=True)
+
+
+def begun(vae: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings) -> None:
+    """Encode all but the last shard of 16 images."""
+    write, shards = encode_latents._write_shard, []
+
+    def stops(rows, path: Path) -> None:
+        if len(shards) == 2:
+            raise KeyboardInterrupt
+        shards.append(path)
+        write(rows, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(encode_latents, "_write_shard", stops)
+        encode(vae, data, folder, **settings)
+
+
+def test_other_images_than_before_are_refused(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(encode_latents, "SHARD_SIZE", 16)
+    rng, data = random.Random(0), tmp_path / "data"
+    shutil.copytree(pictures, data)
+    begun(vaes / "kl", data, tmp_path / "latents", monkeypatch)
+    files = sorted(data.rglob("*.png"))
+    for _ in range(6):
+        one, other = rng.sample(files, 2)
+        before, after = one.read_bytes(), other.read_bytes()
+        change = rng.choice(["replaced", "swapped", "other pixels"])
+        if change == "other pixels":
+            with Image.open(one) as image:
+                image.rotate(90).save(one)
+        else:
+            one.write_bytes(after)
+            other.write_bytes(before if change == "swapped" else after)
+        if one.read_bytes() == before:
+            continue
+        with pytest.raises(UserError, match=r"unfinished latents made of other images.* give the same images"):
+            encode(vaes / "kl", data, tmp_path / "latents")
+        one.write_bytes(before)
+        other.write_bytes(after)
+    with pytest.raises(UserError, match="unfinished latents with another settings"):
+        encode(vaes / "kl", data, tmp_path / "latents", range=(0, 200))
+    encode(vaes / "kl", data, tmp_path / "latents", on_bad_image="skip")
+    assert len(opened(tmp_path / "latents").train) == 43
+
+
+def test_a_damaged_shard_of_finished_latents_is_made_again(
+    vaes: Path, cached: Path, pictures: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(encode_latents, "SHARD_SIZE", 16)
+    rng, folder = random.Random(0), tmp_path / "latents"
+    shutil.copytree(cached, folder)
+    whole = [opened(cached, flip=True).train[2, n].image for n in range(43)]
+    for damage in ("emptied", "arrow emptied", "arrow cut", "last byte gone", "state", "gone"):
+        shards = sorted((folder / "train").iterdir())
+        shard = rng.choice(shards)
+        (arrow,) = shard.glob("*.arrow")
+        if damage == "gone":
+            shutil.rmtree(shard)
+        elif damage == "emptied":
+            for file in shard.iterdir():
+                file.unlink()
+        elif damage == "state":
+            (shard / "state.json").write_text("{")
+        else:
+            content = arrow.read_bytes()
+            end = {"arrow emptied": 0, "last byte gone": len(content) - 1}.get(damage, rng.randrange(len(content)))
+            arrow.write_bytes(content[:end])
+        others = {path: path.stat().st_ino for path in shards if path != shard}
+        with pytest.raises(UserError, match="encode the images again"):
+            opened(folder)
+        encode(vaes / "shifted", pictures, folder, flip=True)
+        assert {path: path.stat().st_ino for path in others} == others  # they were not written again
+        found = opened(folder, flip=True).train
+        assert all(torch.equal(found[2, n].image, image) for n, image in enumerate(whole))
+    with pytest.raises(UserError, match="finished latents and is not an empty folder"):
+        encode(vaes / "shifted", pictures, folder, flip=True)
+
+
+def test_links_in_unfinished_latents_are_refused(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(encode_latents, "SHARD_SIZE", 16)
+    begun(vaes / "kl", pictures, tmp_path / "begun", monkeypatch)
+    places = ["train", "test", "vae", "unfinished.json", "unfinished.json.part", "vae/config.json", "train/00000"]
+    for place in [*places, "train/00002", "train/00002.part", "train/00000/state.json"]:
+        folder, outside = tmp_path / "latents", tmp_path / "outside"
+        shutil.copytree(tmp_path / "begun", folder)
+        link = folder / place
+        if link.exists():
+            link.rename(outside)
+        else:
+            outside.mkdir()
+        link.symlink_to(outside)
+        before = {path: path.read_bytes() if path.is_file() else None for path in [outside, *outside.rglob("*")]}
+        with pytest.raises(UserError, match=f"{link} is a link"):
+            encode(vaes / "kl", pictures, folder)
+        after = {path: path.read_bytes() if path.is_file() else None for path in [outside, *outside.rglob("*")]}
+        assert after == before
+        shutil.rmtree(folder)
+        outside.unlink() if outside.is_file() else shutil.rmtree(outside)
 
 
 def test_a_full_disk_is_one_sentence(vaes: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:

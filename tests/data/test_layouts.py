@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,54 @@ def test_what_is_ambiguous_is_refused_and_settled(tmp_path: Path, layout: Callab
         source(tmp_path, train_split="nonsense")
 
 
+def in_some_classes(rng: random.Random, root: Path) -> None:
+    """Classes, of which some hold a folder of a split's name, with or without images beside it."""
+    classes = rng.sample(NAMES, rng.randint(2, 4))
+    kinds = rng.sample(["train", "validation", "test"], rng.choice([1, 1, 2]))
+    for name in classes:
+        inner = root / rng.choice(["", "", "train"]) / name / rng.choice(["", "", "more"])
+        if rng.random() < 0.5:
+            for kind in rng.sample(kinds, rng.randint(1, len(kinds))):
+                draw(inner / split_name(rng, kind) / rng.choice(["", "x"]), rng.randint(1, 2))
+        if not inner.is_dir() or rng.random() < 0.4:
+            draw(inner / rng.choice(["", "", "y"]), 3)
+    if rng.random() < 0.4:
+        draw(root / "test" / classes[0])
+    draw(root / classes[0], 1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_held_out_image_is_trained_on_in_silence(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    in_some_classes(rng, tmp_path)
+    try:
+        s = source(tmp_path, test_split=rng.choice(["none", None, None]))
+    except UserError as refusal:
+        assert re.search(r"--data\.train-split and --data\.test-split", str(refusal)) and "\n" not in str(refusal)
+        assert sum(tally(source(tmp_path, train_split="."))) == scan(tmp_path).images.total
+        return
+    for row in s.train.rows.tolist():
+        path = Path(s.train.table[row]["image"]["path"]).relative_to(tmp_path)
+        for name in path.parts[:-1]:
+            if split_of(name) in ("validation", "test", "unclear"):
+                assert name in str(s.report), path
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_split_in_some_classes_is_refused(tmp_path: Path, beside: bool) -> None:
+    draw(tmp_path / "cats", 3)
+    draw(tmp_path / "dogs" / "val", 2)
+    if beside:
+        draw(tmp_path / "dogs", 3)
+    with pytest.raises(UserError, match=r"val in dogs/ may be a split; name the folders with --data\.train-split"):
+        source(tmp_path)
+    s = source(tmp_path, test_split="dogs/val")
+    assert tally(s) == (3 + 3 * beside, 2)
+    draw(tmp_path / "dogs" / "poodle", 2)  # beside which val is a name like any other
+    if not beside:
+        assert "val in dogs/ is taken for no split" in str(source(tmp_path).report)
+
+
 def test_splits_inside_of_classes(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         draw(tmp_path / name / "train", 3)
@@ -284,6 +333,24 @@ def test_splits_of_the_hub(monkeypatch) -> None:
     assert tally(source("some/name", train_split="train_other")) == (11, 1)
     with pytest.raises(UserError, match="the splits of some/name are train_clean, train_other"):
         source("some/name", train_split="nonsense")
+
+
+def test_names_that_climb_are_no_names_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    rng = random.Random(0)
+    for _ in range(40):
+        parts = [
+            rng.choice(["..", ".", "a..", "..b", "a--b", "a\0b", "a/b", "~", "a b", ""]),
+            rng.choice(["a", "..", ""]),
+        ]
+        name = "/".join(rng.sample(parts, 2))
+        with pytest.raises(UserError) as refusal:
+            source(name or "..x")
+        assert "\n" not in str(refusal.value) and "it was loaded" not in str(refusal.value), name
 
 
 def test_columns_that_are_no_images(tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
 import io
 import json
+import os
+import random
+import shutil
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
+from pretrain.data.fingerprint import fingerprint
 from pretrain.data.sources import Source, open_data
 
 
@@ -137,15 +142,124 @@ def test_rows_without_an_image_are_named(tmp_path: Path, bad: str) -> None:
     assert {len(marks) for marks in fingerprints(s).values()} == {len(s.train), len(s.test)}
 
 
-def test_a_table_reads_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_table_reads_no_file_outside_of_its_folder(tmp_path: Path, kind: str) -> None:
     draw(tmp_path / "secret", 1)
     draw(tmp_path / "data" / "images", 2)
     (tmp_path / "data" / "images" / "link.png").symlink_to(tmp_path / "secret" / "0.png")
     inside = ["images/0.png", "images/1.png", str(tmp_path / "data" / "images" / "0.png")]
     outside = ["../secret/0.png", str(tmp_path / "secret" / "0.png"), "images/link.png"]
     rows = [{"bytes": None, "path": path} for path in inside + outside]
-    parquet.write_table(pa.table({"image": rows}), tmp_path / "data" / "x.parquet")
-    s = source(tmp_path / "data" / "x.parquet", size=4)
+    made = pa.table({"image": rows})
+    if kind == "parquet":
+        parquet.write_table(made, tmp_path / "data" / "x.parquet")
+        s = source(tmp_path / "data" / "x.parquet", size=4)
+    else:
+        datasets.Dataset(made).save_to_disk(tmp_path / "saved")
+        for file in (tmp_path / "saved").iterdir():
+            file.rename(tmp_path / "data" / file.name)
+        s = source(tmp_path / "data", size=4)
+        assert s.report.passed_over == {"image or .parquet file beside the saved data set": 3}
     found = [images[None, n] for images in (s.train, s.test) for n in range(len(images))]
     problems = [item.problem for item in found if item.problem]
     assert len(problems) == 3 and all("leads out of the folder" in problem for problem in problems)
+
+
+# -- folders that `save_to_disk` of the datasets library wrote -------------------------------------------------
+
+
+def rows(rng: random.Random, count: int, image: str, label: str) -> datasets.Dataset:
+    """A table with class names; one row in ten has no label."""
+    values = [-1 if rng.random() < 0.1 else rng.randrange(3) for _ in range(count)]
+    made = datasets.Dataset.from_dict({"text": ["x"] * count, image: pictures(count), label: values})
+    made = made.cast_column(image, datasets.Image())
+    return made.cast_column(label, datasets.ClassLabel(names=["cat", "dog", "owl"]))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_saved_data_set_is_what_its_parquet_files_are(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    columns = rng.choice(["image", "img", "scan"]), rng.choice(["label", "fine", "Category"])
+    splits = rng.choice([["all"], ["train", "test"], ["Training", "dev"], ["train", "validation", "test", "extra"]])
+    tables = {name: rows(rng, rng.randint(10, 14), *columns) for name in splits}
+    where = tmp_path / "saved" / rng.choice(["", "wrapper", "a/b"])
+    if rng.random() < 0.5:
+        tables = {name: table.with_format("torch", columns=["text"]) for name, table in tables.items()}
+    if len(tables) == 1:
+        tables["all"].save_to_disk(where)
+    elif rng.random() < 0.3:  # a Dataset in each folder
+        for name, table in tables.items():
+            table.save_to_disk(where / name)
+    else:
+        datasets.DatasetDict(tables).save_to_disk(where)
+    for name, made in tables.items():
+        if name != "extra":  # among files, beside names of splits, it would be refused
+            made.with_format(None).to_parquet(tmp_path / "files" / f"{name}.parquet")
+    before = contents(tmp_path / "saved")
+    s, files = source(tmp_path / "saved"), source(tmp_path / "files")
+    assert tally(s) == tally(files) and used(s) == used(files) and used(s, "test") == used(files, "test")
+    assert s.class_names == ("cat", "dog", "owl")
+    one, other = s.report.to_dict(), files.report.to_dict()
+    assert all(one[name] == other[name] for name in ("classes", "labels", "images", "shape", "range"))
+    for split in ("train", "test"):
+        counts = one["splits"][split], other["splits"][split]
+        assert all(counts[0][name] == counts[1][name] for name in ("used", "images")), counts
+    assert not s.report.passed_over and ("extra (" in str(s.report)) == ("extra" in tables)
+    for part in ("train", "test"):
+        assert torch.equal(fingerprint(getattr(s, part)), fingerprint(getattr(files, part)))
+    assert contents(tmp_path / "saved") == before
+
+
+def test_splits_of_a_saved_data_set_are_named(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    made = datasets.DatasetDict({name: rows(rng, 10, "image", "label") for name in ("a", "b", "c")})
+    made.save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"which of its splits is to be trained on is unclear: a, b, c"):
+        source(tmp_path / "saved")
+    assert tally(source(tmp_path / "saved", train_split="a+b", test_split="c")) == (20, 10)
+    assert tally(source(tmp_path / "saved", train_split=".", test_split="c")) == (20, 10)
+    assert tally(source(tmp_path / "saved", train_split=".")) == (27, 3)
+    assert tally(source(tmp_path / "saved", train_split="b", test_split="none")) == (9, 1)
+    for settings in ({"train_split": "a+x"}, {"train_split": "a", "test_split": "d"}):
+        with pytest.raises(UserError, match=r"the splits of .*saved are a, b, c"):
+            source(tmp_path / "saved", **settings)
+    with pytest.raises(UserError, match="it would be trained on, too"):
+        source(tmp_path / "saved", train_split="a+b", test_split="b")
+
+
+def test_a_saved_data_set_that_can_not_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    made = datasets.DatasetDict({name: rows(rng, 10, "image", "label") for name in ("train", "test")})
+
+    def refused(**settings) -> str:
+        with pytest.raises(UserError) as refusal:
+            source(tmp_path / "saved", **settings)
+        assert "\n" not in str(refusal.value)
+        return str(refusal.value)
+
+    for number in range(2):
+        made.save_to_disk(tmp_path / "saved" / f"{number}")
+    assert "several saved data sets: 0, 1; name one" in refused()
+    shutil.rmtree(tmp_path / "saved" / "1")
+    draw(tmp_path / "saved" / "cats", 3)
+    assert "it holds 3 image files and the saved data set" in refused()
+    shutil.rmtree(tmp_path / "saved" / "cats")
+    assert "no such column; its columns are text, image, label" in refused(label="x")
+    (file,) = (tmp_path / "saved" / "0" / "train").glob("*.arrow")
+    good = file.read_bytes()
+    state = file.with_name("state.json")
+    for name in ("../test/" + file.name, str(file), "..", 7):
+        kept = state.read_text()
+        state.write_text(json.dumps(json.loads(kept) | {"_data_files": [{"filename": name}]}))
+        assert "reading it failed with" in refused()
+        state.write_text(kept)
+    for content in (b"", good[: len(good) // 2], b"x" * 100):
+        file.write_bytes(content)
+        assert "reading it failed with" in refused()
+    file.unlink()
+    os.mkfifo(file)
+    assert "is not a regular file of the data set" in refused()

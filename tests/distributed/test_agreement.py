@@ -96,7 +96,7 @@ def test_a_launch_of_processes_that_differ_is_refused(what: str, pictures: Path,
             image.unlink()
         each[1] = ["--data", tmp_path / "data"]
     with Trainers("train_diffusion.py", words, tmp_path / "out.txt", processes=2, each=each) as trainers:
-        assert trainers.wait(60) == [2, 2], (tmp_path / "out.txt").read_text()
+        assert trainers.wait() == [2, 2], (tmp_path / "out.txt").read_text()
     output = (tmp_path / "out.txt").read_text()
     assert output.count("error: ") == 1 and "Traceback" not in output
     assert what in output or "--data" in output

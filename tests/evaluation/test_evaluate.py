@@ -156,7 +156,7 @@ def test_evaluation_by_several_processes_is_that_of_one(mae: Path, flow: Path, a
     ):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         words = ["--metrics", metrics, "--num-images", "130", "--probe-epochs", "3"]
-        subprocess.run([*launch, "-m", "pretrain", "evaluate", str(run), *words], cwd=ROOT, check=True, timeout=150)
+        subprocess.run([*launch, "-m", "pretrain", "evaluate", str(run), *words], cwd=ROOT, check=True, timeout=300)
         several = json.loads((run / "evaluation.json").read_text())[-1]
         assert several["processes"] == 2
         for kept in assets.rglob("*.safetensors"):

@@ -4,10 +4,10 @@
     python -m tests.faults.soak --kills 100 --processes 2 --seed 7
 
 Both programs are trained on a few small images, some of them broken, first once undisturbed. Then a run is started
-again and again: a fault is injected at a random moment, or its files are damaged between launches, and it is resumed,
+again and again: a fault is injected at a random step, or its files are damaged between launches, and it is resumed,
 with or without loader workers, until it is done. After each fault the newest complete checkpoint must be, bit for bit,
 the undisturbed run's of the same step; at the end all files must be. No process may end with a traceback, hang, or
-leave a process or a partial file behind.
+leave a process or a partial file behind. What is compared does not depend on the speed of the machine.
 """
 
 import json
@@ -24,16 +24,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.verify_resume import differences
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
+from pretrain.data import loader
 from tests.conftest import PRUNED, draw_images, read_metrics
-from tests.faults.trainers import PROGRAMS, Trainers, impatient, keeping_nothing
+from tests.faults.trainers import HANGS, PROGRAMS, Trainers, keeping_nothing
 
-PATIENCE = 120.0  # seconds that a launch may take to end after a fault
+STARTING = 0.25  # share of the faults that come before the launch's first step
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -42,11 +44,16 @@ class Broken(Exception):
 
 
 def settings(program: str, images: Path, folder: Path) -> list[object]:
-    """Everything that has a state: micro-batches, several EMAs, evaluations, pruning of both kinds."""
-    policy = PRUNED if program == "train_mae.py" else ("--infobatch",)
+    """Everything that has a state: micro-batches, several EMAs, evaluations, pruning of both kinds, dropout."""
+    policy = PRUNED if program == "train_mae.py" else ("--infobatch", "--model.dropout", 0.2)
     words = ["--data", images, "--output-dir", folder, "--on-bad-image", "skip", "--batch-size", 12, "--micro-batch", 6]
     words += ["--epochs", 8, "--evaluate.every", 3, "--ema.sigma-rel", 0.1, "--ema.snapshots", 5]
     return [*words, *policy, "--checkpoint.every", 1]
+
+
+def hung_workers_are_noticed() -> None:
+    """A worker that is killed while it sends a batch is waited for until this timeout."""
+    loader.BATCH_TIMEOUT = 60.0
 
 
 # Faults of a launch: each function injects one and returns the exit statuses that may follow.
@@ -117,11 +124,33 @@ def gone(file: Path, chance: random.Random) -> None:
     file.unlink()
 
 
+def value_changed(file: Path, chance: random.Random) -> None:
+    """Flip a bit that only a hash can see: the highest one of a number's mantissa, in place of `file` a tensor file."""
+    file = file.with_name(f"{chance.choice(['model', 'ema', 'optimizer'])}.safetensors")
+    content = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")  # behind the header
+    numbers = np.frombuffer(content, np.dtype("<f4"), offset=start)  # a view
+    numbers.view("<u4")[chance.choice(numbers.nonzero()[0].tolist())] ^= 1 << 22
+    file.write_bytes(content)
+
+
 def untouched(file: Path, chance: random.Random) -> None:
     pass
 
 
-DAMAGES = {"bit flipped": flipped, "file cut": cut, "file gone": gone, "folder untouched": untouched}
+DAMAGES = {
+    "bit flipped": flipped,
+    "value changed": value_changed,
+    "file cut": cut,
+    "file gone": gone,
+    "folder untouched": untouched,
+}
+
+
+def newest_step(folder: Path) -> int:
+    """Of the newest checkpoint of a run; 0 if there is none."""
+    newest = storage.newest(folder / "checkpoints")
+    return 0 if newest is None else int(newest.stem.removeprefix(storage.PREFIX))
 
 
 class Soak:
@@ -131,13 +160,16 @@ class Soak:
         work: an empty folder.
         chance: the random number generator.
         processes: of each launch.
+
+    Attributes:
         first: called in each process before the program, to plant a bug.
+        programs: that are trained under faults.
     """
 
-    def __init__(
-        self, work: Path, chance: random.Random, processes: int, first: Callable[[], None] = impatient
-    ) -> None:
-        self.work, self.chance, self.processes, self.first = work, chance, processes, first
+    def __init__(self, work: Path, chance: random.Random, processes: int) -> None:
+        self.work, self.chance, self.processes = work, chance, processes
+        self.first: Callable[[], None] = hung_workers_are_noticed
+        self.programs = [*PROGRAMS]
         self.counts: Counter[str] = Counter()
         self.read = 0  # characters of the log
         self.workers: list[psutil.Process] = []  # of trainers with a fault
@@ -146,16 +178,21 @@ class Soak:
         victims = sorted(self.images.rglob("*.png"))[5:40:10]
         for victim, content in zip(victims, (b"", b"no image", victims[2].read_bytes()[:60]), strict=False):
             victim.write_bytes(content)
-        self.undisturbed, self.seconds = {}, {}
-        Trainers("train_mae.py", ["--help"], self.log).wait(PATIENCE)  # the server imports everything
+        self.undisturbed: dict[str, Path] = {}
+        self.steps: dict[str, int] = {}  # of each program's run
+        self.seconds: dict[str, tuple[float, float]] = {}  # to the first step, and of a step: only to draw moments
+        Trainers("train_mae.py", ["--help"], self.log).wait()  # the server imports everything
         for program in PROGRAMS:
             folder = self.undisturbed[program] = work / f"undisturbed {program}"
             words = [*settings(program, self.images, folder), "--checkpoint.keep", 1000]
             began = time.monotonic()
-            with self.launch(program, words, impatient) as trainers:
-                if any(trainers.wait(PATIENCE)):
+            with self.launch(program, words, self.first) as trainers:
+                trainers.until(lambda folder=folder: newest_step(folder))
+                first_step = time.monotonic()
+                if any(trainers.wait()):
                     raise Broken("the undisturbed run failed")
-            self.seconds[program] = time.monotonic() - began
+            self.steps[program] = steps = newest_step(folder)
+            self.seconds[program] = first_step - began, (time.monotonic() - first_step) / steps
 
     def launch(self, program: str, words: list[object], first: Callable[[], None]) -> Trainers:
         """One program caches its images, so that it finds the bad ones at once; the other reads them at every use."""
@@ -164,12 +201,12 @@ class Soak:
         return Trainers(program, words, self.log, processes=self.processes, first=first)
 
     def run(self, faults: list[str], goes_on: Callable[[], bool]) -> None:
-        """One run from its start to its end, with random faults at random times as long as `goes_on`.
+        """One run from its start to its end, with random faults at random moments as long as `goes_on`.
 
         Raises:
             Broken: a guarantee does not hold.
         """
-        chance, program = self.chance, self.chance.choice([*PROGRAMS])
+        chance, program = self.chance, self.chance.choice(self.programs)
         injected: set[str] = set()
         folder = self.work / "run"
         shutil.rmtree(folder, ignore_errors=True)
@@ -180,7 +217,7 @@ class Soak:
             workers = 1 if fault == "worker killed" else chance.randrange(2)
             with self.launch(program, [*words, "--data.workers", workers], self.first) as trainers:
                 if fault:
-                    trainers.wait(chance.uniform(0, 0.7) * self.seconds[program])
+                    self.wait_for_a_moment(trainers, program, folder)
                     if not trainers.over:
                         self.workers += trainers.workers(rank)
                         allowed |= FAULTS[fault](trainers, rank, chance)
@@ -191,7 +228,7 @@ class Soak:
                     trainers.wait(20)
                     allowed |= {-signal.SIGKILL}  # of ranks that wait for a lost one: a launcher kills them
                     trainers.kill()
-                statuses = trainers.wait(PATIENCE)
+                statuses = trainers.wait()
                 if not trainers.over:
                     raise Broken(f"{fault or 'no fault'}: hangs: {statuses}")
                 if wrong := {status for status in statuses if status not in allowed | others}:
@@ -204,6 +241,19 @@ class Soak:
             if not self.damage(folder):
                 words = [*settings(program, self.images, folder), "--overwrite"]
         self.compare(program, folder, whole="disk full" not in injected)
+
+    def wait_for_a_moment(self, trainers: Trainers, program: str, folder: Path) -> None:
+        """Wait until a random step that is left, or before the first one, and a random part of the time of a step."""
+        begun, (starting, step) = newest_step(folder), self.seconds[program]
+        if begun == self.steps[program] or self.chance.random() < STARTING:
+            trainers.wait(self.chance.uniform(0, starting))
+            return
+        goal, end = self.chance.randint(begun + 1, self.steps[program]), time.monotonic() + HANGS
+        while not trainers.over and newest_step(folder) < goal:
+            trainers.wait(0.01)
+            if time.monotonic() > end:
+                raise Broken(f"hangs before step {goal}")
+        trainers.wait(self.chance.uniform(0, step))
 
     def damage(self, folder: Path) -> bool:
         """Damage the newest of several checkpoints; returns whether there is a checkpoint at all."""
@@ -249,7 +299,7 @@ class Soak:
             raise Broken("metrics.jsonl differs")
         if (one := _timeless(folder)) != (two := _timeless(other)):
             raise Broken(f"the summary differs: {one} {two}")
-        if psutil.wait_procs(self.workers, timeout=20)[1]:
+        if psutil.wait_procs(self.workers, timeout=HANGS)[1]:
             raise Broken("workers that outlive their trainer")
         self.workers = []
         parts = [path.name for path in folder.rglob("*.part")]

@@ -21,7 +21,7 @@ def test_another_folder_hash_seed_locale_and_time_zone(pictures: Path, finished:
         env={**os.environ, **around},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert same(finished, here / "run") and read_metrics(finished) == read_metrics(here / "run")

@@ -16,7 +16,7 @@ from programs import common, wait_for
 
 from pretrain.checkpoint import storage
 from pretrain.distributed.launch import StopSignal
-from tests.faults.trainers import Trainers, impatient, keeping_nothing
+from tests.faults.trainers import HANGS, Trainers, impatient, keeping_nothing
 
 LONG = 3000  # epochs
 
@@ -41,7 +41,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(number: int, pictures: Path
     with Trainers("train_diffusion.py", settings(pictures, folder), tmp_path / "out.txt", processes=2) as trainers:
         trainers.until(under_way(folder))
         trainers.send(number, 1)
-        assert trainers.wait(60) == [75, 75]
+        assert trainers.wait() == [75, 75]
     message = (tmp_path / "out.txt").read_text()
     stop = re.search(rf"stopped by {signal.Signals(number).name} in epoch (\d+) after step (\d+)", message)
     assert stop and int(stop[2]) == steps(folder) and message.count("stopped by") == 1
@@ -62,14 +62,14 @@ def test_a_second_signal_exits_at_once_and_the_last_checkpoint_is_complete(
         time.sleep(StopSignal.REPEAT_WINDOW)
         assert not trainers.over
         trainers.send(number, 0)
-        assert trainers.wait(60) == [status]
+        assert trainers.wait() == [status]
     found = storage.newest_whole(folder / "checkpoints")
     assert found is not None and steps(folder) >= reached
     assert all(path.suffix == storage.PART for path in found.skipped)
 
 
 def slow_saves() -> None:
-    """After a signal, a save takes a minute."""
+    """After a signal, a save takes ten minutes."""
     from pretrain.distributed import launch
 
     save, handle, signals = storage.write_manifest, launch.StopSignal._handle, []
@@ -81,7 +81,7 @@ def slow_saves() -> None:
     def slowly(folder: Path, **about) -> None:
         if signals:
             (folder.parents[2] / "saving").touch()
-            time.sleep(60)
+            time.sleep(600)
         save(folder, **about)
 
     storage.write_manifest, launch.StopSignal._handle = slowly, noted
@@ -90,7 +90,7 @@ def slow_saves() -> None:
 def test_a_program_that_fails_does_not_wait_for_its_workers(pictures: Path, tmp_path: Path) -> None:
     words = [*settings(pictures, tmp_path / "run"), "--data.workers", 2]
     with Trainers("train_diffusion.py", words, tmp_path / "out.txt", first=failing) as trainers:
-        assert trainers.wait(60) == [1]
+        assert trainers.wait() == [1]
     assert "KeyError: 'mine'" in (tmp_path / "out.txt").read_text()
 
 
@@ -140,7 +140,7 @@ def test_no_process_is_left_if_the_launcher_is_killed(pictures: Path, tmp_path: 
     assert len(family) >= 2
     launcher.kill()
     launcher.wait()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=HANGS)
     for process in alive:
         process.kill()
     assert not alive
@@ -156,6 +156,6 @@ def test_resumed_metrics_have_every_epoch_once(pictures: Path, tmp_path: Path) -
         for rank in range(2):
             trainers.send(signal.SIGKILL, rank)
     with Trainers("train_diffusion.py", ["--resume", "--output-dir", folder], tmp_path / "out.txt", processes=2) as two:
-        assert two.wait(100) == [0, 0]
+        assert two.wait() == [0, 0]
     assert [record["epoch"] for record in read_metrics(folder) if record["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
     assert json.loads((folder / "summary.json").read_text())["steps"] == steps(folder)

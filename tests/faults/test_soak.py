@@ -4,12 +4,18 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+from safetensors.torch import load_file
 
-from pretrain.checkpoint import storage
+from pretrain.checkpoint import manifest, storage
+from pretrain.training import loop
 from tests.faults import soak
-from tests.faults.trainers import impatient
+from tests.faults.trainers import PROGRAMS
+
+DIFFUSION = "train_diffusion.py"
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +23,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> soak.Soak:
     return soak.Soak(tmp_path_factory.mktemp("soak"), random.Random(5), processes=1)
 
 
-def soaked(undisturbed: soak.Soak, faults: list[str], count: int, first: Callable[[], None] = impatient) -> soak.Soak:
+def soaked(
+    undisturbed: soak.Soak,
+    faults: list[str],
+    count: int,
+    first: Callable[[], None] = soak.hung_workers_are_noticed,
+    programs: list[str] | None = None,
+) -> soak.Soak:
     """Run until there were this many faults."""
-    undisturbed.first = first
+    undisturbed.first, undisturbed.programs = first, programs or [*PROGRAMS]
     undisturbed.counts.clear()
     undisturbed.log.write_text("")
     undisturbed.read = 0
@@ -39,7 +51,6 @@ def test_soak_with_all_kinds_of_faults(undisturbed: soak.Soak) -> None:
 
 def forgetful() -> None:
     """A resumed run whose parameters are slightly wrong, which no error reports."""
-    impatient()
     restored = storage.load_parameters
 
     def load_parameters(model, tensors, path) -> None:
@@ -53,16 +64,84 @@ def silent_stop() -> None:
     """Exit status 0 after a signal."""
     from pretrain.training import run
 
-    impatient()
     run.EXIT_STOPPED = 0
 
 
-@pytest.mark.parametrize(
-    ("first", "fault", "message"), [(forgetful, "killed", "differences"), (silent_stop, "signal", "differs|No such")]
-)
-def test_the_soak_notices_a_broken_guarantee(first, fault: str, message: str, undisturbed: soak.Soak) -> None:
+def _after_a_resume(plant: Callable[[], None]) -> None:
+    setup = loop.setup
+
+    def planted(config, *arguments):
+        if config.resume:
+            plant()
+        return setup(config, *arguments)
+
+    loop.setup = planted
+
+
+def dropout_not_seeded() -> None:
+    """A resumed run whose dropout goes on with the random numbers of a new process."""
+    _after_a_resume(lambda: setattr(loop, "torch", SimpleNamespace(manual_seed=lambda seed: None)))
+
+
+def dropout_seeded_alike() -> None:
+    """A resumed run whose dropout has the same seed at every step."""
+    _after_a_resume(lambda: setattr(loop, "fold_seed", lambda *key: 0))
+
+
+def sizes_only() -> None:
+    """The files of a checkpoint are compared with the sizes in its manifest, not with the hashes."""
+    verify, of_file = storage.verify, manifest._hash
+
+    def verified(folder: Path) -> list[str]:
+        manifest._hash = lambda file: mock.ANY
+        try:
+            return verify(folder)
+        finally:
+            manifest._hash = of_file
+
+    storage.verify = verified
+
+
+PLANTS = [
+    (forgetful, "killed", "differences"),
+    (silent_stop, "signal", "differs|No such"),
+    (dropout_not_seeded, "killed", "differences"),
+    (dropout_seeded_alike, "killed", "differences"),
+    (sizes_only, "killed", "differences"),
+]
+
+
+@pytest.mark.parametrize(("first", "fault", "message"), PLANTS, ids=[plant[0].__name__ for plant in PLANTS])
+def test_the_soak_notices_a_broken_guarantee(
+    first: Callable[[], None], fault: str, message: str, undisturbed: soak.Soak, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if first is sizes_only:  # of the damages of a soak, those that only this bug lets through
+        monkeypatch.setattr(soak, "DAMAGES", {"value changed": soak.value_changed})
+    programs = [DIFFUSION] if first in (dropout_not_seeded, dropout_seeded_alike) else None  # the one with dropout
     with pytest.raises((soak.Broken, FileNotFoundError), match=message):
-        soaked(undisturbed, [fault], 30, first)
+        soaked(undisturbed, [fault], 30, first, programs)
+
+
+def test_a_changed_value_is_seen_by_the_hash_alone(undisturbed: soak.Soak, tmp_path: Path) -> None:
+    assert soak.DAMAGES["value changed"] is soak.value_changed
+    chance = random.Random(0)
+    for case in range(20):
+        run = undisturbed.undisturbed[chance.choice([*PROGRAMS])]
+        original = chance.choice(sorted((run / "checkpoints").glob("step-*[1-9]")))
+        copy = shutil.copytree(original, tmp_path / f"{case}" / original.name)
+        soak.value_changed(chance.choice(sorted(copy.iterdir())), chance)
+        sizes = [{file.name: file.stat().st_size for file in folder.iterdir()} for folder in (original, copy)]
+        assert sizes[0] == sizes[1]
+        changed = []
+        for file in original.glob("*.safetensors"):
+            one, other = load_file(file), load_file(copy / file.name)
+            assert one.keys() == other.keys()
+            for name, value in one.items():
+                assert value.isfinite().all() == other[name].isfinite().all()
+                changed += [name] * int((value.nan_to_num() != other[name].nan_to_num()).sum())
+        assert len(changed) == 1
+        with pytest.raises(manifest.Damaged, match="SHA-256"):
+            manifest.verify(copy)
 
 
 def test_the_soak_notices_a_partial_file(undisturbed: soak.Soak, tmp_path: Path) -> None:

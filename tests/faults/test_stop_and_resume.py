@@ -14,7 +14,7 @@ from conftest import PRUNED, ROOT, TINY, read_metrics
 from programs import common, final, refused, same, train, wait_for
 
 from pretrain.checkpoint import storage
-from tests.faults.trainers import Trainers
+from tests.faults.trainers import HANGS, Trainers
 
 
 def test_from_every_step_the_rest_is_bit_identical(finished: Path, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
     )
     wait_for(lambda: len(read_metrics(folder)) > 2 if (folder / "metrics.jsonl").exists() else False, process)
     os.killpg(process.pid, number)  # as a terminal does: workers get it, too
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == 75, out + err
     assert err == "" and f"stopped by {signal.Signals(number).name}" in out.splitlines()[-1]
     assert out.splitlines()[-1].endswith(

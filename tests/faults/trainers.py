@@ -42,6 +42,7 @@ IMPORTED = (
     matplotlib.pyplot,
     diffusers.schedulers,
 )
+HANGS = 300.0  # seconds after which a process that should have ended counts as hung; no test depends on less
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
@@ -169,7 +170,7 @@ class Trainers:
         except psutil.NoSuchProcess:
             return []
 
-    def wait(self, seconds: float) -> list[int | None]:
+    def wait(self, seconds: float = HANGS) -> list[int | None]:
         """Wait for all to end; returns their exit statuses, None for those that still run."""
         end = time.monotonic() + seconds
         running = [process.sentinel for process in self.processes]
@@ -180,7 +181,7 @@ class Trainers:
             process.join(0)
         return [process.exitcode for process in self.processes]
 
-    def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = HANGS) -> None:
         """Wait until a condition holds.
 
         Raises:

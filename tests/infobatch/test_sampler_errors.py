@@ -1,6 +1,7 @@
 """InfoBatch: wrong losses, indices, settings and data sets raise errors."""
 
 import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,27 @@ def test_indices_of_another_sampler_raise() -> None:
         for _ in infobatch.epochs():
             for index in torch.randperm(100, generator=generator(3))[: infobatch.length].split(10):
                 infobatch(losses[index], index)
+
+
+@pytest.mark.parametrize("skip", ["second shard", "first", "last", "none"])
+@pytest.mark.parametrize("seed", range(4))
+def test_samples_that_are_never_passed_are_reported_in_their_epoch(seed: int, skip: str) -> None:
+    """A second sharding of the batches, batches that are skipped after a resume, a loop that ends early."""
+    rng, messages, expected = random.Random(seed), [], []
+    size, batch = rng.randint(40, 90), rng.randint(3, 9)
+    infobatch = InfoBatch(size, epochs=3, policy="full", warn=messages.append)
+    for epoch in infobatch.epochs():
+        batches = [*DataLoader(range(size), batch, sampler=infobatch)]
+        few = rng.randrange(len(batches))
+        kept = {"second shard": batches[::2], "first": batches[few:], "last": batches[: few + 1]}.get(skip, batches)
+        for index in kept:
+            infobatch(torch.ones(len(index)), index)
+        missing = size - sum(map(len, kept))
+        if missing > max(map(len, kept)):  # less than a step's may be dropped on purpose
+            expected.append(f"epoch {epoch + 1}: no loss was passed for {missing} of {size} samples")
+    assert len(messages) == len(expected) and all(map(str.startswith, messages, expected))
+    assert all("accelerator.prepare" in message and "use_distributed_sampler=False" in message for message in messages)
+    assert bool(expected) or skip != "second shard"
 
 
 class Stream(torch.utils.data.IterableDataset):
