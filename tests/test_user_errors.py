@@ -45,7 +45,10 @@ def test_a_user_error_is_one_line_and_exit_status_2(tmp_path: Path, program) -> 
         ("--pruning.policy ./mine.py", "there is no such file"),
         ("--pruning.policy tests/conftest.py", "exactly one function whose arguments begin with (score, stats)"),
         ("--pruning.policy random", "needs a budget"),
-        ("--pruning.policy infobatch --pruning.budget 0.5", "infobatch takes no budget; random, importance do"),
+        (
+            "--pruning.policy infobatch --pruning.budget 0.5",
+            "infobatch takes no budget (it has no keyword-only argument share); random, importance do",
+        ),
         ("--pruning.policy importance --pruning.budget 0.1", "budget must be at least"),
         (
             "--pruning.policy importance --pruning.over samples --pruning.budget 0.9 --pruning.prune-ratio 0.5",

@@ -133,7 +133,9 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
             "arguments as before, or another folder"
         )
     if found == MANIFEST and not _damaged(folder, existing):
-        raise UserError(f"--output-dir {folder}: it holds {kind} and is not an empty folder; name another one, or remove it")
+        raise UserError(
+            f"--output-dir {folder}: it holds {kind} and is not an empty folder; name another one, or remove it"
+        )
 
 
 def _shards(manifest: dict[str, Any]) -> list[tuple[str, int]]:

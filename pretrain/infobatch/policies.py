@@ -240,7 +240,7 @@ def with_settings(policy: str | Policy, budgeted: bool, settings: dict[str, Any]
     if budgeted != ("share" in accepted):
         able = ", ".join(other for other, made in POLICIES.items() if "share" in inspect.signature(made).parameters)
         raise ValueError(
-            f"policy {name} takes no budget, because it has no keyword-only argument share; {able} have one"
+            f"policy {name} takes no budget (it has no keyword-only argument share); {able} do"
             if budgeted
             else f"policy {name} needs a budget, the share of N x epochs samples to use, for example budget=0.6"
         )

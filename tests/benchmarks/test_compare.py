@@ -23,6 +23,7 @@ def command(folder: Path, *more: str) -> list[str]:
     return [*program, "--output-dir", str(folder), "--images", "64", "--steps", "2", *SMALL, *more]
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_is_resumed_and_a_policy_equal_to_random_has_its_results(tmp_path: Path, capsys) -> None:
     planted = tmp_path / "planted.py"
     planted.write_text(
@@ -75,6 +76,7 @@ def test_a_wrong_comparison_raises_before_any_run(
     assert not list((tmp_path / "out").glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_a_comparison_by_several_processes_is_that_of_one(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     arms = ["--arms", "full", "random", "--seeds", "0", "--compensations", "0"]

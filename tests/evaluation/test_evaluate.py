@@ -65,7 +65,7 @@ def test_a_level_bin_without_images_has_no_loss(flow: Path, capsys) -> None:
 
 def test_metrics_are_those_of_the_objective(mae: Path, flow: Path) -> None:
     assert [*evaluate(mae, "--metrics", "knn")] == ["knn_accuracy"]
-    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? The metrics are loss, ")
+    assert refused(mae, "--metrics", "los").startswith("--metrics los: did you mean loss? There are loss, ")
     assert "a model of Flow has no encoder; available for this run: loss" in refused(flow, "-m", "loss,knn")
 
 

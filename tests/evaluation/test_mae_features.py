@@ -17,7 +17,7 @@ from pretrain.evaluation import visualize
 from pretrain.evaluation.evaluate import main as evaluate
 from pretrain.export import export
 
-SHAPES = {"grey": (1, 12, 12), "four channels": (4, 12, 12), "not square": (3, 8, 20)}
+SHAPES = {"four channels": (4, 12, 12), "not square, grey": (1, 8, 20)}
 CLASSES, TRAIN, TEST = 3, 300, 300
 
 
