@@ -134,7 +134,7 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
         )
     if found == MANIFEST and not _damaged(folder, existing):
         raise UserError(
-            f"--output-dir {folder}: it holds {kind} and is not an empty folder; name another one, or remove it"
+            f"--output-dir {folder}: it holds {kind}; name another folder, or remove it"
         )
 
 

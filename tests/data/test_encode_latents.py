@@ -119,7 +119,7 @@ def test_a_damaged_shard_of_finished_latents_is_made_again(
         assert {path: path.stat().st_ino for path in others} == others  # they were not written again
         found = opened(folder, flip=True).train
         assert all(torch.equal(found[2, n].image, image) for n, image in enumerate(whole))
-    with pytest.raises(UserError, match="finished latents and is not an empty folder"):
+    with pytest.raises(UserError, match="finished latents; name another folder"):
         encode(vaes / "shifted", pictures, folder, flip=True)
 
 

@@ -146,7 +146,7 @@ def test_misuse_raises() -> None:
         ),
         (
             {"policy": "importance", "over": "samples", "budget": 0.1},
-            "budget must be at least 0.17 here, got 0.1: 1 of 8 epochs use",
+            "budget must be at least 0.17, got 0.1: every sample is used in 1 of 8 epochs",
         ),
         ({"policy": "importance", "budget": 0.5, "over": "pixels"}, "samples, levels or both"),
     ):
