@@ -43,7 +43,7 @@ def test_interrupted_encoding_continues(vaes: Path, cached: Path, pictures: Path
     assert len({*written}) == len(written) == 4  # 43 = 16 + 16 + 11, and 4 held out
     one, other = (opened(which, flip=True).train for which in (folder, cached))
     assert all(torch.equal(one[2, n].image, other[2, n].image) for n in range(43))
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="it holds finished latents; name another folder"):
         encode(vaes / "shifted", pictures, folder, flip=True)
 
 
