@@ -59,7 +59,7 @@ def test_differing_settings_and_data_are_named_on_both_ranks(tmp_path: Path) -> 
     workers = [CONTEXT.Process(target=_compare, args=(rank, tmp_path, ends[rank][1])) for rank in range(2)]
     for worker in workers:
         worker.start()
-    assert ends[0][0].poll(60) and ends[1][0].poll(60)
+    assert ends[0][0].poll(120) and ends[1][0].poll(120)
     one, other = ends[0][0].recv(), ends[1][0].recv()
     for worker in workers:
         worker.join(30)
