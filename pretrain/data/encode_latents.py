@@ -133,9 +133,7 @@ def _check_folder(folder: Path, manifest: dict[str, Any]) -> None:
             "arguments as before, or another folder"
         )
     if found == MANIFEST and not _damaged(folder, existing):
-        raise UserError(
-            f"--output-dir {folder}: it holds {kind}; name another folder, or remove it"
-        )
+        raise UserError(f"--output-dir {folder}: it holds {kind}; name another folder, or remove it")
 
 
 def _shards(manifest: dict[str, Any]) -> list[tuple[str, int]]:

@@ -177,9 +177,14 @@ class TrainState:
                 observer.load_state_dict(tensors[observer.name], self.infobatch.progress)
 
     def _load_optimizer(self, moments: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
-        self.optimizer.load_state_dict(storage.unpack_optimizer(moments, groups))
-        for parameter, own in self.optimizer.state.items():
-            if wrong := [name for name, value in own.items() if value.shape not in (parameter.shape, ())]:
+        """Load the moments; learning rate, betas and weight decay are those of this run's settings."""
+        own = self.optimizer.state_dict()["param_groups"]
+        if [group["params"] for group in groups] != [group["params"] for group in own]:
+            raise ValueError("the optimizer's groups have other parameters")
+        self.optimizer.load_state_dict(storage.unpack_optimizer(moments, own))
+        for parameter, state in self.optimizer.state.items():
+            shapes = {name: torch.Size() if name == "step" else parameter.shape for name in state}
+            if wrong := [name for name, value in state.items() if value.shape != shapes[name]]:
                 raise ValueError(f"the optimizer's {wrong[0]} does not have the shape of its parameter")
 
     def _load_infobatch(self, tensors: dict[str, Tensor], values: dict[str, Any], path: Path) -> None:

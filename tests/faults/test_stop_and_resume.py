@@ -137,3 +137,10 @@ def test_accelerates_configuration_does_not_change_the_run(
     assert same(finished, tmp_path / "run")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert "give --precision bf16" in refused("train_diffusion.py", *common(pictures, tmp_path / "other"))
+
+
+def test_a_changed_optimizer_setting_holds_after_a_resume(pictures: Path, tmp_path: Path) -> None:
+    train("train_diffusion.py", *common(pictures, tmp_path, 1))
+    train("train_diffusion.py", "--resume", "--output-dir", tmp_path, "--epochs", 2, "--optim.weight-decay", 0.5)
+    (newest,) = sorted(tmp_path.glob("checkpoints/*/state.json"))[-1:]
+    assert {group["weight_decay"] for group in json.loads(newest.read_text())["optimizer"]} == {0.0, 0.5}
