@@ -1,4 +1,4 @@
-"""The largest whole numbers of settings: beyond them nothing fails, a run just never gets anywhere."""
+"""The largest whole numbers of settings; with larger ones a program would hang without an error."""
 
 from typing import Any
 

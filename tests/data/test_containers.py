@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import tifffile
+from parquet_files import pictures, table
 from PIL import Image, PngImagePlugin
 
 from pretrain.config.schema import Data
@@ -22,20 +23,6 @@ SEEDS = range(6)
 
 def source(path: object, **settings) -> Source:
     return open_data(Data(source=str(path), **settings), seed=0)
-
-
-def table(rows: dict, path: Path, **features) -> None:
-    made = datasets.Dataset.from_dict(rows)
-    for name, kind in features.items():
-        made = made.cast_column(name, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.to_parquet(path)
-
-
-def pictures(count: int) -> list[dict]:
-    stream = io.BytesIO()
-    Image.new("L", (4, 4), 7).save(stream, "PNG")
-    return [{"bytes": stream.getvalue(), "path": None}] * count
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,6 +1,5 @@
 """Folders: which splits, classes and images they hold, over generated layouts; and the report of it."""
 
-import io
 import json
 import os
 import random
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from parquet_files import pictures, table
 from PIL import Image
 
 from pretrain.config.schema import Data
@@ -295,20 +295,6 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     draw(tmp_path / "\x1b]0;x\x07", 3)
     draw(tmp_path / "b", 3)
     assert str(source(tmp_path).report).replace("\n", "").isprintable()
-
-
-def table(rows: dict, path: Path, **features) -> None:
-    made = datasets.Dataset.from_dict(rows)
-    for name, kind in features.items():
-        made = made.cast_column(name, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.to_parquet(path)
-
-
-def pictures(count: int) -> list[dict]:
-    stream = io.BytesIO()
-    Image.new("L", (4, 4), 7).save(stream, "PNG")
-    return [{"bytes": stream.getvalue(), "path": None}] * count
 
 
 def test_splits_of_the_hub(monkeypatch) -> None:

@@ -1,6 +1,5 @@
 """Tables: splits, columns of images and labels, metadata beside images."""
 
-import io
 import json
 import os
 import random
@@ -11,6 +10,7 @@ import datasets
 import pyarrow as pa
 import pytest
 import torch
+from parquet_files import pictures, table
 from PIL import Image
 from pyarrow import parquet
 
@@ -41,20 +41,6 @@ def used(s: Source, part: str = "train") -> dict[str, int]:
     names = [*s.class_names, ""]
     labels = [images[None, number].label for number in range(len(images))]
     return {name: labels.count(number) for number, name in zip([*range(len(names) - 1), -1], names, strict=True)}
-
-
-def table(rows: dict, path: Path, **features) -> None:
-    made = datasets.Dataset.from_dict(rows)
-    for name, kind in features.items():
-        made = made.cast_column(name, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.to_parquet(path)
-
-
-def pictures(count: int) -> list[dict]:
-    stream = io.BytesIO()
-    Image.new("L", (4, 4), 7).save(stream, "PNG")
-    return [{"bytes": stream.getvalue(), "path": None}] * count
 
 
 def test_parquet_among_images(tmp_path: Path) -> None:
