@@ -177,10 +177,11 @@ class TrainState:
                 observer.load_state_dict(tensors[observer.name], self.infobatch.progress)
 
     def _load_optimizer(self, moments: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
-        """Load the moments; learning rate, betas and weight decay are those of this run's settings."""
+        """Load the moments and the last learning rate; betas and weight decay are those of this run's settings."""
         own = self.optimizer.state_dict()["param_groups"]
         if [group["params"] for group in groups] != [group["params"] for group in own]:
             raise ValueError("the optimizer's groups have other parameters")
+        own = [group | {"lr": saved["lr"]} for group, saved in zip(own, groups, strict=True)]
         self.optimizer.load_state_dict(storage.unpack_optimizer(moments, own))
         for parameter, state in self.optimizer.state.items():
             shapes = {name: torch.Size() if name == "step" else parameter.shape for name in state}
