@@ -26,7 +26,7 @@ from pretrain.checkpoint.load_run import LoadedRun, load_run
 from pretrain.core.errors import exit_on_user_error
 from pretrain.core.rng import SampleRNG, generator
 from pretrain.data.images import on_device
-from pretrain.infobatch.level_stats import LevelStats
+from pretrain.infobatch.level_stats import LevelStats, bins_of
 
 
 def random_samples(run: LoadedRun, count: int) -> Batch:
@@ -110,7 +110,7 @@ def signal(run: LoadedRun, samples: int = 200, levels: int = 16, draws: int = 8)
     stats = LevelStats()
     stats.restore(run.state.tensors["infobatch"]["levels"])
     level = ((torch.arange(levels) + 0.5) / levels).view(1, -1, 1).expand_as(raw)
-    corrected = stats.scores_of(raw.flatten(), level.flatten().double(), torch.zeros(raw.numel(), dtype=torch.float64))
+    corrected = stats.scores_of(raw.flatten(), bins_of(level.flatten()), torch.zeros(raw.numel(), dtype=torch.int64))
     found = {}
     for name, x in (("raw", raw.numpy()), ("corrected", corrected.view(raw.shape).numpy())):
         results = {f"share of {component}": share for component, share in shares(x).items()}

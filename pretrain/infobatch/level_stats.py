@@ -49,23 +49,34 @@ class LevelStats:
         1 + (loss / (mean * trend) - 1) / spread, clamped at 0.
 
         Args:
-            loss, level, time: float64 [B].
+            loss: float64 [B].
+            level, time: int [B]; bins of the level axis and of the epoch.
 
         Returns:
             float64 [B].
         """
-        u, t = _bin(level), _bin(time)
-        return (1 + (loss / (self.mean[u] * self.trend[t]) - 1) / self.spread[u]).clamp(min=0)
+        scale = 1 / (self.mean[:, None] * self.trend * self.spread[:, None])
+        return (loss * scale.view(-1)[level * BINS + time] + (1 - 1 / self.spread)[level]).clamp_(min=0)
 
 
-def _bin(value: Tensor) -> Tensor:
+def bins_of(value: Tensor) -> Tensor:
+    """int64; the bins of levels or times, float [B] in [0, 1)."""
     return (value * BINS).long()
 
 
 def level_sums(loss: Tensor, level: Tensor, time: Tensor, weight: Tensor) -> Tensor:
-    """float64 [2, 3, BINS, BINS]; sums of weight^a * loss^b by level and time, of losses [B], float64."""
-    cell = _bin(level) * BINS + _bin(time)
-    sums = [torch.bincount(cell, weight**a * loss**b, minlength=BINS**2) for a in (1, 2) for b in (0, 1, 2)]
+    """float64 [2, 3, BINS, BINS]; sums of weight^a * loss^b by level and time.
+
+    Args:
+        loss, weight: float64 [B].
+        level, time: int [B]; bins of the level axis and of the epoch.
+    """
+    cell = level * BINS + time
+    sums = []
+    for term in (weight, weight * weight):
+        for _ in range(3):
+            sums.append(torch.bincount(cell, term, minlength=BINS**2))
+            term = term * loss
     return torch.stack(sums).view(2, 3, BINS, BINS)
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pretrain.core.rng import fold_seed
+from pretrain.infobatch.chunks import CHUNK, map_chunks
 from pretrain.infobatch.permutation import permute
 from pretrain.infobatch.policies import SamplingRule
 from pretrain.infobatch.stratified import band_sizes, bands_of, draw_from_bands, round_sizes
 
-BLOCK = 1 << 14  # positions of the order that are computed at a time
 SAMPLE_STEP = 0x6A09E667F3BCC909  # 2^64 (sqrt(2) - 1): from a sample's level to the next sample's
 EPOCH_STEP = 0x9E3779B97F4A7C15  # 2^64 (golden ratio - 1): from a sample's level to its level in the next epoch
 
@@ -82,8 +82,20 @@ class Plan:
 
     def samples(self, start: int, step: int = 1) -> Iterator[int]:
         """The samples at positions start, start + step, ..."""
-        for first in range(start, self.length, BLOCK * step):
-            yield from self.at(np.arange(first, min(first + BLOCK * step, self.length), step)).tolist()
+        for first in range(start, self.length, CHUNK * step):
+            yield from self.at(np.arange(first, min(first + CHUNK * step, self.length), step)).tolist()
+
+    def parts(self, count: int) -> np.ndarray:
+        """uint8 [N]; in which of `count` equal parts of the epoch each sample is used; 0 where it is not."""
+        part = np.zeros(self.size, dtype=np.uint8)
+
+        def fill(first: int) -> None:
+            position = np.arange(first, min(first + CHUNK, self.length))
+            part[self.at(position)] = position * count // self.length
+
+        for _ in map_chunks(fill, self.length):
+            pass
+        return part
 
     # -- by sample -----------------------------------------------------------------------------------
 

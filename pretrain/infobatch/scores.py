@@ -1,27 +1,14 @@
 """The samples' scores, and how reliable they are."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.infobatch.chunks import CHUNK, map_chunks
 from pretrain.infobatch.epoch_losses import UNSEEN
-from pretrain.infobatch.level_stats import BINS, DECAY, LevelStats, level_sums
+from pretrain.infobatch.level_stats import BINS, DECAY, LevelStats, bins_of, level_sums
 from pretrain.infobatch.plan import Plan
 
-CHUNK = 1 << 18  # losses processed at a time
-
-
-class Records(NamedTuple):
-    """Samples of an epoch that have a loss, in the order in which they were used."""
-
-    index: Tensor  # int64 [B]
-    loss: Tensor  # float64 [B]
-    level: Tensor  # float64 [B]
-    time: Tensor  # float64 [B] in [0, 1); position in the epoch
-    weight: Tensor  # float64 [B]
+STATISTICS = 1 << 22  # samples from which means by level and the reliability are estimated; of more, evenly spaced ones
 
 
 class ScoreReliability:
@@ -64,7 +51,8 @@ def reliability_sums(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
     """float64 [7]; the sums of `ScoreReliability`, of samples [B], float64; those without an old score are left out."""
     known = ~old.isnan()
     o, n, w = old[known], new[known], weight[known]
-    return torch.stack([term.sum() for term in (w, w * o, w * n, w * o**2, w * o * n, w * n**2, w**2)])
+    wo, wn = w * o, w * n
+    return torch.stack([w.sum(), wo.sum(), wn.sum(), wo @ o, wo @ n, wn @ n, w @ w])
 
 
 class ScoreStore:
@@ -84,33 +72,53 @@ class ScoreStore:
         self.smoothing, self.raw = smoothing, raw
         self.levels, self.reliability = LevelStats(), ScoreReliability()
 
-    def records(self, loss: Tensor, plan: Plan) -> Iterator[Records]:
-        """An epoch's losses, float32 [N] on the CPU, with what the plan says of them, a chunk at a time."""
-        for first in range(0, plan.length, CHUNK):
-            position = np.arange(first, min(first + CHUNK, plan.length))
-            index = torch.from_numpy(plan.at(position))
-            present = loss[index] != UNSEEN
-            index, time = index[present], torch.from_numpy(position)[present].double() / plan.length
-            weight = plan.weight_of(index, self.score[index]).double()
-            yield Records(index, loss[index].double(), plan.level_of(index).double(), time, weight)
-
     def mean(self, loss: Tensor, plan: Plan) -> float:
-        """Weighted mean of an epoch's losses, an estimate of that of the data set; NaN if there are none."""
-        total = weights = 0.0
-        for _, value, _, _, weight in self.records(loss, plan):
-            total, weights = total + (weight * value).sum().item(), weights + weight.sum().item()
+        """Weighted mean of an epoch's losses, an estimate of the data set's mean loss; NaN if there are none.
+
+        Args:
+            loss: float32 [N] on the CPU; `UNSEEN` where there is none.
+            plan: of the epoch.
+        """
+
+        def sums(first: int) -> Tensor:
+            index = _present(loss, first)
+            weight = plan.weight_of(index, self.score[index]).double()
+            return torch.stack([weight @ loss[index].double(), weight.sum()])
+
+        total, weights = sum(map_chunks(sums, len(loss)), torch.zeros(2, dtype=torch.float64)).tolist()
         return total / weights if weights else torch.nan
 
     def update(self, loss: Tensor, plan: Plan) -> None:
-        """Turn an epoch's losses, float32 [N] on the CPU, not negative, into scores."""
-        sums = torch.zeros(2, 3, BINS, BINS, dtype=torch.float64)
-        for _, value, level, time, weight in self.records(loss, plan):
-            sums += level_sums(value, level, time, weight)
-        self.levels.update(sums)
-        repeated = torch.zeros(7, dtype=torch.float64)
-        for index, value, level, time, weight in self.records(loss, plan):
-            new = value if self.raw else self.levels.scores_of(value, level, time)
-            old = self.score[index]
-            repeated += reliability_sums(old.double(), new, weight)
+        """Turn an epoch's losses into scores.
+
+        The losses are read in the order in which they are stored, not in that in which the samples were used: random
+        reads of 100 million samples take longer than all the rest.
+
+        Args:
+            loss: float32 [N] on the CPU, not negative; `UNSEEN` where there is none.
+            plan: of the epoch.
+        """
+        time, stride = torch.from_numpy(plan.parts(BINS)), max(len(loss) // STATISTICS, 1)
+
+        def bins(index: Tensor) -> tuple[Tensor, Tensor]:
+            return bins_of(plan.level_of(index)), time[index].long()
+
+        def sums(first: int) -> Tensor:
+            index = _present(loss, first)[::stride]
+            return level_sums(loss[index].double(), *bins(index), plan.weight_of(index, self.score[index]).double())
+
+        def update_scores(first: int) -> Tensor:
+            index = _present(loss, first)
+            old, new = self.score[index], loss[index].double()
+            new = new if self.raw else self.levels.scores_of(new, *bins(index))
+            weight = plan.weight_of(index[::stride], old[::stride]).double()
             self.score[index] = torch.where(old.isnan(), new.float(), old.lerp(new.float(), 1 - self.smoothing))
-        self.reliability.update(repeated)
+            return reliability_sums(old[::stride].double(), new[::stride], weight)
+
+        self.levels.update(sum(map_chunks(sums, len(loss)), torch.zeros(2, 3, BINS, BINS, dtype=torch.float64)))
+        self.reliability.update(sum(map_chunks(update_scores, len(loss)), torch.zeros(7, dtype=torch.float64)))
+
+
+def _present(loss: Tensor, first: int) -> Tensor:
+    """int64; the samples of the chunk from `first` on that have a loss."""
+    return (loss[first : first + CHUNK] != UNSEEN).nonzero().squeeze(1) + first

@@ -10,7 +10,12 @@ from torch.utils.data import DataLoader
 
 from pretrain import InfoBatch
 from pretrain.core.rng import generator
+from pretrain.infobatch import scores
+from pretrain.infobatch.epoch_losses import UNSEEN
+from pretrain.infobatch.level_stats import BINS, LevelStats, bins_of, level_sums
+from pretrain.infobatch.plan import Plan
 from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats
+from pretrain.infobatch.scores import ScoreStore, reliability_sums
 
 SAMPLES: dict[str, Any] = {"policy": "importance", "over": "samples", "budget": 0.7}
 
@@ -151,3 +156,43 @@ def test_where_levels_do_not_matter_scores_follow_the_losses() -> None:
         for index in DataLoader(range(512), 64, sampler=infobatch):
             infobatch(losses[index], index)
     assert torch.corrcoef(torch.stack([infobatch.score, losses]))[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(("seed", "threads"), [(0, 1), (1, 2), (2, 3)])
+def test_an_epoch_of_many_chunks_is_what_its_samples_are_one_by_one(seed: int, threads: int, monkeypatch) -> None:
+    """Chunks, threads and the order of storage change nothing; fewer samples for the statistics change little."""
+    draw = generator(seed)
+    size = int(torch.randint(70_000, 120_000, (), generator=draw))
+    score = torch.rand(size, generator=draw) + 0.5
+    score[torch.rand(size, generator=draw) < 0.3] = torch.nan
+    mean = torch.linspace(2.0, 0.5, BINS, dtype=torch.float64)
+    rule = POLICIES["importance"](score, ScoreStats(mean / mean.mean(), 0.5), share=0.6)
+    plan = Plan(rule, score, (seed, 3))
+    order = plan.order[: int(0.9 * plan.length)]  # the loop ended early
+    level, time = bins_of(plan.level_of(order)), torch.arange(len(order)) * BINS // plan.length
+    loss = torch.full((size,), UNSEEN)
+    loss[order] = (mean[level] * (1.2 - 0.01 * time)).float() * (torch.rand(len(order), generator=draw) + 0.2)
+    weight = plan.weight_of(order, score[order]).double()
+
+    levels = LevelStats()
+    levels.update(level_sums(loss[order].double(), level, time, weight))
+    new = levels.scores_of(loss[order].double(), level, time)
+    expected = score.clone()
+    expected[order] = torch.where(score[order].isnan(), new.float(), 0.7 * score[order] + 0.3 * new.float())
+
+    def updated() -> ScoreStore:
+        store = ScoreStore(size, 0.7)
+        store.score.copy_(score)
+        assert store.mean(loss, plan) == pytest.approx((weight @ loss[order].double() / weight.sum()).item())
+        store.update(loss, plan)
+        return store
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    store = updated()
+    torch.testing.assert_close(store.score, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(store.levels.sums, levels.sums)
+    sums = reliability_sums(score[order].double(), new, weight)
+    torch.testing.assert_close(store.reliability.sums, sums, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(scores, "STATISTICS", size // 3)
+    torch.testing.assert_close(updated().score, expected, rtol=0.1, atol=0.1, equal_nan=True)
+    assert (updated().levels.mean / levels.mean - 1).abs().max() < 0.1
