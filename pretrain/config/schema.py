@@ -179,8 +179,8 @@ class Evaluate:
         images: images in a picture.
         steps: sampling steps of generated images (diffusion).
         guidance: scale of classifier-free guidance for generation with labels; 1: none (diffusion).
-        sampler: ddim, euler, heun or dpm++ for fid, kid and precision-recall; default: the objective's.
-        num_images: number of images that are generated for fid, kid and precision-recall.
+        sampler: ddim, euler, heun or dpm++ for metrics of generated images; default: the objective's.
+        num_images: number of images that are generated for fid, kid, precision-recall and memorization.
         features: network whose features fid, kid and precision-recall compare: small, inception, another one of
             torch-fidelity's, or a path.
         reference: images that generated ones are compared with, in the form of --data; default: the training images

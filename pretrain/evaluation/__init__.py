@@ -42,6 +42,7 @@ METRICS = {
     "fid": Metric("fid", "images", package="torch-fidelity"),
     "kid": Metric("fid", "images", package="torch-fidelity"),
     "precision-recall": Metric("fid", "images", package="torch-fidelity"),
+    "memorization": Metric("memorization", "images"),
     "knn": Metric("knn", "features", labels=True),
     "online-probe": Metric("online_probe", "features", labels=True),
     "linear-probe": Metric("linear_probe", "features", labels=True),
@@ -62,7 +63,7 @@ def _obstacle(name: str, context: "EvalContext") -> str:
         return "observes the training; set it in --evaluate.metrics of a training"
     if metric.of == "images" and not context.generates:
         return f"measures generated images, and a model of {context.objective} generates none"
-    if metric.of == "images" and context.source.seen_shape[0] not in (1, 3):
+    if metric.module == "fid" and context.source.seen_shape[0] not in (1, 3):
         return f"measures images of 1 or 3 channels, and these have {context.source.seen_shape[0]}"
     if metric.of == "features" and not context.has_encoder:
         return f"measures an encoder's features, and a model of {context.objective} has no encoder"
