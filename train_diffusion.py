@@ -6,7 +6,7 @@ from pretrain.config.cli import from_command_line
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, exit_on_user_error
 
-START = {"adapter": "ddpm", "model": "unet", "recipe": Path(__file__).parent / "configs" / "fashion_mnist_ddpm.yaml"}
+START = {"adapter": "flow", "model": "unet", "recipe": Path(__file__).parent / "configs" / "fashion_mnist_flow.yaml"}
 
 
 def main(config: Config) -> None:

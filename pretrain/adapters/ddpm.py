@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from einops import reduce
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class DDPM:
             noise (Xu et al., 2023; Bertrand et al., 2025); for small data sets.
         label_dropout: share of labels replaced by "no label", for classifier-free guidance, in [0, 1].
     """
+
+    infobatch: ClassVar = {"pruning.policy": "importance", "pruning.budget": 0.65, "optim.compensation": 0.5}
 
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     noise_schedule: Literal["linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"

@@ -1,7 +1,7 @@
 """Flow matching on straight paths between data and noise (rectified flow)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from einops import rearrange, reduce
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Flow:
             same expected gradient with less noise (Bertrand et al., 2025); for small data sets.
         label_dropout: share of labels replaced by "no label", for classifier-free guidance, in [0, 1].
     """
+
+    infobatch: ClassVar = {"pruning.policy": "full"}  # nothing saved more than shorter training did
 
     times: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0

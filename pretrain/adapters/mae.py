@@ -1,6 +1,7 @@
 """The objective of masked autoencoders."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import reduce
@@ -26,6 +27,13 @@ class MAE:
         predict: share of the hidden patches that is predicted in training, in (0, 1]; less saves decoder time.
         norm_pix: normalize each target patch by its own mean and standard deviation.
     """
+
+    infobatch: ClassVar = {
+        "pruning.policy": "importance",
+        "pruning.over": "samples",
+        "pruning.budget": 0.8,
+        "optim.compensation": 0.5,
+    }
 
     mask_ratio: float = 0.75
     most_masked: float | None = None

@@ -45,6 +45,12 @@ def build_infobatch(config: Config, size: int, warn: Callable[[str], Any]) -> In
     Raises:
         UserError: the policy can't have these settings.
     """
+    best = getattr(config.component("adapter"), "infobatch", {}).get("pruning.policy")
+    if config.infobatch and config.policy == best == "full":
+        warn(
+            f"--infobatch uses every sample: for {config.adapter.name} no policy saved more than training for fewer "
+            "epochs did (docs/policies.md); to prune nevertheless, give --pruning.policy"
+        )
     pruning = config.pruning if config.infobatch else Pruning()  # the recipe's budget concerns pruned training only
     settings = {"prune_ratio": pruning.prune_ratio, "over": pruning.over}
     policy = registry.load_policy(config.policy)

@@ -162,8 +162,8 @@ def _without_section(settings: dict[str, Any], *prefixes: str) -> dict[str, Any]
 def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, output_dir: str, help: str) -> Config:
     """The settings of a run from its command line.
 
-    In ascending order of precedence, values come from the dataclasses, the YAML file (that of `--config`, or of the run
-    that is resumed, or else `recipe`), and the command line.
+    In ascending order of precedence, values come from the dataclasses, the adapter's `infobatch`, the YAML file (that
+    of `--config`, or of the run that is resumed, or else `recipe`), and the command line.
 
     Args:
         arguments: the command line without the program's name.
@@ -187,7 +187,7 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     _check_trust(str(settings.get("pruning.policy", "")), policy, "--pruning.policy", recipe)
     if policy is not None and policy != settings.get("pruning.policy"):  # the file's settings belong to its policy
         settings = _without_section(settings, "pruning.", "optim.compensation")
-    if any(argument.startswith("--pruning.") for argument in arguments):
+    if prunes := any(argument.startswith("--pruning.") for argument in arguments):
         settings["infobatch"] = True
 
     if features := _value(arguments, "--evaluate.features"):
@@ -201,6 +201,13 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         if name != in_file:  # the file's settings belong to its component
             settings = _without_section(settings, f"{kind}.") | {f"{kind}.name": name}
         component = registry.declared(kind, name)
+        best = getattr(component, "infobatch", {}) if kind == "adapter" else {}
+        if (
+            policy is None
+            and "pruning.policy" not in settings
+            and not (prunes and best.get("pruning.policy") == "full")
+        ):
+            settings = best | settings
         sections[kind] = types.new_class(component.__name__, (component, head), exec_body=lambda space: None)
         sections[kind].__doc__ = component.__doc__
         sections[kind] = dataclass(frozen=True, kw_only=True)(sections[kind])

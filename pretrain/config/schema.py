@@ -265,8 +265,9 @@ class Config:
         micro_batch: largest number of images per forward pass and process; gradients are accumulated. auto: the largest
             that fits into the device's memory, measured at the start.
         seed: seed of all random numbers.
-        infobatch: prune by the recipe's pruning section; without it every sample is used with weight 1. Any --pruning.*
-            on the command line implies it.
+        infobatch: prune by the recipe's pruning section or, without one, as is best known for the objective
+            (docs/policies.md); without it every sample is used with weight 1. Any --pruning.* on the command line
+            implies it.
         class_conditional: train with the images' labels as a condition.
         precision: number format of the network's computations; parameters and losses stay float32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.

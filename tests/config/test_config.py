@@ -42,7 +42,8 @@ def test_another_component_on_the_command_line_drops_the_recipes_settings_of_the
     ("arguments", "policy"),
     [
         ((), "full"),
-        (("--infobatch",), "infobatch"),
+        (("--infobatch",), "full"),
+        (("--infobatch", "--adapter", "edm"), "infobatch"),
         (("--pruning.policy", "infobatch"), "infobatch"),
         (("--infobatch", "--pruning.policy", "full"), "full"),
         (("--pruning.prune-ratio", "0.3"), "infobatch"),
@@ -73,6 +74,25 @@ def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
         None,
         0,
     )  # none of the recipe's policy settings
+
+
+@pytest.mark.parametrize("adapter", registry.names("adapter"))
+def test_infobatch_alone_is_what_the_objective_says(adapter: str, tmp_path: Path, capsys) -> None:
+    """Weaker than a recipe's policy and the command line; `full` is reported."""
+    best = getattr(registry.load("adapter", adapter), "infobatch", {})
+    recipe, own = tmp_path / "r.yaml", ("--adapter", adapter, "--infobatch")
+    recipe.write_text("optim: {lr: 1e-3}\n")
+    found = flat(config("--config", str(recipe), *own).to_dict())
+    assert {name: found[name] for name in best} == best
+    build_infobatch(config("--config", str(recipe), *own), 1000, print)
+    assert ("--infobatch uses every sample: for " in capsys.readouterr().out) == (best.get("pruning.policy") == "full")
+    changed = config("--config", str(recipe), *own, "--pruning.policy", "random", "--pruning.budget", "0.5")
+    assert (changed.policy, changed.pruning.over, changed.optim.compensation) == ("random", None, 0)
+    if best.get("pruning.policy") == "importance":
+        assert config("--config", str(recipe), *own, "--pruning.budget", "0.4").pruning.budget == 0.4
+    recipe.write_text("pruning: {policy: quantile}\n")
+    stronger = config("--config", str(recipe), *own)
+    assert (stronger.policy, stronger.pruning.budget, stronger.optim.compensation) == ("quantile", None, 0)
 
 
 def test_the_documented_policies_are_the_registered_ones() -> None:
@@ -167,7 +187,8 @@ def test_an_adapter_that_cant_be_imported_raises_when_used(tmp_path: Path) -> No
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_plans_with_and_without_pruning(recipe: Path) -> None:
     full, pruned = config("--config", str(recipe)), config("--config", str(recipe), "--infobatch")
-    assert full.policy == "full" and pruned.policy == pruned.pruning.policy != "full"
+    assert full.policy == "full" and pruned.policy == pruned.pruning.policy
+    assert (pruned.policy == "full") == (pruned.adapter.name == "flow")
     assert build_infobatch(full, 1000, print).budget is None
     assert (build_infobatch(pruned, 1000, print).budget is None) == (pruned.pruning.budget is None)
 
