@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs and the package of this checkout
 
@@ -77,20 +79,15 @@ class StepClock:
     """
 
     def __init__(self, spec: Spec, started: float) -> None:
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
         self.spec, self.started, self.count = spec, started, 0
         self.images: Callable[[], int] = lambda: self.count * spec.batch
         self.marks: dict[int, dict[str, float]] = {}
-        register_optimizer_step_post_hook(self.after_step)
 
     def after_step(self, *_: Any) -> None:
         """Count a step; time the first one, and the first and the last of those that are timed."""
         self.count += 1
         if self.count not in (1, self.spec.first, self.spec.first + self.spec.steps):
             return
-        import torch
-
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.marks[self.count] = {
@@ -129,10 +126,10 @@ def ours(spec: Spec, clock: StepClock) -> None:
 
     def begin_without_checkpoint(run: Run) -> None:
         clock.images = lambda: run.state.infobatch.samples_used
-        vars(run)["checkpoint"] = lambda **_: None
+        setattr(run, "checkpoint", lambda **_: None)  # noqa: B010
         begin_epoch(run)
 
-    Run.begin_epoch = begin_without_checkpoint
+    setattr(Run, "begin_epoch", begin_without_checkpoint)  # noqa: B010
     sys.argv = ["", *spec.flags, "--output-dir", spec.folder, "--overwrite", *["--compile"] * spec.compiled]
     (train_mae if spec.mae else train_diffusion).run()
 
@@ -141,7 +138,6 @@ def bare(spec: Spec, clock: StepClock) -> None:
     """Run bare_loop.py."""
     import bare_loop
     import numpy as np
-    import torch
 
     import train_diffusion
     import train_mae
@@ -170,7 +166,6 @@ def diffusers(spec: Spec, clock: StepClock) -> None:
 def facebook_mae(spec: Spec, clock: StepClock) -> None:
     """Run the model and the engine of facebookresearch/mae, with its optimizer, on images without crops and flips."""
     import numpy as np
-    import torch
     from timm.models import vision_transformer
     from timm.optim import param_groups_weight_decay
     from torchvision import datasets, transforms
@@ -179,8 +174,8 @@ def facebook_mae(spec: Spec, clock: StepClock) -> None:
     block = vision_transformer.Block
     vision_transformer.Block = lambda *arguments, qk_scale=None, **options: block(*arguments, **options)
     sys.modules["torch._six"] = types.ModuleType("torch._six")
-    vars(sys.modules["torch._six"])["inf"] = float("inf")
-    vars(np)["float"] = float
+    setattr(sys.modules["torch._six"], "inf", float("inf"))  # noqa: B010
+    setattr(np, "float", float)  # noqa: B010
     cuda = torch.cuda.is_available()
     torch.cuda.amp.autocast = partial(torch.autocast, "cuda" if cuda else "cpu", torch.bfloat16, enabled=spec.bf16)
     torch.cuda.amp.GradScaler = partial(torch.amp.GradScaler, enabled=False)  # which bfloat16 does not need
@@ -224,7 +219,6 @@ def facebook_mae(spec: Spec, clock: StepClock) -> None:
 
 def transformers(spec: Spec, clock: StepClock) -> None:
     """Run run_mae.py without its crops and flips; the configs of network and images are those in `data`/vit."""
-    import torch
     from torchvision import transforms
 
     transforms.RandomResizedCrop = lambda size, **_: transforms.Resize(size)
@@ -268,6 +262,7 @@ def main(path: str, started: str) -> None:
     values = json.loads(Path(path).read_text())
     spec = Spec(**values | {"shape": tuple(values["shape"])})
     clock = StepClock(spec, float(started))
+    register_optimizer_step_post_hook(clock.after_step)
     KINDS[spec.kind](spec, clock)
     sys.exit(f"it ended after {clock.count} steps, before the last of {spec.first + spec.steps}")
 

@@ -132,7 +132,7 @@ def arms_of(settings: Settings, network: str) -> Iterator[Arm]:
         yield Arm(f"this project, --infobatch{suffix}", "ours", compiled, infobatch=True)
     for project in PROJECTS[network]:
         if getattr(settings, project) is not None:
-            yield Arm({"mae": "facebookresearch/mae"}.get(project, project), project)
+            yield Arm("facebookresearch/mae" if project == "mae" else project, project)
 
 
 def left_out(settings: Settings) -> Iterator[str]:
@@ -200,6 +200,7 @@ def run(settings: Settings, network: str, trained: Network, arm: Arm, repetition
     cache = {"HF_HOME": str((folder / "cache").absolute()), "HF_HUB_OFFLINE": "1"}
     script = str(Path(__file__).with_name("peer_arms.py"))
     command = [sys.executable, script, str(folder / "runs" / f"{name}.spec.json")]
+    Path(spec.record).unlink(missing_ok=True)
     load, log = os.getloadavg()[0], folder / "logs" / f"{name}.txt"
     status, peak = execute(command, log, threads | cache)
     shutil.rmtree(spec.folder, ignore_errors=True)
@@ -207,14 +208,14 @@ def run(settings: Settings, network: str, trained: Network, arm: Arm, repetition
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
         return f"{network}, {arm.name}: it ended with status {status}: {last} ({log})"
     record = json.loads(Path(spec.record).read_text())
-    speed = record["images"] / record["seconds"]
+    speed, device_bytes = record["images"] / record["seconds"], record.pop("device_bytes")
     most = peak_flops(torch.cuda.get_device_name(), "bf16") if CUDA else None
     record |= {
         "network": network,
         "arm": arm.name,
         "compiled": arm.compiled,
         "repetition": repetition,
-        "memory_bytes": record.pop("device_bytes") if CUDA else peak,
+        "memory_bytes": device_bytes if CUDA else peak,
         "mfu": most and trained.flops * speed / most,
         "parameters": trained.parameters,
         "flops": trained.flops,
