@@ -11,7 +11,6 @@ repeated. benchmarks/README.md explains the table.
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -167,15 +166,16 @@ def spec_of(settings: Settings, network: str, trained: Network, arm: Arm, name: 
 
 
 def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> tuple[int, int]:
-    """Run a command in a process group of its own, which does not outlive it.
+    """Run a command with the time as its last argument; none of its processes outlives it.
 
     Returns:
         Its exit status, and the largest memory (RSS) of its processes together, in bytes.
     """
     peak = 0
     with log.open("w") as file:
-        options: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-        process = psutil.Popen([*command, repr(time.time())], env=os.environ | environment, **options)
+        line = [*command, repr(time.time())]
+        process = psutil.Popen(line, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT)
+        tree = [process]
         try:
             while True:
                 try:
@@ -185,8 +185,9 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> t
                         tree = [process, *process.children(recursive=True)]
                         peak = max(peak, sum(each.memory_info().rss for each in tree))
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for each in tree:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             process.wait()
 
 

@@ -4,12 +4,14 @@ import json
 import random
 import statistics
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import bare_loop
 import peer_arms
 import peers
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -215,6 +217,25 @@ def test_the_clock_times_the_steps_between_the_first_and_the_last_and_ends_the_p
     assert clock.count == 8 and found == {
         "startup_seconds": 100.0, "device_bytes": None, "seconds": 10.0, "cpu_seconds": 0.0, "images": 20
     }  # fmt: skip
+
+
+def test_no_process_of_a_run_outlives_it_and_its_memory_is_measured(tmp_path: Path) -> None:
+    child = "import time; block = b'x' * (200 * 2**20); print(flush=True); time.sleep(600)"
+    run = (
+        "import os, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(float(os.environ['WAIT']))\n"
+        "sys.exit(3)"
+    )
+    command = [sys.executable, "-c", run]
+    status, peak = peers.execute(command, tmp_path / "log", {"WAIT": "2"})
+    assert status == 3 and 200 * peers.MIB < peak < 300 * peers.MIB
+    pid = int((tmp_path / "log").read_text())
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(30)
+    assert not psutil.pid_exists(pid)
 
 
 @pytest.mark.slow
