@@ -1,6 +1,7 @@
 """What the programs of peers.py train: images as files and as an array, and networks with their configs."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import train_mae
 from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.config.schema import Data
+from pretrain.core.errors import UserError
 from pretrain.data.images import Images
 from pretrain.data.sources import open_data
 from pretrain.training.flops import profile_sample
@@ -61,14 +63,23 @@ def write_images(folder: Path, data: str, count: int) -> tuple[int, int, int]:
 
     Returns:
         (C, H, W) of an image.
+
+    Raises:
+        UserError: the folder exists and holds something else.
     """
-    if not folder.is_dir():
+    made_of = {"data": data, "count": count}
+    if not folder.exists():
         part, source = folder.with_suffix(".part"), open_data(Data(source=data, channels=3), 0)
+        shutil.rmtree(part, ignore_errors=True)
         images, labels = _decoded(source.train, count)
         _write_files(part / "images" / "train", images, labels)
         _write_files(part / "images" / "test", *_decoded(source.test, min(HELD_OUT, len(source.test))))
         np.save(part / "train.npy", images)
+        (part / "made_of.json").write_text(json.dumps(made_of))
         part.rename(folder)
+    found = folder / "made_of.json"
+    if not found.exists() or json.loads(found.read_text()) != made_of:
+        raise UserError(f"{folder} does not hold the {count} images of {data}; remove it, or give another --output-dir")
     _, channels, height, width = np.load(folder / "train.npy", mmap_mode="r").shape
     return channels, height, width
 

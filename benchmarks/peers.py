@@ -317,6 +317,13 @@ def read_records(settings: Settings) -> list[dict[str, Any]]:
     return sorted(records, key=order_of)
 
 
+def write_table(settings: Settings) -> str:
+    """Write the table of all records to the output folder, and return it."""
+    text = table(read_records(settings))
+    (settings.output_dir / "table.md").write_text(text)
+    return text
+
+
 def main(settings: Settings) -> None:
     """Make the runs that are missing, in turns, and write the table.
 
@@ -350,9 +357,8 @@ def main(settings: Settings) -> None:
                 if problem := run(settings, network, trained, arm, repetition):
                     failed[network, arm.name] = problem
                     console.print(problem, markup=False)
-                text = table(read_records(settings))
-                (folder / "table.md").write_text(text)
-    console.print((folder / "table.md").read_text(), markup=False)
+                write_table(settings)
+    console.print(write_table(settings), markup=False)
     if failed:
         sys.exit(1)
 

@@ -83,12 +83,17 @@ def test_the_bare_loop_trains_with_the_flops_of_our_program(name: str, data: tup
         assert torch.linalg.vector_norm(average - old) <= moved * 0.1 + 1e-6  # 20 steps of an average over 1000
 
 
-def test_images_are_written_once_and_repeated_if_there_are_too_few(data: tuple[Path, tuple[int, int, int]]) -> None:
+def test_images_are_written_once_and_repeated_if_there_are_too_few(
+    data: tuple[Path, tuple[int, int, int]], pictures: Path
+) -> None:
     folder, shape = data
     files = sorted(folder.glob("images/train/*/*.png"))
     assert len(files) == 64 and shape == (3, 12, 12) and len([*folder.glob("images/test/*/*.png")]) == 4
     before = files[0].stat().st_mtime_ns
-    assert write_images(folder, "missing", 64) == shape and files[0].stat().st_mtime_ns == before
+    assert write_images(folder, str(pictures), 64) == shape and files[0].stat().st_mtime_ns == before
+    for found, count in ((folder, 65), (pictures, 64)):
+        with pytest.raises(UserError, match=f"does not hold the {count} images of .*; remove it, or give another"):
+            write_images(found, str(pictures), count)
 
 
 def record(network: str, arm: str, repetition: int, **values: Any) -> dict[str, Any]:
