@@ -143,8 +143,10 @@ def left_out(settings: Settings) -> Iterator[str]:
 
 def spec_of(settings: Settings, network: str, trained: Network, arm: Arm, name: str) -> Spec:
     """What the process of a run executes; `name` is the run's."""
-    # Our program is timed from the end of its first epoch on, so that planning an epoch is a part of the timed steps.
-    first = settings.warmup + settings.steps if arm.kind == "ours" else settings.warmup
+    # Our program is timed from the end of its first epoch on, so that planning an epoch is a part of the timed steps;
+    # with InfoBatch later, as torch.compile compiles again when the last batch of an epoch has another size.
+    epoch = settings.warmup + settings.steps
+    first = settings.warmup if arm.kind != "ours" else 2 * epoch if arm.infobatch else epoch
     checkout = getattr(settings, arm.kind, None)
     return Spec(
         kind=arm.kind,
@@ -295,7 +297,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def order_of(record: dict[str, Any]) -> tuple[bool, int, str]:
     """Sort key: not compiled, then compiled; the bare loop, this project, then other projects."""
     arm = record["arm"]
-    rank = 0 if arm.startswith("bare") else 1 if arm.startswith("this") else 2
+    rank = 0 if arm.startswith("bare") else 3 if not arm.startswith("this") else 2 if "--infobatch" in arm else 1
     return record["compiled"], rank, arm
 
 
