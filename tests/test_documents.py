@@ -223,7 +223,8 @@ OTHER_FLAGS = {
     *("dist", "nproc-per-node", "multi-gpu", "num-processes", "machine-rank", "cpu", "nodes", "local-dir"),
     *("input1", "input2", "fid", "kid", "prc", "arms", "budgets", "steps", "photos", "minutes", "out", "earlier"),
     *("max-restarts", "kills", "processes", "version", "config", "help", "adapter.delta", "pruning", "shares"),
-    *("rates", "compensations", "images"),
+    *("rates", "compensations", "images", "diffusers", "mae", "transformers", "networks", "repetitions", "threads"),
+    *("workers", "warmup", "size", "use-ema"),
 }
 
 

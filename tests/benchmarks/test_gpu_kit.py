@@ -85,6 +85,19 @@ def test_records_are_archived_and_weights_are_not(tmp_path: Path) -> None:
     assert "1.0000 ± 0.7071" in (tmp_path / "results" / "bench" / "table.md").read_text()
 
 
+def test_the_comparison_with_other_programs_is_archived_without_its_images_and_copied(tmp_path: Path) -> None:
+    work = tmp_path / "runs" / "gpu" / "peers"
+    for name in ("records/dit-bare-loop-0.json", "table.md", "data/images/train/0/0.png", "data/vit/config.json"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("{}")
+    run.archive(work, tmp_path / "out" / "peers.tar.gz")
+    with tarfile.open(tmp_path / "out" / "peers.tar.gz") as tar:
+        assert sorted(tar.getnames()) == ["peers/records/dit-bare-loop-0.json", "peers/table.md"]
+    report.main((tmp_path / "out" / "peers.tar.gz",), tmp_path / "results")
+    found = sorted(path.relative_to(tmp_path / "results").as_posix() for path in (tmp_path / "results").rglob("*.*"))
+    assert found == ["gpu/peers/dit-bare-loop-0.json", "gpu/peers/table.md"]
+
+
 def test_only_what_is_missing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wheels").mkdir()
     for name in ("torch-9.0-py3-none-any.whl", "surely_missing-1.0-py3-none-any.whl"):
