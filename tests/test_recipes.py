@@ -94,8 +94,8 @@ def test_the_slurm_script_starts_resumes_and_requeues(stopped: bool, tmp_path: P
         assert none.returncode == 2 and none.stderr.startswith("error: give --output-dir")
 
 
-def run(script: str, folder: Path) -> dict:
-    command = [sys.executable, ROOT / script, "--infobatch", "--output-dir", folder]
+def run(script: str, folder: Path, *words: object) -> dict:
+    command = [sys.executable, ROOT / script, "--output-dir", folder, *words]
     subprocess.run(command, check=True, capture_output=True, timeout=1500)
     return json.loads((folder / "summary.json").read_text())
 
@@ -103,14 +103,18 @@ def run(script: str, folder: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_the_diffusion_recipe(tmp_path: Path) -> None:
-    summary = run("train_diffusion.py", tmp_path / "run")
-    assert summary["dataset_size"] == 6000 and summary["saved_fraction"] > 0.1
+    summary = run("train_diffusion.py", tmp_path / "first")
+    assert summary["dataset_size"] == 6000 and summary["saved_fraction"] == 0
+    assert summary["quality"]["validation_loss"] < 0.262 < summary["quality_before"]["validation_loss"]
+    recipe = ROOT / "configs" / "fashion_mnist_ddpm.yaml"
+    summary = run("train_diffusion.py", tmp_path / "pruned", "--config", recipe, "--infobatch")
+    assert summary["saved_fraction"] > 0.1
     assert summary["quality"]["validation_loss"] < 0.055 < summary["quality_before"]["validation_loss"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_the_mae_recipe(tmp_path: Path) -> None:
-    summary = run("train_mae.py", tmp_path / "run")
+    summary = run("train_mae.py", tmp_path / "run", "--infobatch")
     assert summary["dataset_size"] == 6000 and summary["saved_fraction"] > 0.1
     assert summary["quality"]["knn_accuracy"] > summary["quality_before"]["knn_accuracy"] + 0.08
