@@ -16,9 +16,10 @@ from pyarrow import parquet
 
 from pretrain.core.errors import UserError
 from pretrain.core.text import printable
-from pretrain.data.splits import class_key
+from pretrain.data.splits import class_key, split_of
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "picture", "photo", "pixels", "pixel_values", "images")
+SPLITS = ("split", "subset", "partition", "set", "fold", "usage")  # columns that may name a row's split
 LABELS = ("label", "labels", "class", "cls", "target", "category")  # columns that name a class
 FILES = ("file_name", "filename", "file", "path", "image")  # columns of metadata that name a file
 
@@ -45,14 +46,27 @@ def _is_encoded(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
 
 
-def image_column(features: datasets.Features, asked: str | None, source: str, note: Callable[[str], None]) -> str:
+def array_type(feature: Any) -> str:
+    """The type of the values of a column of arrays; "" for encoded images."""
+    return _nesting(feature)[1] if _is_array(feature) else ""
+
+
+def _described(feature: Any) -> str:
+    """What a column holds, for messages."""
+    if isinstance(feature, dict):
+        return f"fields {', '.join(feature)}"
+    if (inner := getattr(feature, "feature", None)) is not None:
+        return f"list of {_described(inner)}"
+    return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
+
+
+def image_column(features: datasets.Features, asked: str | None, source: str) -> str:
     """The name of the column of images.
 
     Args:
         features: of the table.
         asked: --data.image, or None.
         source: the value of --data, for messages.
-        note: called with a message for what is not used.
 
     Raises:
         UserError: there is none, or several and none is called image.
@@ -68,18 +82,26 @@ def image_column(features: datasets.Features, asked: str | None, source: str, no
     others += [name for name in named if getattr(features[name], "dtype", "") in ("string", "large_string")]  # paths
     usable = usable or [name for name in others if name in named] or others
     if not usable:
-        flat = [name for name in named if _nesting(features[name])[0]]
+        held = [f"{name} ({_described(kind)})" for name, kind in features.items()]
+        flat = [name for name in named if _nesting(features[name])[0] and _nesting(features[name])[1]]
         said = f", and the lists of {flat[0]} have no height and width" if flat else ""
-        raise UserError(f"--data {source}: no column holds images{said}; its columns are {columns}")
+        raise UserError(f"--data {source}: no column holds images{said}; its columns are {listed(held)}")
     chosen = next((name for name in usable if name.lower() == "image"), usable[0])
-    if len(usable) > 1:
-        if chosen.lower() != "image":
-            raise UserError(
-                f"--data {source}: several columns hold images, {printable(', '.join(usable))}; name one with "
-                "--data.image"
-            )
-        note(f"columns of images that are not used: {', '.join(name for name in usable if name != chosen)}")
+    if len(usable) > 1 and chosen.lower() != "image":
+        raise UserError(
+            f"--data {source}: several columns hold images, {printable(', '.join(usable))}; name one with --data.image"
+        )
     return chosen
+
+
+def note_split_columns(table: datasets.Dataset, columns: Iterable[str], note: Callable[[str], None]) -> None:
+    """Report columns whose values are names of splits: what they hold out is trained on."""
+    for name in columns:
+        if name.lower() in SPLITS and isinstance(table.features[name], (datasets.Value, datasets.ClassLabel)):
+            counts = Counter(map(class_name, label_values(table, name)[0]))
+            if {split_of(value) for value in counts} & {"validation", "test"}:
+                said = listed([f"{value} {count:,}" for value, count in counts.items()])
+                note(f"all rows are used, whatever split column {name} gives them ({said}); write each into a file")
 
 
 def label_column(
@@ -95,7 +117,11 @@ def label_column(
         return asked
     found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     for label in LABELS:
-        found += [name for name, kind in features.items() if name.lower() == label and isinstance(kind, datasets.Value)]
+        for name, kind in features.items():
+            if name.lower() == label and isinstance(kind, datasets.Value):
+                found.append(name)
+            elif name.lower() == label and not isinstance(kind, datasets.ClassLabel):
+                note(f"column {name} holds no classes, but {_described(kind)}")
     if len(found) > 1:
         note(f"labels are taken from {found[0]}, not from {', '.join(found[1:])} (--data.label)")
     return found[0] if found else None
@@ -122,18 +148,33 @@ def image_table(table: datasets.Dataset, column: str, label: Sequence[int] | np.
 def label_values(table: datasets.Dataset, column: str) -> tuple[list[Any], list[str] | None]:
     """Each row's class, None where it has none, and the classes if the column's type names them.
 
-    No label are None, NaN, an empty string, and -1 of numbers.
+    No label are None, NaN, a blank string, and -1 of numbers.
+
+    Raises:
+        UserError: a number has no name in the column's type.
     """
     kind, values = table.features[column], list(table[column])
     if isinstance(kind, datasets.ClassLabel):
+        if (largest := max((value for value in values if value is not None), default=-1)) >= len(kind.names):
+            raise UserError(
+                f"column {printable(column)} has the class {largest}, and its type has the names of {len(kind.names)}; "
+                "correct it, or name another column with --data.label"
+            )
         return [kind.names[value] if value is not None and value >= 0 else None for value in values], kind.names
     return without_missing(values), None
 
 
 def without_missing(values: Iterable[Any]) -> list[Any]:
     """Values with None where there is no label."""
-    missing = (None, -1, "")
-    return [None if value in missing or (isinstance(value, float) and math.isnan(value)) else value for value in values]
+    return [
+        None
+        if value is None
+        or (isinstance(value, str) and not value.strip())
+        or (isinstance(value, float) and math.isnan(value))
+        or value == -1
+        else value
+        for value in values
+    ]
 
 
 def class_name(value: Any) -> str:
