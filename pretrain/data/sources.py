@@ -72,7 +72,7 @@ def _look(
     """(C, H, W) and the range of a data set, from some of its images and the settings."""
     rows = np.unique(np.linspace(0, len(table) - 1, MAX_LOOKED_AT).astype(int))
     seen = [found for row in rows if (found := image_info(table[int(row)]["image"], reading)) is not None]
-    if not seen and data.size is None:
+    if not seen:
         try:
             decode(table[int(rows[0])]["image"], 3, None, reading)
             said = ""
@@ -91,6 +91,8 @@ def _look(
             "be used; --data.size N resizes all"
         )
     channels = data.channels or (1 if all(found.grey for found in seen) else 3)
+    if data.channels is None:
+        reading = reading._replace(bands=1 if channels == 1 else 3 + any(found.unused for found in seen))
     if channels != 4 and (count := sum(found.unused for found in seen)):
         report.note(f"{count} of {len(seen)} images have a fourth band, which is not used; --data.channels 4 uses it")
     return (channels, height, width), _with_range(seen, array_type(table.features["image"]), data, report, reading)
