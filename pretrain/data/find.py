@@ -38,6 +38,7 @@ from pretrain.data.tables import (
 
 EMBEDDED = {"fashion-mnist": Path(__file__).parent / "fashion_mnist"}
 FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 TRIED = 8  # parquet files among images whose columns are looked at
 
 
@@ -146,11 +147,21 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
         return _saved_parts(found.saved, images.path, data, report)
     if not images.total and not tables.total:
         others = listed([f"{kind} {count:,}" for kind, count in found.passed_over.most_common()])
+        others = f"; passed over: {others}" if others else ""
+        packed = any(kind.removesuffix(" file") in ARCHIVES for kind in found.passed_over)
         raise UserError(
-            f"--data {data.source}: there are no images in it" + (f"; passed over: {others}" if others else "")
+            f"--data {data.source}: there are no images in it{others}" + packed * "; archives have to be unpacked"
         )
+    for what, names in (
+        ("folders without images", found.empty),
+        ("folders taken for hidden ones by their names", sorted(found.hidden)),
+        ("links to folders that are read under another name", sorted(found.linked)),
+    ):
+        if names:
+            report.note(f"{what}: {listed(names)}")
+    empty = [name.rpartition("/")[2] for name in found.empty]
     if not images.total:
-        return _parquet_parts(tables, data, report)
+        return _parquet_parts(tables, data, report, empty)
     if tables.total:
         with_images = {node.path for node in images.nodes()} - {images.path}
         unclear = (
@@ -168,7 +179,8 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
         found.passed_over[".parquet file"] += tables.total
     if data.image is not None:
         raise UserError(f"--data.image {data.image}: {data.source} is a folder of images and has no columns")
-    splits = Splitter(images, data.source, report.note, by_class=True).splits(data.train_split, data.test_split)
+    splitter = Splitter(images, data.source, report.note, by_class=True, empty=empty)
+    splits = splitter.splits(data.train_split, data.test_split)
     return _with_metadata(splits, found.metadata, data, report)
 
 
@@ -215,9 +227,10 @@ def _paths(files: list[str], label: np.ndarray) -> datasets.Dataset:
     return datasets.Dataset(InMemoryTable(table), datasets.DatasetInfo(features=FEATURES))
 
 
-def _parquet_parts(root: Node, data: Data, report: Report) -> list[Part]:
+def _parquet_parts(root: Node, data: Data, report: Report, empty: Sequence[str] = ()) -> list[Part]:
     load: Any = datasets.load_dataset
-    splits = Splitter(root, data.source, report.note, by_class=False).splits(data.train_split, data.test_split)
+    splitter = Splitter(root, data.source, report.note, by_class=False, empty=empty)
+    splits = splitter.splits(data.train_split, data.test_split)
     parts = []
     for split in splits:
         files = filled_shards(split.files, data.source, report.note)
