@@ -26,6 +26,7 @@ from pretrain.data.report import Report
 from pretrain.data.shards import filled_shards
 from pretrain.data.splits import EVERYTHING, NONE, WHOLE, Split, Splitter, split_of
 from pretrain.data.tables import (
+    SPLITS,
     image_column,
     image_table,
     label_column,
@@ -197,7 +198,7 @@ def _holds_images(path: str) -> bool:
 
 def _with_metadata(splits: list[Split], metadata: list[str], data: Data, report: Report) -> list[Part]:
     """The parts of a folder of images, with the labels of metadata files, where there are some."""
-    labels = dict(metadata_labels(metadata, data.label, report.note))
+    labels = metadata_labels(metadata, data.label, report.note)
     files = {file for split in splits for file in split.files} if labels else set()
     listed_files = files & labels.keys()
     if labels and len(listed_files) < len(labels):
@@ -267,7 +268,9 @@ def _table_part(
     label = label_column(features, data.label, source, report.note)
     if not before and (unused := [column for column in features if column not in (image, label)]):
         report.note(f"columns that are not used: {listed(unused)}")
-        note_split_columns(table, unused, report.note)
+        kinds = (datasets.Value, datasets.ClassLabel)
+        splits = [column for column in unused if column.lower() in SPLITS and isinstance(features[column], kinds)]
+        note_split_columns({column: label_values(table, column)[0] for column in splits}, report.note)
     values, given = label_values(table, label) if label else ([None] * len(table), None)
     labels = f"column {label}" if label else ""
     return Part(

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,15 @@ def image_column(features: datasets.Features, asked: str | None, source: str) ->
     return chosen
 
 
-def note_split_columns(table: datasets.Dataset, columns: Iterable[str], note: Callable[[str], None]) -> None:
-    """Report columns whose values are names of splits: what they hold out is trained on."""
-    for name in columns:
-        if name.lower() in SPLITS and isinstance(table.features[name], (datasets.Value, datasets.ClassLabel)):
-            counts = Counter(map(class_name, label_values(table, name)[0]))
-            if {split_of(value) for value in counts} & {"validation", "test"}:
-                said = listed([f"{value} {count:,}" for value, count in counts.items()])
-                note(f"all rows are used, whatever split column {name} gives them ({said}); write each into a file")
+def note_split_columns(columns: Mapping[str, Sequence[Any]], note: Callable[[str], None]) -> None:
+    """Report columns, by name, whose values are names of splits: what they hold out is trained on."""
+    for name, values in columns.items():
+        counts = Counter(map(str, values)) if name.lower() in SPLITS else Counter()
+        if {split_of(value) for value in counts} & {"validation", "test"}:
+            said = listed([f"{value} {count:,}" for value, count in counts.items()])
+            note(
+                f"all rows are used, whatever split column {name} gives them ({said}); write each into a file or folder"
+            )
 
 
 def label_column(
@@ -239,7 +240,11 @@ def read_metadata(path: str) -> list[dict[str, Any]]:
     try:
         if path.lower().endswith(".csv"):
             with Path(path).open(newline="", encoding="utf-8-sig") as file:
-                return [*csv.DictReader(file)]
+                reader = csv.DictReader(file)
+                names = [*(reader.fieldnames or ())]
+                if twice := {name for name in names if names.count(name) > 1}:
+                    raise ValueError(f"it has several columns {', '.join(sorted(twice))}")
+                return [*reader]
         if path.lower().endswith(".jsonl"):
             with Path(path).open(encoding="utf-8") as file:
                 rows = [json.loads(line) for line in file if line.strip()]
@@ -252,8 +257,8 @@ def read_metadata(path: str) -> list[dict[str, Any]]:
         raise UserError(f"{printable(path)} can't be read: {said}; repair it, or move it away") from None
 
 
-def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
-    """Path and label of the images that metadata files list.
+def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str], None]) -> dict[str, Any]:
+    """The label of each image that metadata files list, by path.
 
     Args:
         paths: of the files.
@@ -261,8 +266,9 @@ def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str
         note: called with messages for what is not used.
 
     Raises:
-        UserError: a file can't be read.
+        UserError: a file can't be read, or an image has two labels.
     """
+    found: dict[str, Any] = {}
     for path in sorted(paths):
         rows = read_metadata(path)
         columns = [*dict.fromkeys(name for row in rows for name in row if isinstance(name, str))]
@@ -272,12 +278,35 @@ def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str
         short = printable(os.path.basename(path))  # noqa: PTH119
         if file is None or label is None:
             missing = "file_name" if file is None else asked or "label"
-            note(f"{short} is not used: it has no column {missing}, but {listed(columns) or 'none'} (--data.label)")
+            said = f"no column {missing}, but {listed(columns)} (--data.label)" if rows else "no rows"
+            note(f"{short} is not used: it has {said}")
             continue
-        if len(labels) > 1:
-            note(f"labels are taken from {label} of {short}, not from {listed([n for n in labels if n != label])}")
-        for row in rows:
+        unused = [name for name in columns if name.strip() and name not in (file, label)]
+        if unused:
+            note(f"columns of {short} that are not used: {listed(unused)}")
+            note_split_columns({name: [row.get(name) for row in rows] for name in unused}, note)
+        for row, value in zip(rows, _plain([row.get(label) for row in rows], f"{label} of {short}", note), strict=True):
             name = str(row.get(file))
             where = os.path.normpath(os.path.join(os.path.dirname(path), name))  # noqa: PTH118, PTH120
-            value = row.get(label)
-            yield where, value if isinstance(value, (str, int, float, bool)) else None
+            if found.setdefault(where, value) != value:
+                raise UserError(
+                    f"{printable(path)}: the labels of {printable(name)} are {printable(str(found[where]))} and "
+                    f"{printable(str(value))}; correct it, or move the file away"
+                )
+    return found
+
+
+def _plain(values: list[Any], column: str, note: Callable[[str], None]) -> list[Any]:
+    """Labels that can be classes, the others as None; if a text file's are numbers and fractions, as numbers."""
+    if others := sum(not isinstance(value, (str, int, float, bool, type(None))) for value in values):
+        note(f"{others:,} values of {printable(column)} are no classes, but lists or the like, and are not used")
+        return [value if isinstance(value, (str, int, float, bool)) else None for value in values]
+    filled = [value for value in values if value not in (None, "")]
+    if filled and all(isinstance(value, str) for value in filled):
+        try:
+            numbers = [*map(float, filled)]
+        except ValueError:
+            return values
+        if not all(math.isnan(number) or number.is_integer() for number in numbers):
+            return [None if value in (None, "") else float(value) for value in values]
+    return values
