@@ -46,7 +46,14 @@ def filled_shards(files: Sequence[str], source: str, note: Callable[[str], None]
             )
     if empty:
         note(f"files without rows: {listed(empty)}")
-    if missing := _missing(files):
+    numbers = _numbers(files)
+    for prefix, total, _ in numbers:
+        if others := [other for start, other, _ in numbers if start == prefix and other != total]:
+            raise UserError(
+                f"--data {source}: {printable(prefix)} has shards of {total} and of {listed(others)} files, as if it "
+                "was written twice; move those away that are not meant"
+            )
+    if missing := _missing(numbers):
         note(f"shards that are not among the files: {listed(missing)}")
     return filled
 
@@ -119,15 +126,21 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     return {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
-def _missing(files: Sequence[str]) -> list[str]:
-    """The names of shards that are not there, from the numbers in the others' names."""
-    numbers: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+def _numbers(files: Sequence[str]) -> dict[tuple[str, str, int], set[int]]:
+    """The numbers of the shards that are there, by what is before in their names, how many there are, and digits."""
+    numbers: dict[tuple[str, str, int], set[int]] = defaultdict(set)
     for file in files:
-        if found := NUMBERED.match(os.path.basename(file)):  # noqa: PTH119
-            numbers[found[1], found[3], "0" * len(found[2])].add(int(found[2]))
+        folder, name = os.path.split(file)
+        if found := NUMBERED.match(name):
+            numbers[f"{os.path.basename(folder)}/{found[1]}", found[3], len(found[2])].add(int(found[2]))  # noqa: PTH119
+    return numbers
+
+
+def _missing(numbers: dict[tuple[str, str, int], set[int]]) -> list[str]:
+    """The names of shards that are not there, from the numbers in the others' names."""
     missing = []
-    for (prefix, total, zeros), there in numbers.items():
+    for (prefix, total, digits), there in numbers.items():
         start = 1 if 0 not in there and int(total) in there else 0
         absent = (number for number in range(start, min(int(total), 10**5) + start) if number not in there)
-        missing += [f"{prefix}{number:0{len(zeros)}d}-of-{total}" for number in absent]
+        missing += [f"{prefix}{number:0{digits}d}-of-{total}" for number in absent]
     return missing

@@ -4,6 +4,7 @@
 `Report` of what was taken.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +147,12 @@ def _with_range(seen: list[ImageInfo], column: str, data: Data, report: Report, 
 
 def is_cache(source: str) -> bool:
     """Whether `source` is a folder of latents, complete or not."""
-    return any((Path(source).expanduser() / name).is_file() for name in (latents.MANIFEST, latents.UNFINISHED))
+    return any(_holds(Path(source).expanduser(), name) for name in (latents.MANIFEST, latents.UNFINISHED))
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Whether a folder has a file of this name; False if it can't be opened, which is reported where it is read."""
+    return os.path.isfile(folder / name)  # noqa: PTH113
 
 
 def open_data(data: Data, seed: int) -> Source:
@@ -162,9 +168,9 @@ def open_data(data: Data, seed: int) -> Source:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it also raises
     folder = Path(data.source).expanduser()
-    if (folder / latents.MANIFEST).is_file():
+    if _holds(folder, latents.MANIFEST):
         return _latents(folder, data, seed)
-    if (folder / latents.UNFINISHED).is_file():
+    if _holds(folder, latents.UNFINISHED):
         raise UserError(
             f"--data {data.source}: the latents in it are not finished; run `pretrain encode-latents` again"
         )

@@ -177,7 +177,8 @@ class Splitter:
     def _one_kind(self, base: Node, named: list[str]) -> list[Split]:
         """All names are split names of one kind: shards of one split, or classes of trains."""
         if not self.by_class or _alike(named) or any(base.folders[name].folders for name in named):
-            self.note(f"{_counted(named)} are taken for parts of one split")
+            text = "are taken for parts of one split" if len(named) > 1 else "is taken for the split to train on"
+            self.note(f"{_counted(named)} {text}")
             return [self._union("train", named, base)]
         self.note(f"{_counted(named)} are taken for classes, there is no other split beside them")
         return self._by_class_folders(base)

@@ -86,7 +86,7 @@ def image_column(features: datasets.Features, asked: str | None, source: str) ->
         flat = [name for name in named if _nesting(features[name])[0] and _nesting(features[name])[1]]
         said = f", and the lists of {flat[0]} have no height and width" if flat else ""
         raise UserError(f"--data {source}: no column holds images{said}; its columns are {listed(held)}")
-    chosen = next((name for name in usable if name.lower() == "image"), usable[0])
+    chosen = min(usable, key=lambda name: (name != "image", name.lower() != "image"))
     if len(usable) > 1 and chosen.lower() != "image":
         raise UserError(
             f"--data {source}: several columns hold images, {printable(', '.join(usable))}; name one with --data.image"
@@ -118,7 +118,7 @@ def label_column(
         return asked
     found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     for label in LABELS:
-        for name, kind in features.items():
+        for name, kind in sorted(features.items(), key=lambda item: item[0] != label):
             if name.lower() == label and isinstance(kind, datasets.Value):
                 found.append(name)
             elif name.lower() == label and not isinstance(kind, datasets.ClassLabel):

@@ -1,5 +1,6 @@
 """Folders that are no classes, hold nothing or are linked: all are used, refused or reported, over generated trees."""
 
+import os
 import random
 from pathlib import Path
 
@@ -153,3 +154,23 @@ def test_archives_have_to_be_unpacked(tmp_path: Path) -> None:
     (tmp_path / "images.tar").write_bytes(b"x")
     with pytest.raises(UserError, match=r"no images in it; passed over: \.tar file 1; archives have to be unpacked"):
         source(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a while")
+def test_what_may_not_be_opened_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        draw(tmp_path / "x" / name)
+    (tmp_path / "x" / "c").chmod(0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    try:
+        os.seteuid(65534)
+        s = source(tmp_path / "x")
+        assert s.classes == 2 and "folders without images: c" in str(s.report)
+        os.seteuid(0)
+        (tmp_path / "x").chmod(0)
+        os.seteuid(65534)
+        with pytest.raises(UserError, match="no images in it; passed over: folder that can't be opened 1"):
+            source(tmp_path / "x")
+    finally:
+        os.seteuid(0)

@@ -78,6 +78,21 @@ def test_files_without_rows_and_missing_files_are_reported(tmp_path: Path, seed:
     assert not any(names[number] in text for number in filled) or len(missing | empty | filled) > 10
 
 
+def test_shards_of_two_writings_are_refused(tmp_path: Path) -> None:
+    for count in (2, 3):
+        for number in range(count):
+            shard(tmp_path / "data" / f"train-{number:05d}-of-{count:05d}.parquet")
+    with pytest.raises(
+        UserError, match=r"data/train- has shards of 00002 and of 00003 files, as if it was written twice"
+    ):
+        source(tmp_path)
+    for number in range(2):
+        (tmp_path / "data" / f"train-{number:05d}-of-00002.parquet").rename(
+            tmp_path / "data" / f"test-{number:05d}-of-00002.parquet"
+        )
+    assert (len((s := source(tmp_path)).train), len(s.test)) == (12, 8)
+
+
 @pytest.mark.parametrize("kind", ["files", "saved"])
 def test_a_training_split_without_rows_is_refused(tmp_path: Path, kind: str) -> None:
     """It is not replaced by the test split."""
@@ -118,6 +133,13 @@ def test_columns_of_another_name_in_the_test_split(tmp_path: Path) -> None:
     table({"image": pictures(4), "label": [0, 1] * 2}, tmp_path / "test.parquet", image=datasets.Image())
     table({"img": pictures(6)}, tmp_path / "train.parquet", img=datasets.Image())
     assert "the labels of test.parquet are not used" in str(source(tmp_path).report)
+
+
+def test_the_exact_name_of_a_column_comes_first(tmp_path: Path) -> None:
+    names = {"Image": pictures(6), "image": pictures(6), "Label": [0] * 6, "label": [0, 1] * 3}
+    table(names, tmp_path / "x.parquet", image=datasets.Image(), Image=datasets.Image())
+    s = source(tmp_path)
+    assert (s.report is not None and s.report.images) == "column image" and s.classes == 2
 
 
 def test_class_names_that_are_alike_or_too_few(tmp_path: Path) -> None:
