@@ -115,8 +115,18 @@ def _check_pages(count: int, pages: str | None) -> None:
 
 
 def _tiff_pages(file: Any) -> int:
-    """The number of a TIFF's pages that are no previews and masks; ImageJ stores many images as one page."""
-    count = sum(not page.subfiletype & 5 for page in file.pages) * file.pages[0].imagedepth
+    """The number of a TIFF's pages that are no previews and masks; ImageJ stores many images as one page.
+
+    Raises:
+        ValueError: a page leads back to one before it.
+    """
+    count, seen = 0, set()
+    for page in file.pages:
+        if page.offset in seen:
+            raise ValueError("its pages lead in a circle")
+        seen.add(page.offset)
+        count += not page.subfiletype & 5
+    count *= file.pages[0].imagedepth
     if file.is_imagej or file.is_shaped:
         count = max(count, file.series[0].size // file.pages[0].size)
     return count

@@ -189,6 +189,15 @@ def test_pages_that_are_not_pages_of_the_file_are_counted() -> None:
         assert (decode(image, 1, None, Reading(pages="first"))[0].numpy() == stack[0]).all()
 
 
+def test_pages_that_lead_in_a_circle_do_not_hang() -> None:
+    content = bytearray(tiff(np.zeros((4, 4), np.uint8))["bytes"])
+    (first,) = struct.unpack("<I", content[4:8])
+    (tags,) = struct.unpack("<H", content[first : first + 2])
+    content[first + 2 + 12 * tags : first + 6 + 12 * tags] = struct.pack("<I", first)
+    got = decode({"bytes": bytes(content), "path": None}, 1, None, Reading(pages="first"))
+    assert got.shape == (1, 4, 4) and not got.any()
+
+
 @pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
 @pytest.mark.parametrize("plain", [False, True])
 def test_all_bits_of_a_ppm_are_read(tmp_path: Path, top: int, plain: bool) -> None:
