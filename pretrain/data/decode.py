@@ -1,14 +1,16 @@
 """From an encoded image, or an array, to pixels."""
 
 import io
+import logging
 import os
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from pretrain.data.files import FORMATS, OPENED, from_text
@@ -20,9 +22,13 @@ MAX_CHUNK = 64 * 1024**2  # bytes of a PNG's text or color profile
 Image.MAX_IMAGE_PIXELS = None  # checked here, against MAX_PIXELS
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_CHUNK
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it can't read is reported here
+
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ORIENTATION, SUBFILE, BITS, PHOTOMETRIC, SAMPLES, EXTRA = 274, 254, 258, 262, 277, 338  # TIFF and EXIF tags
-COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of a TIFF's color, by its PHOTOMETRIC; others have one
+ORIENTATION = 274  # TIFF and EXIF tag
+COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of a TIFF's color, by its photometric tag; others have one
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric tags
+UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats of a TIFF
 SHAPES = "1, 3 or 4 bands can be used"
 
 
@@ -34,12 +40,14 @@ class Reading(NamedTuple):
         is_set: whether the user set the range: it is applied to 8-bit images, too, and values outside are cut off.
         pages: "first" reads the first page or frame of an image that has several; None: that is an error.
         folders: where files that a table names must lie; None: anywhere.
+        bands: 1, 3 or 4: the most that are not alpha among the images that were looked at; in others more are an error.
     """
 
     range: tuple[float, float] | None = None
     is_set: bool = False
     pages: str | None = None
     folders: tuple[str, ...] | None = None
+    bands: int = 4
 
 
 class Values(NamedTuple):
@@ -100,66 +108,127 @@ def _open(stream: Any) -> Image.Image:
     return picture
 
 
-def _check_pages(picture: Image.Image, pages: str | None) -> None:
+def _check_pages(count: int, pages: str | None) -> None:
     """Raise ValueError for several pages or frames, unless the first one is asked for."""
-    if pages == "first" or picture.format == "MPO" or not getattr(picture, "is_animated", False):
-        return
-    count = getattr(picture, "n_frames", 1)
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):  # previews and masks are pages, too
-        kinds = []
-        for page in range(count):
-            picture.seek(page)
-            kinds.append(picture.tag_v2.get(SUBFILE, 0) & 5)
-        picture.seek(0)
-        count = 1 + sum(kind == 0 for kind in kinds[1:])
-    if count > 1:
+    if pages != "first" and count > 1:
         raise ValueError(f"it has {count} pages or frames; split it, or use the first of each with --data.pages first")
+
+
+def _tiff_pages(file: Any) -> int:
+    """The number of a TIFF's pages that are no previews and masks; ImageJ stores many images as one page.
+
+    Raises:
+        ValueError: a page leads back to one before it.
+    """
+    count, seen = 0, set()
+    for page in file.pages:
+        if page.offset in seen:
+            raise ValueError("its pages lead in a circle")
+        seen.add(page.offset)
+        count += not page.subfiletype & 5
+    count *= file.pages[0].imagedepth
+    if file.is_imagej or file.is_shaped:
+        count = max(count, file.series[0].size // file.pages[0].size)
+    return count
 
 
 def _tiff_values(stream: Any, pages: str | None) -> Values | None:
     """Pixels of a TIFF that Pillow would not read, or only in part; None for others.
 
     Raises:
-        ValueError: its bands can't be used.
+        ValueError: it can't be used, for example its bands.
     """
-    head = stream.read(16)
-    tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[2:3] == b"+" or head[3:4] == b"+" else head[:8])
-    stream.seek(tags.next)
-    tags.load(stream)
-    stream.seek(0)
-    samples, bits = tags.get(SAMPLES, 1), max(tags.get(BITS, (1,)))
-    extra, alpha = samples - COLORS.get(tags.get(PHOTOMETRIC, 1), 1), tags.get(EXTRA, ())
-    has_alpha = extra == 1 and alpha in ((1,), (2,))
-    if not (extra > 0 and not has_alpha) and not (samples > 1 and bits > 8) and bits <= 32:
-        return None
-    if samples not in (1, 3, 4) and not (samples == 2 and has_alpha):
-        raise ValueError(f"it is a TIFF with {samples} bands of {bits} bits, and {SHAPES}")
-    try:
-        import tifffile
+    import tifffile
 
-        with tifffile.TiffFile(stream) as file:
-            page: Any = file.pages[0]
-            if pages != "first" and (count := sum(not one.is_reduced for one in file.pages)) > 1:  # type: ignore[union-attr]
-                raise ValueError(f"it has {count} pages; split it, or use the first of each with --data.pages first")
-            if page.imagewidth * page.imagelength > MAX_PIXELS:
-                raise ValueError(f"it has more than {MAX_PIXELS / 1e6:.0f} megapixels")
-            pixels = page.asarray()
-            pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
-    except Exception as error:  # of whatever type, from a damaged file on
-        said = " ".join(str(error).split())
-        raise ValueError(f"it is a TIFF with {samples} bands of {bits} bits, which can't be read: {said}") from None
+    try:
+        file = tifffile.TiffFile(stream)
+        page: Any = file.pages[0]
+        count = _tiff_pages(file)
+    except Exception:  # of whatever type, from a damaged file on; Pillow says what is wrong
+        stream.seek(0)
+        return None
+    _check_pages(count, pages)
+    samples, bits, kind = page.samplesperpixel, int(np.max(page.bitspersample)), int(page.sampleformat)
+    kind = UNSIGNED if kind == UNDEFINED else kind
+    extra, alpha = samples - COLORS.get(int(page.photometric), 1), tuple(map(int, page.extrasamples))
+    has_alpha = extra == 1 and alpha in ((1,), (2,))
+    by_pillow = {(UNSIGNED, size) for size in (1, 2, 4, 8, 12, 16)} | {(SIGNED, 16), (SIGNED, 32), (FLOAT, 32)}
+    if (
+        (kind, bits) in by_pillow
+        and not (extra > 0 and not has_alpha)
+        and not (bits > 8 and (samples > 1 or page.photometric == WHITE_IS_ZERO))
+        and not (file.is_bigtiff and file.byteorder == ">")
+        and page.imagedepth == 1
+    ):
+        stream.seek(0)
+        return None
+    what = f"it is a TIFF with {samples} bands of {bits} bits"
+    if samples not in (1, 3, 4) and not (samples == 2 and has_alpha):
+        raise ValueError(f"{what}, and {SHAPES}")
+    if (
+        page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)
+        or page.dtype is None
+        or page.dtype.kind not in "biuf"
+    ):
+        color = getattr(page.photometric, "name", page.photometric)
+        raise ValueError(f"{what}, {color}, of type {page.dtype}, and grey and RGB of real numbers can be used")
+    if page.imagewidth * page.imagelength * page.imagedepth > MAX_PIXELS:
+        raise ValueError(f"it has more than {MAX_PIXELS / 1e6:.0f} megapixels")
+    try:
+        pixels = page.asarray()
+    except Exception as error:  # of whatever type
+        raise ValueError(f"{what}, which can't be read: {' '.join(str(error).split())}") from None
+    return _from_tiff(pixels, page, has_alpha)
+
+
+def _from_tiff(pixels: np.ndarray, page: Any, has_alpha: bool) -> Values:
+    """Pixels of a TIFF's page as [H, W, C], black below white, colors not multiplied by alpha."""
+    depth = page.axes.find("Z")
+    if depth >= 0:
+        pixels = pixels.take(0, axis=depth)
+    pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith("S") else pixels
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Values(pixels, has_alpha, int(tags.get(ORIENTATION, 1)))
+    if page.photometric == WHITE_IS_ZERO:
+        if pixels.dtype.kind != "u":
+            raise ValueError(f"it is a TIFF whose white is 0, of type {pixels.dtype}, and its black is not known")
+        colors = pixels.shape[-1] - has_alpha
+        pixels[..., :colors] = np.iinfo(pixels.dtype).max - pixels[..., :colors]
+    if has_alpha and int(page.extrasamples[0]) == 1:
+        top = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+        color = pixels[..., :-1].astype(np.float64) * top / np.maximum(pixels[..., -1:], 1e-9)
+        pixels[..., :-1] = color.clip(0, top)
+    tag = page.tags.get(ORIENTATION)
+    return Values(pixels, has_alpha, int(tag.value) if tag else 1)
 
 
 def _values(picture: Image.Image, stream: Any) -> Values | None:
     """Pixels of an opened image that is not 8-bit; None for others."""
     if picture.mode == "F" or picture.mode.startswith("I"):
-        orientation = picture.getexif().get(ORIENTATION, 1)
-        return Values(np.asarray(picture)[..., None], orientation=orientation)
+        orientation, pixels = picture.getexif().get(ORIENTATION, 1), np.asarray(picture)[..., None]
+        if isinstance(transparent := picture.info.get("transparency"), int):
+            alpha = (pixels != transparent) * 65535
+            return Values(np.concatenate([pixels, alpha], axis=-1).astype(np.uint16), True, orientation)
+        return Values(pixels, orientation=orientation)
     if picture.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(picture, "tile", ())):
         return _deep_png(picture, stream)
+    if picture.format == "PPM" and picture.mode == "RGB":
+        return _deep_ppm(picture, stream)
     return None
+
+
+def _deep_ppm(picture: Any, stream: Any) -> Values | None:
+    """Pixels of a PPM with 16 bits a band, of which Pillow makes 8; None for others. White is 65535."""
+    decoder, _, offset, args = picture.tile[0]
+    top = args[-1] if isinstance(args, tuple) else args
+    if not isinstance(top, int) or top < 256:
+        return None
+    stream.seek(offset)
+    shape = picture.height, picture.width, 3
+    if decoder == "ppm_plain":
+        flat = np.array(re.sub(rb"#[^\r\n]*", b"", stream.read()).split(), dtype=np.float64)
+    else:
+        flat = np.frombuffer(stream.read(2 * int(np.prod(shape))), ">u2").astype(np.float64)
+    return Values((flat.reshape(shape) * (65535 / top)).round().astype(np.uint16))
 
 
 def _deep_png(picture: Any, stream: Any) -> Values:
@@ -212,6 +281,8 @@ def _to_picture(values: Values, reading: Reading) -> Image.Image:
     pixels, count = values.pixels, values.pixels.shape[-1]
     colors, is_float = count - values.has_alpha, values.pixels.dtype.kind == "f"
     color = pixels[..., :colors]
+    if is_float and not np.isfinite(color).all():
+        raise ValueError("it has values that are not finite")
     if reading.is_set or color.dtype != np.uint8:
         if reading.range is None and is_float:
             raise ValueError("it has floating-point values, whose range is not known; set --data.range LOW HIGH")
@@ -247,10 +318,13 @@ def _read(image: Any, reading: Reading, look: Callable[[Image.Image], Any]) -> A
     with _stream(image, reading) as stream:
         head = stream.read(4)
         stream.seek(0)
+        if not head:
+            raise ValueError("the file is empty")
         if head in TIFF and (values := _tiff_values(stream, reading.pages)) is not None:
             return values
         with _open(stream) as picture:
-            _check_pages(picture, reading.pages)
+            if picture.format not in ("MPO", "TIFF") and getattr(picture, "is_animated", False):
+                _check_pages(getattr(picture, "n_frames", 1), reading.pages)
             values = _values(picture, stream)
             return look(picture) if values is None else values
 
@@ -267,11 +341,15 @@ def image_info(image: Any, reading: Reading = Reading()) -> ImageInfo | None:  #
         return ImageInfo((width, height) if is_turned else (height, width), grey)
 
     try:
-        found = _read(image, reading, look)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = _read(image, reading, look)
         if isinstance(found, ImageInfo):
             return found
         (height, width, count), dtype = found.pixels.shape, found.pixels.dtype
         color = found.pixels[..., : count - found.has_alpha]
+        if not np.isfinite(color).all():
+            return None
         extrema = None if dtype == np.uint8 else (float(color.min()), float(color.max()), dtype.kind == "f")
         size = (width, height) if found.orientation > 4 else (height, width)
         return ImageInfo(size, count <= 2, count == 4 and not found.has_alpha, extrema, str(dtype))
@@ -298,13 +376,31 @@ def decode(image: Any, channels: int, size: int | None, reading: Reading = Readi
         return _with_range(picture, reading) if reading.is_set else picture
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)  # handled below
+        warnings.simplefilter("ignore")  # of Pillow's, on palettes, EXIF and the like: what is no image is an error
         found = _read(image, reading, load)
-        picture = _to_channels(_to_picture(found, reading) if isinstance(found, Values) else found, channels)
+        picture = _to_picture(found, reading) if isinstance(found, Values) else found
+        _check_bands(picture, channels, reading.bands)
+        picture = _to_channels(picture, channels)
     if size is not None and picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     values = torch.from_numpy(np.array(picture))
     return values.view(picture.height, picture.width, channels).permute(2, 0, 1).contiguous()
+
+
+def _check_bands(picture: Image.Image, channels: int, bands: int) -> None:
+    """Raise ValueError for color, or a fourth band, that would be lost though no image that was looked at has it."""
+    if picture.mode == "RGBX" and channels < 4 and bands < 4:
+        raise ValueError(
+            "it has a fourth band, which none of the images that were looked at has; set --data.channels 4, or "
+            f"{channels} to leave it out"
+        )
+    if channels == bands == 1 and picture.mode not in ("1", "L", "LA"):
+        red, green, blue = np.moveaxis(np.asarray(_to_channels(picture, 3)), -1, 0)
+        if (red != green).any() or (red != blue).any():
+            raise ValueError(
+                "it has color, which none of the images that were looked at has; set --data.channels 3, or 1 to leave "
+                "it out"
+            )
 
 
 def _to_channels(picture: Image.Image, channels: int) -> Image.Image:

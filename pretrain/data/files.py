@@ -1,5 +1,6 @@
 """The files below a folder: one walk finds images, tables and metadata, and counts what it passes over."""
 
+import heapq
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ FORMATS = (
     "JPEG2000",
 )  # Pillow opens no other
 HIDDEN = (".", "@", "#", "$", "~", "__")  # how the names of folders begin that systems and NAS write for themselves
+SYSTEM = ("@eaDir", "@Recycle", "@tmp", "#recycle", "#snapshot", "$RECYCLE.BIN", "~snapshot", "__MACOSX", "__pycache__")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SAVED_SPLITS, SAVED_TABLE = "dataset_dict.json", {"state.json", "dataset_info.json"}  # what `save_to_disk` writes
 MAX_DEPTH = 64  # folders below each other
@@ -86,6 +88,9 @@ class Scan:
         metadata: paths of `METADATA` files.
         saved: folders that `save_to_disk` of the datasets library wrote: of a `Dataset` or of a `DatasetDict`.
         passed_over: number of files and folders that are not used, by kind.
+        empty: folders without images and tables in and below them, relative to the root, the uppermost ones.
+        hidden: names of hidden folders that are none of `SYSTEM` and may be meant to be used.
+        linked: links to folders that are read under another name, relative to the root.
     """
 
     images: Node
@@ -93,17 +98,20 @@ class Scan:
     metadata: list[str] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
+    linked: list[str] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(order=True)
 class _Folder:
     """A folder to be read: where its findings go, and how deep it lies."""
 
     path: str
-    real: str  # without links
-    images: Node
-    tables: Node
-    depth: int
+    real: str = field(compare=False)  # without links
+    images: Node = field(compare=False)
+    tables: Node = field(compare=False)
+    depth: int = field(compare=False)
 
 
 def scan(root: Path) -> Scan:
@@ -118,9 +126,10 @@ def scan(root: Path) -> Scan:
     made: list[tuple[Node, str]] = []  # a folder's parent, and its name there
     json_and_arrow: dict[str, set[str]] = {}  # names of such files, by folder
     while here or links:
-        folder = here.pop() if here else links.pop(0)
+        folder = here.pop() if here else heapq.heappop(links)  # by name, not in the order of the disk
         if folder.real in seen:
             found.passed_over["link to a folder that is read anyway"] += 1
+            found.linked.append(folder.path[len(path) + 1 :])
             continue
         seen.add(folder.real)
         try:
@@ -135,14 +144,18 @@ def scan(root: Path) -> Scan:
                         found.passed_over["broken link"] += 1
         except OSError:
             found.passed_over["folder that can't be opened"] += 1
+    pruned: Counter[str] = Counter()
     for parent, name in reversed(made):  # children before their parents
         node = parent.folders[name]
         _count(node)
         if not node.total:
+            pruned[node.path[len(path) + 1 :]] += 1
             del parent.folders[name]
     _count(found.images)
     _count(found.tables)
     _find_saved(json_and_arrow, found)
+    empty = {name for name, count in pruned.items() if count == 2} - {*found.linked}
+    found.empty = sorted(name for name in empty if name.rpartition("/")[0] not in empty)
     return found
 
 
@@ -180,6 +193,8 @@ def _take(
     if entry.is_dir():
         if name.startswith(HIDDEN):
             found.passed_over["hidden folder"] += 1
+            if not name.startswith(".") and name not in SYSTEM:
+                found.hidden.add(name)
         elif folder.depth == MAX_DEPTH:
             found.passed_over[f"folder more than {MAX_DEPTH} levels deep"] += 1
         else:
@@ -190,7 +205,11 @@ def _take(
                 made.append((parent, name))
             linked = entry.is_symlink()
             real = os.path.realpath(path) if linked else f"{folder.real}/{name}"
-            (links if linked else here).append(_Folder(path, real, images, tables, folder.depth + 1))
+            entered = _Folder(path, real, images, tables, folder.depth + 1)
+            if linked:
+                heapq.heappush(links, entered)
+            else:
+                here.append(entered)
         return
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 — a Path for each of a million names takes seconds
     if not entry.is_file():

@@ -12,6 +12,7 @@ import huggingface_hub
 import numpy as np
 import pyarrow as pa
 from datasets import config as cache
+from datasets.exceptions import DatasetGenerationError
 from datasets.table import InMemoryTable
 from huggingface_hub.utils import validate_repo_id
 from pyarrow import parquet
@@ -19,21 +20,26 @@ from pyarrow import parquet
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.core.files import read_json
+from pretrain.core.text import printable
 from pretrain.data.files import SAVED_SPLITS, Node, Scan, scan, to_text
 from pretrain.data.report import Report
+from pretrain.data.shards import filled_shards
 from pretrain.data.splits import EVERYTHING, NONE, WHOLE, Split, Splitter, split_of
 from pretrain.data.tables import (
+    SPLITS,
     image_column,
     image_table,
     label_column,
     label_values,
     listed,
     metadata_labels,
+    note_split_columns,
     without_missing,
 )
 
 EMBEDDED = {"fashion-mnist": Path(__file__).parent / "fashion_mnist"}
 FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 TRIED = 8  # parquet files among images whose columns are looked at
 
 
@@ -95,7 +101,8 @@ def find_parts(data: Data, report: Report) -> list[Part]:
     except UserError:
         raise
     except Exception as error:  # arrow and the hub raise exceptions of many types
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        said = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
         if not path.exists():
             raise UserError(
                 f"--data {source}: there is no such file or folder, and loading it from Hugging Face failed with {said}"
@@ -141,11 +148,21 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
         return _saved_parts(found.saved, images.path, data, report)
     if not images.total and not tables.total:
         others = listed([f"{kind} {count:,}" for kind, count in found.passed_over.most_common()])
+        others = f"; passed over: {others}" if others else ""
+        packed = any(kind.removesuffix(" file") in ARCHIVES for kind in found.passed_over)
         raise UserError(
-            f"--data {data.source}: there are no images in it" + (f"; passed over: {others}" if others else "")
+            f"--data {data.source}: there are no images in it{others}" + packed * "; archives have to be unpacked"
         )
+    for what, names in (
+        ("folders without images", found.empty),
+        ("folders taken for hidden ones by their names", sorted(found.hidden)),
+        ("links to folders that are read under another name", sorted(found.linked)),
+    ):
+        if names:
+            report.note(f"{what}: {listed(names)}")
+    empty = [name.rpartition("/")[2] for name in found.empty]
     if not images.total:
-        return _parquet_parts(tables, data, report)
+        return _parquet_parts(tables, data, report, empty)
     if tables.total:
         with_images = {node.path for node in images.nodes()} - {images.path}
         unclear = (
@@ -163,7 +180,8 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
         found.passed_over[".parquet file"] += tables.total
     if data.image is not None:
         raise UserError(f"--data.image {data.image}: {data.source} is a folder of images and has no columns")
-    splits = Splitter(images, data.source, report.note, by_class=True).splits(data.train_split, data.test_split)
+    splitter = Splitter(images, data.source, report.note, by_class=True, empty=empty)
+    splits = splitter.splits(data.train_split, data.test_split)
     return _with_metadata(splits, found.metadata, data, report)
 
 
@@ -171,7 +189,7 @@ def _holds_images(path: str) -> bool:
     """Whether a parquet file has a column of images."""
     try:
         features = datasets.Features.from_arrow_schema(parquet.read_schema(path))
-        return bool(image_column(features, None, path, lambda message: None))
+        return bool(image_column(features, None, path))
     except UserError as refusal:
         return "several columns" in str(refusal)
     except Exception:  # it is damaged, or no parquet file
@@ -180,7 +198,7 @@ def _holds_images(path: str) -> bool:
 
 def _with_metadata(splits: list[Split], metadata: list[str], data: Data, report: Report) -> list[Part]:
     """The parts of a folder of images, with the labels of metadata files, where there are some."""
-    labels = dict(metadata_labels(metadata, data.label, report.note))
+    labels = metadata_labels(metadata, data.label, report.note)
     files = {file for split in splits for file in split.files} if labels else set()
     listed_files = files & labels.keys()
     if labels and len(listed_files) < len(labels):
@@ -210,26 +228,49 @@ def _paths(files: list[str], label: np.ndarray) -> datasets.Dataset:
     return datasets.Dataset(InMemoryTable(table), datasets.DatasetInfo(features=FEATURES))
 
 
-def _parquet_parts(root: Node, data: Data, report: Report) -> list[Part]:
+def _parquet_parts(root: Node, data: Data, report: Report, empty: Sequence[str] = ()) -> list[Part]:
     load: Any = datasets.load_dataset
-    splits = Splitter(root, data.source, report.note, by_class=False).splits(data.train_split, data.test_split)
+    splitter = Splitter(root, data.source, report.note, by_class=False, empty=empty)
+    splits = splitter.splits(data.train_split, data.test_split)
     parts = []
     for split in splits:
-        table = load("parquet", data_files=[glob.escape(file) for file in split.files], split="train")
-        folders = str(Path(split.files[0]).parent), root.path
-        if len(table):
-            parts.append(_table_part(split.name, table, folders, data, report, first=split is splits[0]))
-    if not parts:
-        raise UserError(f"--data {data.source}: there are no images in it")
+        files = filled_shards(split.files, data.source, report.note)
+        if not files and split is splits[0]:
+            raise UserError(
+                f"--data {data.source}: the parquet files to train on ({printable(split.name)}) have no rows"
+            )
+        if files:
+            table = load("parquet", data_files=[glob.escape(file) for file in files], split="train")
+            folders = str(Path(files[0]).parent), root.path
+            parts.append(_table_part(split.name, table, folders, data, report, parts[:1]))
     return parts
 
 
-def _table_part(name: str, table: Any, folders: tuple[str, ...], data: Data, report: Report, *, first: bool) -> Part:
-    """A part from a table with a column of images; one to evaluate on may lack the column of labels."""
-    if not first and data.label not in table.features:
-        data = replace(data, label=None)
-    image = image_column(table.features, data.image, data.source, report.note)
-    label = label_column(table.features, data.label, data.source, report.note)
+def _table_part(
+    name: str, table: Any, folders: tuple[str, ...], data: Data, report: Report, before: Sequence[Part]
+) -> Part:
+    """A part from a table with a column of images.
+
+    Args:
+        name: of the split.
+        table: its rows.
+        folders: where files that it names must lie.
+        data: the settings.
+        report: gets what is not used.
+        before: the part to train on, if this one is to be evaluated on: its columns may have other names.
+    """
+    source, features = data.source, table.features
+    if before:
+        source = f"{source}, {name}"
+        image, label = (asked if asked in features else None for asked in (data.image, data.label))
+        data = replace(data, image=image, label=label)
+    image = image_column(features, data.image, source)
+    label = label_column(features, data.label, source, report.note)
+    if not before and (unused := [column for column in features if column not in (image, label)]):
+        report.note(f"columns that are not used: {listed(unused)}")
+        kinds = (datasets.Value, datasets.ClassLabel)
+        splits = [column for column in unused if column.lower() in SPLITS and isinstance(features[column], kinds)]
+        note_split_columns({column: label_values(table, column)[0] for column in splits}, report.note)
     values, given = label_values(table, label) if label else ([None] * len(table), None)
     labels = f"column {label}" if label else ""
     return Part(
@@ -258,13 +299,17 @@ def _load_saved(folder: str) -> Any:
     Raises:
         ValueError: it names files elsewhere, or that are not regular files.
     """
-    parts = read_json(Path(folder) / SAVED_SPLITS)["splits"] if (Path(folder) / SAVED_SPLITS).is_file() else [""]
-    for part in parts:
-        for file in read_json(Path(folder) / part / "state.json")["_data_files"]:
+    is_dict = (Path(folder) / SAVED_SPLITS).is_file()
+    loaded = {}
+    for part in read_json(Path(folder) / SAVED_SPLITS)["splits"] if is_dict else [""]:
+        files = read_json(Path(folder) / part / "state.json")["_data_files"]
+        for file in files:
             path = Path(folder) / part / file["filename"]
             if {part, file["filename"]} & {".", ".."} or "/" in part + file["filename"] or not path.is_file():
                 raise ValueError(f"{path} is not a regular file of the data set")  # a pipe would be waited for
-    return datasets.load_from_disk(folder)
+        # `load_from_disk` can't open what has no rows and so no file.
+        loaded[part] = datasets.load_from_disk(str(Path(folder) / part)) if files else datasets.Dataset.from_dict({})
+    return datasets.DatasetDict(loaded) if is_dict else loaded[""]
 
 
 def _named_parts(tables: dict[str, Any], folders: tuple[str, ...], data: Data, report: Report) -> list[Part]:
@@ -279,17 +324,22 @@ def _named_parts(tables: dict[str, Any], folders: tuple[str, ...], data: Data, r
     Raises:
         UserError: there is no such split, or which one is to be trained on is unclear.
     """
-    tables = {name: table for name, table in tables.items() if len(table)}
-    if not tables:
-        raise UserError(f"--data {data.source}: there are no images in it")
     chosen = _chosen_splits(tables, data)
+    if empty := [name for name in tables if not len(tables[name])]:
+        report.note(f"splits without rows: {listed(empty)}")
+    chosen = [[name for name in names if name not in empty] for names in chosen]
+    if not chosen[0]:
+        raise UserError(
+            f"--data {data.source}: there are no images in the split to train on; its splits are {listed([*tables])}"
+        )
+    chosen = [names for names in chosen if names]
     used = {name for names in chosen for name in names}
-    if left := [f"{name} ({len(tables[name]):,} rows)" for name in tables if name not in used]:
+    if left := [f"{name} ({len(tables[name]):,} rows)" for name in tables if name not in (*used, *empty)]:
         report.note(f"splits that are not used: {listed(left)}")
     parts = []
     for names in chosen:
         table = tables[names[0]] if len(names) == 1 else datasets.concatenate_datasets([tables[name] for name in names])
-        parts.append(_table_part("+".join(names), table, folders, data, report, first=not parts))
+        parts.append(_table_part("+".join(names), table, folders, data, report, parts[:1]))
     return parts
 
 

@@ -4,6 +4,7 @@
 `Report` of what was taken.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ from pretrain.data.find import Part, find_parts
 from pretrain.data.images import Images
 from pretrain.data.ranges import find_range, largest_of
 from pretrain.data.report import Report
-from pretrain.data.splits import NONE
-from pretrain.data.tables import class_names, match
+from pretrain.data.splits import NONE, class_key
+from pretrain.data.tables import array_type, class_names, listed, match
 
 MAX_LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set
 
@@ -72,7 +73,7 @@ def _look(
     """(C, H, W) and the range of a data set, from some of its images and the settings."""
     rows = np.unique(np.linspace(0, len(table) - 1, MAX_LOOKED_AT).astype(int))
     seen = [found for row in rows if (found := image_info(table[int(row)]["image"], reading)) is not None]
-    if not seen and data.size is None:
+    if not seen:
         try:
             decode(table[int(rows[0])]["image"], 3, None, reading)
             said = ""
@@ -91,44 +92,67 @@ def _look(
             "be used; --data.size N resizes all"
         )
     channels = data.channels or (1 if all(found.grey for found in seen) else 3)
+    if data.channels is None:
+        reading = reading._replace(bands=1 if channels == 1 else 3 + any(found.unused for found in seen))
     if channels != 4 and (count := sum(found.unused for found in seen)):
         report.note(f"{count} of {len(seen)} images have a fourth band, which is not used; --data.channels 4 uses it")
-    return (channels, height, width), _with_range(seen, data, report, reading)
+    return (channels, height, width), _with_range(seen, array_type(table.features["image"]), data, report, reading)
 
 
-def _with_range(seen: list[ImageInfo], data: Data, report: Report, reading: Reading) -> Reading:
-    """The range of images that are not 8-bit, from the largest value of those that were looked at."""
+def _with_range(seen: list[ImageInfo], column: str, data: Data, report: Report, reading: Reading) -> Reading:
+    """The range of images that are not 8-bit, from their type or the largest value of those that were looked at.
+
+    Args:
+        seen: what was found of these images.
+        column: type of the values, if they are from a column of arrays.
+        data: the settings.
+        report: gets the range.
+        reading: how images are read.
+    """
     if data.range is not None:
         report.range = f"values {data.range[0]:g} to {data.range[1]:g}"
         return reading
-    deep = [found.extrema for found in seen if found.extrema is not None]
+    deep: dict[str, list[tuple[float, float, bool]]] = {}
+    for one in seen:
+        if one.extrema is not None:
+            deep.setdefault(column or one.what, []).append(one.extrema)
     if not deep:
         return reading
-    low, high, is_float = largest_of(deep)
-    kinds = ", ".join(sorted({found.what for found in seen if found.what}))
-    try:
-        found = find_range(low, high, is_float)
-    except ValueError as error:
+    low, high, _ = largest_of([extrema for group in deep.values() for extrema in group])
+    kinds, ranges = ", ".join(sorted(deep)), {}
+    for kind, group in deep.items():
+        try:
+            ranges[kind] = (0.0, 255.0) if kind == "uint8" else find_range(*largest_of(group))
+        except ValueError as error:
+            raise UserError(
+                f"--data {data.source}: its images have {error} ({kind}), and what is black and white among them is "
+                "not known; set --data.range LOW HIGH"
+            ) from None
+    if len({*ranges.values()}) > 1:
+        said = " and ".join(f"{kind} values {bottom:g} to {top:g}" for kind, (bottom, top) in ranges.items())
         raise UserError(
-            f"--data {data.source}: its images have {error} ({kinds}), and what is black and white among them is not "
-            "known; set --data.range LOW HIGH"
-        ) from None
+            f"--data {data.source}: its images have {said}, and only one range can be used; bring them to one"
+        )
+    (found,) = {*ranges.values()}
     report.range = f"{kinds} values {found[0]:g} to {found[1]:g}, seen are {low:g} to {high:g}"
-    if len(deep) < len(seen):
+    if (count := sum(map(len, deep.values()))) < len(seen):
         report.note(
-            f"{len(deep)} of {len(seen)} images are not 8-bit; only of these {found[0]:g} to {found[1]:g} is the range"
+            f"{count} of {len(seen)} images are not 8-bit; only of these {found[0]:g} to {found[1]:g} is the range"
         )
     if high < found[1] / 4:
-        report.note(
-            f"the images are dark: their values reach {high:g} of {found[1]:g}; --data.range {low:g} {high:g} would "
-            "spread them"
-        )
+        text = f"the images are dark: their values reach {high:g} of {found[1]:g}"
+        report.note(f"{text}; --data.range {low:g} {high:g} would spread them" if low < high else text)
     return reading._replace(range=found)
 
 
 def is_cache(source: str) -> bool:
     """Whether `source` is a folder of latents, complete or not."""
-    return any((Path(source).expanduser() / name).is_file() for name in (latents.MANIFEST, latents.UNFINISHED))
+    return any(_holds(Path(source).expanduser(), name) for name in (latents.MANIFEST, latents.UNFINISHED))
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Whether a folder has a file of this name; False if it can't be opened, which is reported where it is read."""
+    return os.path.isfile(folder / name)  # noqa: PTH113
 
 
 def open_data(data: Data, seed: int) -> Source:
@@ -142,11 +166,11 @@ def open_data(data: Data, seed: int) -> Source:
         UserError: there are no images, they can't be read, or what is meant is ambiguous.
     """
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it also raises
     folder = Path(data.source).expanduser()
-    if (folder / latents.MANIFEST).is_file():
+    if _holds(folder, latents.MANIFEST):
         return _latents(folder, data, seed)
-    if (folder / latents.UNFINISHED).is_file():
+    if _holds(folder, latents.UNFINISHED):
         raise UserError(
             f"--data {data.source}: the latents in it are not finished; run `pretrain encode-latents` again"
         )
@@ -208,6 +232,11 @@ def _classes(train: Part, report: Report) -> list[str]:
         report.note(f"the labels ({train.labels}) are fractions, no classes, and are not used")
         return []
     names = class_names(train.values) if train.given is None else train.given
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(class_key(name), []).append(name)
+    if several := [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]:
+        report.note(f"classes of their own, though their names are nearly the same: {listed(several)}")
     if len(names) == 1:
         report.note(f"all labels are {names[0]} ({train.labels}); one class is none, so they are not used")
         return []
@@ -228,6 +257,12 @@ def _held_out(train: Part, others: Sequence[Part], names: list[str], data: Data,
         chosen = next(iter([*labelled, *others]), None)
         if chosen is not None and names and not labelled:
             report.note(f"{chosen.name} has no labels of the training classes: accuracies can't be measured on it")
+        if chosen is not None and not names and any(value is not None for value in chosen.values):
+            report.note(f"the labels of {chosen.name} are not used, as the training images have none")
+        if chosen is not None and chosen.images != train.images:
+            report.note(f"the images of {chosen.name} are those of {chosen.images}")
+        if chosen is not None and labelled and chosen.labels != train.labels:
+            report.note(f"the labels of {chosen.name} are those of {chosen.labels}")
     for part in others:
         if part is not chosen:
             report.note(f"{part.name} ({len(part):,} images) is not used (--data.test-split {part.name})")

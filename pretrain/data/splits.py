@@ -6,6 +6,7 @@ A rule is applied to all names that lie side by side, or to none of them: a clas
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,11 +17,17 @@ from pretrain.data.files import Node
 KINDS = {
     "train": ("train", "training", "trainval"),
     "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
 }
 # Folders of these names hold the images of something else: beside one split folder they are no classes.
 GENERIC = {"images", "image", "imgs", "img", "data", "dataset", "extra", "unlabeled", "unlabelled", "all", "rest"}
 GENERIC |= {"other", "others", "masks", "mask", "labels", "annotations"}
+# Parts of the names of folders that hold images, and what belongs to images.
+MAIN = re.compile(r"ima?ge?s?|photo|rgb|^(data|labell?ed)$", re.IGNORECASE)
+ASIDE = re.compile(
+    r"mask|segm|annot|unlab|^labels?$|ground.?truth|^gt|trimap|depth|thumb|preview|condition", re.IGNORECASE
+)
+FOLDS = ("fold", "split", "part", "shard", "chunk", "batch", "subset")  # with numbers, they are no names of classes
 EVERYTHING = "all"  # name of the split of a data set that has none
 NONE, WHOLE = "none", "."  # values of --data.test-split and --data.train-split
 SETTLE = "name the folders with --data.train-split and --data.test-split (. is the whole folder, none no test split)"
@@ -71,6 +78,13 @@ def _alike(names: Sequence[str]) -> bool:
     return len({re.sub(r"[\W\d_]+", "", name).lower() for name in names}) == 1
 
 
+def _shared_inside(node: Node) -> list[str]:
+    """The names of at least two folders that most folders in a folder hold alike."""
+    counts = Counter(name for child in node.folders.values() for name in child.folders)
+    shared = sorted(name for name, count in counts.items() if count > 1)
+    return shared if len(shared) > 1 and 2 * sum(counts[name] for name in shared) > counts.total() else []
+
+
 def _is_grouped(names: Sequence[str]) -> bool:
     """Whether all names are split names, of at least two kinds, the training's among them."""
     kinds = {split_of(name) for name in names}
@@ -85,10 +99,13 @@ class Splitter:
         source: the value of --data, for messages.
         note: called with messages on what was decided.
         by_class: whether folders below a split are classes (images); else they are only searched (parquet files).
+        empty: names of folders that hold no such files.
     """
 
-    def __init__(self, root: Node, source: str, note: Callable[[str], None], *, by_class: bool) -> None:
-        self.root, self.source, self.note, self.by_class = root, source, note, by_class
+    def __init__(
+        self, root: Node, source: str, note: Callable[[str], None], *, by_class: bool, empty: Sequence[str] = ()
+    ) -> None:
+        self.root, self.source, self.note, self.by_class, self.empty = root, source, note, by_class, empty
         self.known: set[str] = set()  # classes of the training split
 
     def refuse(self, what: str) -> UserError:
@@ -109,6 +126,13 @@ class Splitter:
         if self.by_class and base is not self.root:
             self.note(f"all images lie in {printable(base.path[len(self.root.path) + 1 :])}/")
         if train is None and test in (None, NONE):
+            absent = [name for name in self.empty if split_of(name) == "train"]
+            below = base.path[len(self.root.path) + 1 :]
+            held_out = [
+                name for name in [*below.split("/"), *base.entries()] if split_of(name) in ("validation", "test")
+            ]
+            if absent and held_out and not any(split_of(name) == "train" for name in base.entries()):
+                raise self.refuse(f"{_counted(absent)} holds no images, but {_counted(held_out)} does")
             found = self._automatic(base)
             return found[:1] if test == NONE else found
         return self._explicit(base, train, test)
@@ -142,7 +166,7 @@ class Splitter:
             self._nested(base)
             self.note(f"all parquet files are used: {_counted(named)} beside {_counted(others)} is taken for no split")
             return [self._whole(base)]
-        if not self._are_siblings(base, others):
+        if not self._are_siblings(base, others) or _shared_inside(base):
             raise self.refuse(f"{_counted(named)} may be a split or a class beside {_counted(others)}")
         self.note(
             f"{_counted(named)} is taken for a class, as the {len(others)} folders beside it are no splits "
@@ -153,7 +177,8 @@ class Splitter:
     def _one_kind(self, base: Node, named: list[str]) -> list[Split]:
         """All names are split names of one kind: shards of one split, or classes of trains."""
         if not self.by_class or _alike(named) or any(base.folders[name].folders for name in named):
-            self.note(f"{_counted(named)} are taken for parts of one split")
+            text = "are taken for parts of one split" if len(named) > 1 else "is taken for the split to train on"
+            self.note(f"{_counted(named)} {text}")
             return [self._union("train", named, base)]
         self.note(f"{_counted(named)} are taken for classes, there is no other split beside them")
         return self._by_class_folders(base)
@@ -163,6 +188,7 @@ class Splitter:
         inner = [[*node.folders] for node in base.folders.values()]
         images = base.files or any(node.files for node in base.folders.values())
         if self.by_class and not images and inner and all(map(_is_grouped, inner)):
+            self._check_roles(base)
             self.note(f"the splits lie inside of the class folders ({_counted(sorted(base.folders), 3)})")
             names = sorted({name for names in inner for name in names})
             return self._grouped(names, base, transposed=True)
@@ -188,7 +214,7 @@ class Splitter:
             names = self._names(node)
             where = node.path[len(self.root.path) + 1 :] or self.source
             others = [name for name in names if name not in named]
-            if not harmless and (
+            if not (harmless and not (self.by_class and others)) and (
                 len({split_of(name) for name in named}) > 1
                 or (self.by_class and node.files)
                 or not self._are_siblings(node, others)
@@ -252,10 +278,18 @@ class Splitter:
                 split.classes.append(None)
         return split
 
-    def _add(self, split: Split, node: Node, label: str | None = None) -> None:
-        """Add a folder's files to a split, their class being `label` or their first folder below."""
+    def _add(self, split: Split, node: Node, label: str | None = None, *, is_named: bool = False) -> None:
+        """Add a folder's files to a split, their class being `label` or their first folder below.
+
+        Raises:
+            UserError: its folders may be no classes, and the user did not name this one (`is_named`).
+        """
         if label is None:
-            node = self._descend(node)
+            above, node = node, self._descend(node)
+            if node is not above and self.by_class:
+                self.note(f"all images of {split.name} lie in {printable(node.path[len(self.root.path) + 1 :])}/")
+            if not is_named:
+                self._check_classes(node)
         for name in node.entries():
             if name in node.folders:
                 paths = node.folders[name].paths()
@@ -264,6 +298,34 @@ class Splitter:
             else:
                 split.files.append(f"{node.path}/{name}")
                 split.classes.append(label)
+
+    def _check_classes(self, node: Node) -> None:
+        """Report, or refuse, folders side by side that may be no classes.
+
+        Raises:
+            UserError: they are images and what belongs to them, or folds.
+        """
+        names = sorted(node.folders)
+        if len(names) < 2:
+            return
+        if not self.by_class:
+            self.note(f"the folders {_counted(names)} hold parts of one table and are no classes")
+            return
+        self._check_roles(node)
+        if _alike(names) and "".join(re.findall(r"[^\W\d_]+", names[0])).lower() in FOLDS:
+            raise self.refuse(f"{_counted(names)} may be parts of one data set, or classes")
+        if inner := _shared_inside(node):
+            self.note(
+                f"the classes are {_counted(names)}, not {_counted(inner)}, which are folders in several of them "
+                "(--data.train-split with their names, and + between them, makes these the classes)"
+            )
+
+    def _check_roles(self, node: Node) -> None:
+        """Raise UserError if a folder's folders are named for images and for what belongs to images."""
+        names = sorted(node.folders)
+        aside = [name for name in names if ASIDE.search(name)]
+        if aside and len(aside) < len(names) and all(MAIN.search(name) for name in names if name not in aside):
+            raise self.refuse(f"{_counted(names)} may be images and what belongs to them, or classes")
 
     def _whole(self, base: Node) -> Split:
         split = Split("train", EVERYTHING)
@@ -275,11 +337,13 @@ class Splitter:
         split = Split("train" if setting == "train" else "test", name)
         for part in [name] if base.find(name) or self.root.find(name) else name.split("+"):
             node = base.find(part) or self.root.find(part)
-            files = [] if self.by_class else [file for file in base.entries() if self._matches(file, part)]
+            above, _, last = part.rpartition("/")
+            folder = base.find(above) or self.root.find(above) if above else base
+            files = [file for file in folder.entries() if self._matches(file, last)] if folder else []
             if node is not None:
-                self._add(split, node)
-            elif files:
-                more = self._union(split.kind, files, base)
+                self._add(split, node, is_named=True)
+            elif folder and files and not self.by_class:
+                more = self._union(split.kind, files, folder)
                 split.files += more.files
                 split.classes += more.classes
             else:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from pyarrow import parquet
 
 from pretrain.core.errors import UserError
 from pretrain.core.text import printable
-from pretrain.data.splits import class_key
+from pretrain.data.splits import class_key, split_of
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "picture", "photo", "pixels", "pixel_values", "images")
+SPLITS = ("split", "subset", "partition", "set", "fold", "usage")  # columns that may name a row's split
 LABELS = ("label", "labels", "class", "cls", "target", "category")  # columns that name a class
 FILES = ("file_name", "filename", "file", "path", "image")  # columns of metadata that name a file
 
@@ -45,14 +46,27 @@ def _is_encoded(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
 
 
-def image_column(features: datasets.Features, asked: str | None, source: str, note: Callable[[str], None]) -> str:
+def array_type(feature: Any) -> str:
+    """The type of the values of a column of arrays; "" for encoded images."""
+    return _nesting(feature)[1] if _is_array(feature) else ""
+
+
+def _described(feature: Any) -> str:
+    """What a column holds, for messages."""
+    if isinstance(feature, dict):
+        return f"fields {', '.join(feature)}"
+    if (inner := getattr(feature, "feature", None)) is not None:
+        return f"list of {_described(inner)}"
+    return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
+
+
+def image_column(features: datasets.Features, asked: str | None, source: str) -> str:
     """The name of the column of images.
 
     Args:
         features: of the table.
         asked: --data.image, or None.
         source: the value of --data, for messages.
-        note: called with a message for what is not used.
 
     Raises:
         UserError: there is none, or several and none is called image.
@@ -68,18 +82,27 @@ def image_column(features: datasets.Features, asked: str | None, source: str, no
     others += [name for name in named if getattr(features[name], "dtype", "") in ("string", "large_string")]  # paths
     usable = usable or [name for name in others if name in named] or others
     if not usable:
-        flat = [name for name in named if _nesting(features[name])[0]]
+        held = [f"{name} ({_described(kind)})" for name, kind in features.items()]
+        flat = [name for name in named if _nesting(features[name])[0] and _nesting(features[name])[1]]
         said = f", and the lists of {flat[0]} have no height and width" if flat else ""
-        raise UserError(f"--data {source}: no column holds images{said}; its columns are {columns}")
-    chosen = next((name for name in usable if name.lower() == "image"), usable[0])
-    if len(usable) > 1:
-        if chosen.lower() != "image":
-            raise UserError(
-                f"--data {source}: several columns hold images, {printable(', '.join(usable))}; name one with "
-                "--data.image"
-            )
-        note(f"columns of images that are not used: {', '.join(name for name in usable if name != chosen)}")
+        raise UserError(f"--data {source}: no column holds images{said}; its columns are {listed(held)}")
+    chosen = min(usable, key=lambda name: (name != "image", name.lower() != "image"))
+    if len(usable) > 1 and chosen.lower() != "image":
+        raise UserError(
+            f"--data {source}: several columns hold images, {printable(', '.join(usable))}; name one with --data.image"
+        )
     return chosen
+
+
+def note_split_columns(columns: Mapping[str, Sequence[Any]], note: Callable[[str], None]) -> None:
+    """Report columns, by name, whose values are names of splits: what they hold out is trained on."""
+    for name, values in columns.items():
+        counts = Counter(map(str, values)) if name.lower() in SPLITS else Counter()
+        if {split_of(value) for value in counts} & {"validation", "test"}:
+            said = listed([f"{value} {count:,}" for value, count in counts.items()])
+            note(
+                f"all rows are used, whatever split column {name} gives them ({said}); write each into a file or folder"
+            )
 
 
 def label_column(
@@ -95,7 +118,11 @@ def label_column(
         return asked
     found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     for label in LABELS:
-        found += [name for name, kind in features.items() if name.lower() == label and isinstance(kind, datasets.Value)]
+        for name, kind in sorted(features.items(), key=lambda item: item[0] != label):
+            if name.lower() == label and isinstance(kind, datasets.Value):
+                found.append(name)
+            elif name.lower() == label and not isinstance(kind, datasets.ClassLabel):
+                note(f"column {name} holds no classes, but {_described(kind)}")
     if len(found) > 1:
         note(f"labels are taken from {found[0]}, not from {', '.join(found[1:])} (--data.label)")
     return found[0] if found else None
@@ -122,18 +149,33 @@ def image_table(table: datasets.Dataset, column: str, label: Sequence[int] | np.
 def label_values(table: datasets.Dataset, column: str) -> tuple[list[Any], list[str] | None]:
     """Each row's class, None where it has none, and the classes if the column's type names them.
 
-    No label are None, NaN, an empty string, and -1 of numbers.
+    No label are None, NaN, a blank string, and -1 of numbers.
+
+    Raises:
+        UserError: a number has no name in the column's type.
     """
     kind, values = table.features[column], list(table[column])
     if isinstance(kind, datasets.ClassLabel):
+        if (largest := max((value for value in values if value is not None), default=-1)) >= len(kind.names):
+            raise UserError(
+                f"column {printable(column)} has the class {largest}, and its type has the names of {len(kind.names)}; "
+                "correct it, or name another column with --data.label"
+            )
         return [kind.names[value] if value is not None and value >= 0 else None for value in values], kind.names
     return without_missing(values), None
 
 
 def without_missing(values: Iterable[Any]) -> list[Any]:
     """Values with None where there is no label."""
-    missing = (None, -1, "")
-    return [None if value in missing or (isinstance(value, float) and math.isnan(value)) else value for value in values]
+    return [
+        None
+        if value is None
+        or (isinstance(value, str) and not value.strip())
+        or (isinstance(value, float) and math.isnan(value))
+        or value == -1
+        else value
+        for value in values
+    ]
 
 
 def class_name(value: Any) -> str:
@@ -198,7 +240,11 @@ def read_metadata(path: str) -> list[dict[str, Any]]:
     try:
         if path.lower().endswith(".csv"):
             with Path(path).open(newline="", encoding="utf-8-sig") as file:
-                return [*csv.DictReader(file)]
+                reader = csv.DictReader(file)
+                names = [*(reader.fieldnames or ())]
+                if twice := {name for name in names if names.count(name) > 1}:
+                    raise ValueError(f"it has several columns {', '.join(sorted(twice))}")
+                return [*reader]
         if path.lower().endswith(".jsonl"):
             with Path(path).open(encoding="utf-8") as file:
                 rows = [json.loads(line) for line in file if line.strip()]
@@ -211,8 +257,8 @@ def read_metadata(path: str) -> list[dict[str, Any]]:
         raise UserError(f"{printable(path)} can't be read: {said}; repair it, or move it away") from None
 
 
-def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
-    """Path and label of the images that metadata files list.
+def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str], None]) -> dict[str, Any]:
+    """The label of each image that metadata files list, by path.
 
     Args:
         paths: of the files.
@@ -220,8 +266,9 @@ def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str
         note: called with messages for what is not used.
 
     Raises:
-        UserError: a file can't be read.
+        UserError: a file can't be read, or an image has two labels.
     """
+    found: dict[str, Any] = {}
     for path in sorted(paths):
         rows = read_metadata(path)
         columns = [*dict.fromkeys(name for row in rows for name in row if isinstance(name, str))]
@@ -231,12 +278,35 @@ def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str
         short = printable(os.path.basename(path))  # noqa: PTH119
         if file is None or label is None:
             missing = "file_name" if file is None else asked or "label"
-            note(f"{short} is not used: it has no column {missing}, but {listed(columns) or 'none'} (--data.label)")
+            said = f"no column {missing}, but {listed(columns)} (--data.label)" if rows else "no rows"
+            note(f"{short} is not used: it has {said}")
             continue
-        if len(labels) > 1:
-            note(f"labels are taken from {label} of {short}, not from {listed([n for n in labels if n != label])}")
-        for row in rows:
+        unused = [name for name in columns if name.strip() and name not in (file, label)]
+        if unused:
+            note(f"columns of {short} that are not used: {listed(unused)}")
+            note_split_columns({name: [row.get(name) for row in rows] for name in unused}, note)
+        for row, value in zip(rows, _plain([row.get(label) for row in rows], f"{label} of {short}", note), strict=True):
             name = str(row.get(file))
             where = os.path.normpath(os.path.join(os.path.dirname(path), name))  # noqa: PTH118, PTH120
-            value = row.get(label)
-            yield where, value if isinstance(value, (str, int, float, bool)) else None
+            if found.setdefault(where, value) != value:
+                raise UserError(
+                    f"{printable(path)}: the labels of {printable(name)} are {printable(str(found[where]))} and "
+                    f"{printable(str(value))}; correct it, or move the file away"
+                )
+    return found
+
+
+def _plain(values: list[Any], column: str, note: Callable[[str], None]) -> list[Any]:
+    """Labels that can be classes, the others as None; if a text file's are numbers and fractions, as numbers."""
+    if others := sum(not isinstance(value, (str, int, float, bool, type(None))) for value in values):
+        note(f"{others:,} values of {printable(column)} are no classes, but lists or the like, and are not used")
+        return [value if isinstance(value, (str, int, float, bool)) else None for value in values]
+    filled = [value for value in values if value not in (None, "")]
+    if filled and all(isinstance(value, str) for value in filled):
+        try:
+            numbers = [*map(float, filled)]
+        except ValueError:
+            return values
+        if not all(math.isnan(number) or number.is_integer() for number in numbers):
+            return [None if value in (None, "") else float(value) for value in values]
+    return values

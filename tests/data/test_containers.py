@@ -124,6 +124,151 @@ def tiff(pixels: np.ndarray, **options) -> dict:
     return {"bytes": stream.getvalue(), "path": None}
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_tiff_is_read_as_it_is_meant_or_refused(seed: int) -> None:
+    """Of any type, byte order, photometric tag and bands: the values scaled to 8 bits, or one sentence."""
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(rng.choice(["u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8", "c8"]))
+    count, alpha = int(rng.choice([1, 1, 3, 4])), 0
+    low, high = (0.0, 1.0) if kind.kind in "fc" else map(float, (np.iinfo(kind).min, np.iinfo(kind).max))
+    pixels = (low + rng.random((6, 7, count)) * (high - low)).astype(kind)
+    color = "minisblack" if count == 1 else str(rng.choice(["rgb", "rgb", "minisblack"]))
+    if count == 1 and rng.random() < 0.4:
+        color = "miniswhite"
+    elif count == 4 and rng.random() < 0.3:
+        color = "separated"
+    bands = {"rgb": 3, "separated": 4}.get(color, 1)
+    options: dict = {
+        "photometric": color,
+        "byteorder": str(rng.choice(["<", ">"])),
+        "bigtiff": bool(rng.random() < 0.3),
+    }
+    if count > bands:
+        alpha = int(rng.choice([0, 1, 2])) if count == bands + 1 else 0
+        options["extrasamples"] = [alpha] * (count - bands)
+        options["planarconfig"] = "contig"
+    image, reading = tiff(pixels, **options), Reading((low, high), is_set=kind.kind != "u" or kind.itemsize > 1)
+    is_real = kind.kind in "uif" and not (color == "separated" and (kind.str[1:] != "u1" or options["bigtiff"]))
+    if not is_real or (color == "miniswhite" and kind.kind != "u"):
+        with pytest.raises(ValueError, match=r"(of|its) type|its black is not known|bits"):
+            decode(image, count, None, reading)
+        return
+    if color == "separated" or alpha == 1:  # CMYK, by Pillow; colors multiplied by alpha
+        assert decode(image, 3, None, reading).shape == (3, 6, 7)
+        return
+    got = decode(image, count if count != 4 or alpha or color != "separated" else 3, None, reading).numpy()
+    expected = (pixels.astype(np.float64) - low) * (255 / (high - low))
+    expected = 255 - expected if color == "miniswhite" else expected
+    shown = expected.clip(0, 255)
+    if alpha == 2:
+        top = 1 if kind.kind == "f" else np.iinfo(kind).max
+        shown[..., -1] = (pixels[..., -1].astype(np.float64) * (255 / top)).clip(0, 255)
+    assert np.abs(got - np.moveaxis(shown, -1, 0)).max() <= 1.01, (kind, options)
+
+
+def test_colors_multiplied_by_alpha_are_divided_by_it() -> None:
+    color = np.full((6, 7, 3), 40_000, np.uint16)
+    alpha = np.linspace(1, 65535, 42).reshape(6, 7, 1).astype(np.uint16)
+    stored = np.concatenate([(color * (alpha / 65535)).round().astype(np.uint16), alpha], axis=-1)
+    got = decode(tiff(stored, photometric="rgb", extrasamples=["assocalpha"]), 4, None, Reading((0, 65535)))
+    seen = alpha[..., 0] > 5000
+    assert np.abs(got[:3, seen].numpy() - 40_000 / 257).max() <= 1
+
+
+def test_pages_that_are_not_pages_of_the_file_are_counted() -> None:
+    """Several images in one page, as ImageJ stores many of them, and volumes."""
+    stack = np.random.default_rng(0).integers(0, 256, (16, 16, 16)).astype(np.uint8)
+    for options in (
+        {"photometric": "minisblack", "truncate": True},
+        {"photometric": "minisblack", "volumetric": True, "tile": (16, 16, 16)},
+        {"imagej": True},
+    ):
+        image = tiff(stack, **options)
+        with pytest.raises(ValueError, match=r"16 pages or frames; .*--data\.pages first"):
+            decode(image, 1, None)
+        assert (decode(image, 1, None, Reading(pages="first"))[0].numpy() == stack[0]).all()
+
+
+def test_pages_that_lead_in_a_circle_do_not_hang() -> None:
+    content = bytearray(tiff(np.zeros((4, 4), np.uint8))["bytes"])
+    (first,) = struct.unpack("<I", content[4:8])
+    (tags,) = struct.unpack("<H", content[first : first + 2])
+    content[first + 2 + 12 * tags : first + 6 + 12 * tags] = struct.pack("<I", first)
+    got = decode({"bytes": bytes(content), "path": None}, 1, None, Reading(pages="first"))
+    assert got.shape == (1, 4, 4) and not got.any()
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_all_bits_of_a_ppm_are_read(tmp_path: Path, top: int, plain: bool) -> None:
+    """Twelve bits in a file of sixteen, too."""
+    rng = np.random.default_rng(top)
+    limit = min(top, 4095)
+    pixels = rng.integers(0, limit + 1, (4, 6, 7, 3))
+    pixels[:, 0, 0] = limit
+    for number, image in enumerate(pixels):
+        text = b" ".join(b"%d" % value for value in image.flatten())
+        body = b"# a comment\n" + text if plain else image.astype(">u2" if top > 255 else "u1").tobytes()
+        (tmp_path / f"{number}.ppm").write_bytes(b"P%d\n7 6\n%d\n" % (3 if plain else 6, top) + body)
+    s = source(tmp_path)
+    for number, row in enumerate(s.train.rows):
+        expected = np.moveaxis(pixels[row], -1, 0) * (255 / limit)
+        assert np.abs(s.train[None, number].image.numpy() - expected).max() <= 1.01
+
+
+def test_transparency_of_a_deep_grey_png() -> None:
+    pixels, stream = np.full((4, 4), 60_000, np.uint16), io.BytesIO()
+    pixels[0, 0] = 20
+    Image.fromarray(pixels).save(stream, "PNG", transparency=20)
+    got = decode({"bytes": stream.getvalue(), "path": None}, 1, None)
+    assert got[0, 0, 0] == 255 and abs(int(got[0, 1, 1]) - 60_000 / 257) <= 1
+
+
+def test_images_that_are_not_finite_do_not_hide_the_range_of_the_others(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number, bad in enumerate([np.nan, 0, np.inf, 0, -np.inf, 0]):
+        pixels = rng.random((4, 4)).astype(np.float32)
+        pixels[0, 0] = bad
+        tifffile.imwrite(tmp_path / f"{number}.tif", pixels, photometric="minisblack")
+    s = source(tmp_path)
+    assert "values 0 to 1" in str(s.report)
+    found = {int(images.rows[n]): images[None, n].problem for images in (s.train, s.test) for n in range(len(images))}
+    assert all(("not finite" in problem) == (row % 2 == 0) for row, problem in found.items())
+    for number in (1, 3, 5):
+        (tmp_path / f"{number}.tif").unlink()
+    with pytest.raises(UserError, match="not finite"):
+        source(tmp_path)
+
+
+def test_types_of_different_ranges_are_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / f"{number}.tif")
+    with pytest.raises(UserError, match=r"float32 values 0 to 1 and|uint16 values 0 to 65535 and"):
+        source(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["color", "grey", "band"])
+def test_no_color_or_band_is_lost_unless_asked_for(tmp_path: Path, kind: str) -> None:
+    """Among the images that were not looked at, either."""
+    for number in range(150):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number:03d}.png")
+    value = np.full((4, 4, 4), 100, np.uint8)
+    value[..., 0] = 90 if kind == "color" else 100
+    if kind == "band":
+        tifffile.imwrite(tmp_path / "000x.tif", value, photometric="rgb", extrasamples=["unspecified"])
+    else:
+        Image.fromarray(value[..., :3]).save(tmp_path / "000x.png")
+    for channels in (None, 1):
+        s = source(tmp_path, channels=channels)
+        assert s.shape == (1, 4, 4)
+        problems = [
+            item.problem for part in (s.train, s.test) for n in range(len(part)) if (item := part[None, n]).problem
+        ]
+        assert bool(problems) == (channels is None and kind != "grey")
+        assert all("000x" in problem and "--data.channels" in problem for problem in problems)
+
+
 def test_extra_bands_are_read_or_refused(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 7, 4)).astype(np.uint8)
     for options in ({}, {"compression": "zlib"}, {"planarconfig": "separate"}):

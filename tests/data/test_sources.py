@@ -164,7 +164,7 @@ def test_empty_folders_and_other_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a parquet file"):
         source(tmp_path / "words.txt")
     (tmp_path / "x.parquet").write_text("x")
-    with pytest.raises(UserError, match="reading it failed"):
+    with pytest.raises(UserError, match=r"x\.parquet can.t be read"):
         source(tmp_path / "x.parquet")
     datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(UserError, match="its columns are text"):

@@ -1,5 +1,6 @@
 """Tables: splits, columns of images and labels, metadata beside images."""
 
+import csv
 import json
 import os
 import random
@@ -113,6 +114,46 @@ def test_metadata_beside_images(tmp_path: Path, ending: str) -> None:
     assert "does not list 1 images" in str(s.report)
     with pytest.raises(UserError, match=r"--data\.label nonsense"):
         source(tmp_path, label="nonsense")
+
+
+def write_metadata(folder: Path, rows: list[dict], ending: str) -> None:
+    file = folder / f"metadata.{ending}"
+    if ending == "csv":
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("values", [["b", "a", "c d"], [1, 2, 3], [0.5, 1, 2.25], [3.0, 1.0, 2.0], ["", "x", "y"]])
+def test_metadata_means_the_same_in_any_format(tmp_path: Path, ending: str, values: list) -> None:
+    """Fractions are no classes, columns that are not used are reported, an image has one label."""
+    draw(tmp_path, 6)
+    rows = [{"file_name": f"{n}.png", "label": values[n % 3], "split": "train" if n else "test"} for n in range(6)]
+    write_metadata(tmp_path, rows, ending)
+    s = source(tmp_path)
+    assert s.classes == (0 if 0.5 in values else 2 if "" in values else 3)
+    assert "columns of metadata" in str(s.report) and "(test 1, train 5)" in str(s.report)
+    assert ("are fractions" in str(s.report)) == (0.5 in values)
+    write_metadata(tmp_path, [*rows, rows[0]], ending)
+    assert source(tmp_path).classes == s.classes
+    write_metadata(tmp_path, [*rows, rows[0] | {"label": values[1]}], ending)
+    with pytest.raises(UserError, match=r"the labels of 0\.png are .* and .*; correct it"):
+        source(tmp_path)
+
+
+def test_metadata_that_names_no_classes(tmp_path: Path) -> None:
+    draw(tmp_path, 4)
+    write_metadata(tmp_path, [{"file_name": f"{n}.png", "label": [n]} for n in range(4)], "jsonl")
+    assert "4 values of label of metadata.jsonl are no classes" in str(source(tmp_path).report)
+    (tmp_path / "metadata.jsonl").write_text("")
+    assert "metadata.jsonl is not used: it has no rows" in str(source(tmp_path).report)
+    (tmp_path / "metadata.csv").write_text("file_name,label,label\n0.png,a,b\n")
+    with pytest.raises(UserError, match="several columns label"):
+        source(tmp_path)
 
 
 @pytest.mark.parametrize("bad", ["stop", "skip"])
