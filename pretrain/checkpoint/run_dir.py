@@ -166,6 +166,9 @@ def prepare(config: Config, resumed: storage.FoundCheckpoint | None) -> Lock:
                 require_plain(folder / name, inner_links=name == "trackers")
             elif (folder / name).is_symlink():
                 own_folder(folder / name)
+            path = folder / name
+            if resumed is not None and path.exists() and path.is_dir() == bool(path.suffix):
+                raise OSError(f"{path} is not a {'file' if path.suffix else 'folder'}; move it away")
         if resumed is None:
             for name in FILES - {"config.yaml"}:  # kept until it is replaced: it marks the folder as a run's
                 path = folder / name

@@ -44,11 +44,16 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+MAX_BYTES = 1 << 20  # of a recipe
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file by dotted name."""
     if not path.is_file():
         near = get_close_matches(path.name, [item.name for item in path.parent.glob("*.yaml")], 1, 0.3)
         raise UserError(f"--config {path}: there is no such file{f'; did you mean {near[0]}?' if near else ''}")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError(f"--config {path}: a recipe has at most {MAX_BYTES:,} bytes, got {size:,}; name another file")
     try:
         tree = _PlainLoader(path.read_text()).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:

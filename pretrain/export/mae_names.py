@@ -49,6 +49,8 @@ VARIANTS = (  # further names in files of transformers, and the ones above
 PATCH_WEIGHT = "patch_embed.proj.weight"  # of every timm vision transformer
 PATCH_WEIGHT_TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
+AVERAGED = re.compile(r"(^|[._])(teacher|ema|target)([._]|$)")
+SECOND = re.compile(r"(^|[._])(student|momentum|online|encoder_k)([._]|$)")
 LISTED = 8  # names in a message
 
 
@@ -61,6 +63,7 @@ class Weights(NamedTuple):
         ignored: names in the file of what is neither.
         prefix: of the encoder's names in the file.
         ours: whether the decoder has our names, so the file is of a run.
+        others: number of further encoders in the file.
     """
 
     encoder: dict[str, Tensor]
@@ -68,6 +71,7 @@ class Weights(NamedTuple):
     ignored: list[str]
     prefix: str
     ours: bool
+    others: int
 
 
 def rename(tensors: dict[str, Tensor]) -> Weights:
@@ -96,17 +100,23 @@ def rename(tensors: dict[str, Tensor]) -> Weights:
             inside[("" if transformers else "our.") + decoder] = name
     taken = {*inside.values()}
     ignored = [name for name in plain if name not in taken]
-    values = {name: tensors[plain[there]].float() for name, there in inside.items()}
+    read = {name: tensors[plain[there]] for name, there in inside.items()}
+    values = {name: value.float() if value.is_floating_point() else value for name, value in read.items()}
     named = _from_transformers(values) if transformers else _from_published(values)
     encoder = {name.removeprefix("encoder."): value for name, value in named.items() if name.startswith("encoder.")}
     decoder = {name: value for name, value in named.items() if not name.startswith("encoder.")}
-    return Weights(encoder, decoder, ignored, prefix, any(name.startswith("our.") for name in values))
+    return Weights(encoder, decoder, ignored, prefix, any(name.startswith("our.") for name in values), len(found) - 1)
 
 
 def _preference(name: str) -> tuple[int, int]:
-    """Of several encoders in a file the teacher, then the one with the shortest name, last a student."""
-    parts = name.split(".")
-    return (0 if "teacher" in parts else 2 if "student" in parts else 1), len(name)
+    """Of several encoders in a file the one that is used elsewhere.
+
+    A teacher, an EMA or a target encoder (DINO, timm, I-JEPA), then the one with the shortest name, last a student or
+    the momentum encoder of MoCo.
+    """
+    if AVERAGED.search(name):
+        return 0, len(name)
+    return (2 if SECOND.search(name) else 1), len(name)
 
 
 def _from_published(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,8 +31,11 @@ from pretrain.export.mae_names import (
 )
 
 HEADS = re.compile(  # parameters that an encoder does not need, beside its own
-    r"(\w*head\w*|classifier|fc|fc_norm|pre_logits|pooler|attn_pool|projector|predictor|mask_token)(\.|$)"
+    r"(\w*head\w*|decoder|classifier|fc|fc_norm|pre_logits|pooler|attn_pool|projector|predictor|mask_token)(\.|$)"
 )
+
+
+IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def start_from(model: Any, path: Path, encoder: str) -> str:
@@ -45,7 +48,8 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
 
     Args:
         model: the masked autoencoder; unchanged if an error is raised.
-        path: .safetensors, or a file that `torch.load` reads with weights_only=True.
+        path: .safetensors, a file that `torch.load` reads with weights_only=True, the .index.json of several, or a
+            folder that holds one of these by its usual name.
         encoder: timm name of its encoder.
 
     Returns:
@@ -61,7 +65,13 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
 
 
 def _start_from(model: Any, path: Path, encoder: str) -> str:
+    shard = re.search(r"-\d{5}-of-(\d{5})\.", path.name)
+    if shard and int(shard[1]) > 1:
+        raise UserError(f"it is one of {int(shard[1])} files of a model; give their .index.json")
+    if path.is_dir():
+        path = next((path / name for name in IN_FOLDER if (path / name).is_file()), path)
     weights = rename(_read(path))
+    _check_values(weights, path, model.encoder)
     mean, std = _normalisation(path, encoder, weights)
     own = model.encoder.state_dict()
     heads = [name for name in weights.encoder if name not in own and HEADS.match(name)]
@@ -92,9 +102,30 @@ def _start_from(model: Any, path: Path, encoder: str) -> str:
     elif weights.decoder:
         parts += f" but not the decoder, which does not fit ({differences})"
     message = f"initialised {parts}"
+    if weights.others:
+        message += f" from {weights.prefix!r}, one of {weights.others + 1} encoders in it"
     if weights.ignored or heads:
         message += f", ignored {summarise_names([*heads, *weights.ignored], weights.prefix)}"
     return f"{message}; its pixels were normalised by mean {_numbers(mean)} and std {_numbers(std)}"
+
+
+def _check_values(weights: Weights, path: Path, encoder: Any) -> None:
+    """Raise a `UserError` if the weights are not finite floats, or are of another number of channels or heads."""
+    for name, value in (weights.encoder | weights.decoder).items():
+        if not value.is_floating_point() or not value.isfinite().all():
+            kind = "values that are not finite" if value.is_floating_point() else f"{value.dtype} values"
+            raise UserError(f"its {name} has {kind}; give weights of floating-point numbers, all finite")
+    kernel, channels = weights.encoder[PATCH_WEIGHT], encoder.patch_embed.proj.in_channels
+    if kernel.ndim == 4 and kernel.shape[1] not in (3, channels):
+        raise UserError(
+            f"it is of images with {kernel.shape[1]} channels, these have {channels}; give --data.channels "
+            f"{kernel.shape[1]}, or a file for 3 channels, which are adapted"
+        )
+    card = _read_json(path.parent / "config.json")
+    arguments, here = card.get("model_args"), encoder.blocks[0].attn.num_heads
+    there = card.get("num_attention_heads", arguments.get("num_heads") if isinstance(arguments, dict) else None)
+    if isinstance(there, int) and there != here:
+        raise UserError(f"its config.json has {there} attention heads, the model {here}; give --model.heads {there}")
 
 
 def _adapted(tensors: dict[str, Tensor], encoder: Any, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
@@ -145,24 +176,45 @@ def _sizes(encoder: dict[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file by name; names of nested dictionaries are joined by dots."""
+    """All tensors of a file, or of the files that an index names, by name; nested names are joined by dots."""
     if not path.is_file():
-        raise UserError("there is no such file")
+        raise UserError(f"there is no {IN_FOLDER[0]} in this folder" if path.is_dir() else "there is no such file")
+    if path.name.endswith(".index.json"):
+        names = {*_read_json(path).get("weight_map", {}).values()}
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise UserError("it names no files of weights beside it")
+        return {name: value for file in sorted(names) for name, value in _read(path.parent / file).items()}
+    start = b""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # published MAEs contain their arguments
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # whose name does not matter
+            start = file.read(64)
+            file.seek(0)
+            if start[8:9] == b"{":  # the header of safetensors
+                return load_file(path)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # published MAEs contain their arguments
+                found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # readers of broken files raise exceptions of any type
-        message = " ".join(str(error).split())[:160]
         raise UserError(
-            f"it can't be read as tensors ({type(error).__name__}: {message}); give a "
-            ".safetensors file, or a .pth file of tensors alone"
+            f"it can't be read as tensors ({_cause(start, error)}); give a .safetensors file, or a .pth file of "
+            "tensors alone"
         ) from None
     tensors = dict(_flat(found, ""))
     if not tensors:
         raise UserError("it holds no named tensors; give the state dict of a model")
     return tensors
+
+
+def _cause(start: bytes, error: Exception) -> str:
+    """Why a file that starts with these bytes could not be read; torch's own messages advise to trust it."""
+    if not start and not isinstance(error, OSError):
+        return "it is empty"
+    for begin, what in ((b"version https://git-lfs", "it is a Git LFS pointer"), (b"<", "it is a web page")):
+        if start.startswith(begin):
+            return what
+    message = " ".join(str(error).split())
+    if "weights_only" in message or "Weights only" in message:
+        return "it is of another format, or holds Python objects or code, which are not loaded"
+    return f"{type(error).__name__}: {message[:160]}"
 
 
 def _flat(tree: object, prefix: str) -> Iterable[tuple[str, Tensor]]:

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import math
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ class LabelPipeline(DiffusionPipeline):
     """
 
     _optional_components = ["vae"]  # noqa: RUF012
+    model_cpu_offload_seq = "network->vae"
 
     def __init__(self, network, scheduler, vae=None) -> None:
         super().__init__()
@@ -112,15 +115,34 @@ class LabelPipeline(DiffusionPipeline):
             return_dict: return an ImagePipelineOutput; False: a tuple.
 
         Raises:
-            ValueError: `label` is not of the model's classes.
+            ValueError: `label` is not of the model's classes, or another argument is out of its range.
         """
         config = self.network.config
+        for name, value, good, allowed in (
+            ("batch_size", batch_size, isinstance(batch_size, Integral) and batch_size >= 1, "a whole number >= 1"),
+            ("guidance", guidance, isinstance(guidance, Real) and math.isfinite(guidance), "a finite number"),
+            (
+                "num_inference_steps",
+                num_inference_steps,
+                isinstance(num_inference_steps, Integral) and num_inference_steps >= 1,
+                "a whole number >= 1",
+            ),
+            ("output_type", output_type, output_type in ("pil", "np", "pt"), "pil, np or pt"),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {allowed}, got {str(value)[:80]}")
         if "shape" in config:
             shape = tuple(config.shape)
         else:
             size = config.sample_size
             shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
         labels = self.labels(label, batch_size)
+        generators = generator if isinstance(generator, list) else [generator] * len(labels)
+        right = all(item is None or isinstance(item, torch.Generator) for item in generators)
+        if len(generators) != len(labels) or not right:
+            raise ValueError(
+                f"generator must be a torch.Generator, or a list of one for each of the {len(labels)} images"
+            )
         x = randn_tensor((len(labels), *shape), generator=generator, device=self.device, dtype=torch.float32)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)

@@ -7,7 +7,9 @@ from pretrain.core.padding import is_padding, sample_of
 
 UNSEEN = -torch.inf  # no loss yet; the neutral element of the maximum over ranks
 NEGATIVE = "scores must not be negative, so pass a `score` beside a loss that can be"
-HINT = "do all indices come from this sampler, each passed once?"
+HINT = (
+    "do all indices come from this sampler (sampler=infobatch, Indexed(data) outside of any Subset), each passed once?"
+)
 
 
 class NotFinite(FloatingPointError):
@@ -38,11 +40,13 @@ class EpochLosses:
         self.size = size
         self.loss = torch.full((size + 1,), UNSEEN, dtype=torch.float32)
         self._finite, self._wrong, self._negative = torch.tensor(True), torch.tensor(False), torch.tensor(False)
+        self._differ, self._several = torch.tensor(False), False  # two losses of a batch; batches of two or more
 
     def to(self, device: torch.device) -> None:
         """Move it to a device."""
         self.loss, self._finite = self.loss.to(device), self._finite.to(device)
         self._wrong, self._negative = self._wrong.to(device), self._negative.to(device)
+        self._differ = self._differ.to(device)
 
     def write(self, loss: Tensor, index: Tensor) -> None:
         """Store losses.
@@ -76,6 +80,8 @@ class EpochLosses:
             first = int(negative.int().argmax())
             raise ValueError(f"the loss of sample {index[first].item()} is {loss[first].item():.3g}; {NEGATIVE}")
         self._finite &= (finite | padding).all()
+        self._differ |= (loss != loss[:1]).any()
+        self._several |= len(loss) > 1
         self.loss[slot] = torch.where(finite, loss, torch.inf)  # infinity survives the maximum over ranks
         self.loss[-1] = UNSEEN
 
@@ -96,6 +102,13 @@ class EpochLosses:
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise NotFinite(f"the loss of sample {', '.join(map(str, bad[:10]))}{more} is not finite", bad)
 
+    def look_like_means(self) -> bool:
+        """Whether losses that were written at once were equal, always, and others not. Synchronizes with the device."""
+        if not self._several or self._differ:
+            return False
+        known = self.loss[self.loss != UNSEEN]
+        return bool((known != known[:1]).any())
+
     def discard(self, index: list[int]) -> None:
         """Remove the losses of these samples from this epoch; their scores will stay as they were."""
         self.loss[torch.tensor(index, dtype=torch.int64, device=self.loss.device)] = UNSEEN
@@ -104,3 +117,5 @@ class EpochLosses:
     def clear(self) -> None:
         """Remove all, for the next epoch."""
         self.loss.fill_(UNSEEN)
+        self._differ.fill_(False)
+        self._several = False

@@ -1,8 +1,10 @@
 """A data set wrapper that returns each sample's index beside it, for use of InfoBatch without our trainers."""
 
+from collections.abc import Mapping
+from operator import index as whole
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pretrain.core.padding import sample_of
 
@@ -24,7 +26,14 @@ class Indexed(Dataset[tuple[Any, ...]]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        item = self.data[sample_of(index)]
+        try:
+            number = whole(index)
+        except TypeError:
+            raise TypeError(
+                f"Indexed takes the index of one sample, got {type(index).__name__}; let the DataLoader make "
+                "the batches, with batch_size= or batch_sampler="
+            ) from None
+        item = self.data[sample_of(number)]
         return (index, *item) if isinstance(item, (tuple, list)) else (index, item)
 
 
@@ -34,9 +43,9 @@ def length(data: Any) -> int:
     Raises:
         TypeError: it is not a map-style data set.
     """
-    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+    if isinstance(data, (IterableDataset, DataLoader, Mapping, str, bytes)) or not hasattr(data, "__len__"):
         raise TypeError(
-            "InfoBatch needs a map-style data set, whose samples have an index; got "
-            f"{type(data).__name__}, an iterable one; give one with `__getitem__` and `__len__`"
+            f"InfoBatch needs a map-style data set, whose samples have an index; got {type(data).__name__}; give an "
+            "object with `__getitem__` and `__len__`, not an iterable, a loader, or a dict of splits or columns"
         )
     return len(data)

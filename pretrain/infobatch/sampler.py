@@ -15,7 +15,7 @@ The method is that of Qin et al., "InfoBatch: Lossless training speed up by unbi
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from numbers import Integral
 from typing import Any
 
@@ -25,8 +25,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pretrain.core.padding import is_padding, sample_of
+from pretrain.core.rng import fold_seed
 from pretrain.distributed import collectives
 from pretrain.infobatch.budget import Budget
+from pretrain.infobatch.checks import as_index, check_agreement, check_losses, check_rank, checked_state
 from pretrain.infobatch.epoch_losses import HINT, UNSEEN, EpochLosses
 from pretrain.infobatch.indexed import length
 from pretrain.infobatch.plan import Plan
@@ -84,6 +86,7 @@ class InfoBatch(Sampler[int]):
     ) -> None:
         self._data = None if isinstance(data, Integral) else data
         size = int(data) if isinstance(data, Integral) else length(data)
+        self._found_rank = rank is None
         anneal = (0.125 if budget is None else 0.0) if anneal is None else anneal
         if (rank is None) != (world is None):
             raise ValueError(f"rank and world belong together, got rank {rank} and world {world}")
@@ -107,6 +110,7 @@ class InfoBatch(Sampler[int]):
 
         self.epoch = self.seen = self.used_before = self.dropped = 0
         self._largest_step, self._merged = 0, True  # of this epoch; whether `losses` has those of all ranks
+        self._rest: np.ndarray | None = None  # samples that were left at a resume, if not the last ones of the plan
         self.raw = uses_raw_losses(policy)
         self.scores = ScoreStore(size, 0.0 if self.raw else smoothing, self.raw)
         self.ignores_scores = False
@@ -123,7 +127,8 @@ class InfoBatch(Sampler[int]):
     def plan(self) -> Plan:
         """This epoch's plan."""
         if self._plan is None:
-            raise ValueError("no epoch has been planned; loop with `for epoch in infobatch.epochs():`")
+            why = "no epoch has been planned" if self.epoch < self.total_epochs else f"all {self.epoch} epochs are over"
+            raise ValueError(f"{why}; loop with `for epoch in infobatch.epochs():`")
         return self._plan
 
     @property
@@ -157,13 +162,22 @@ class InfoBatch(Sampler[int]):
         """Plan each epoch and yield its number; after a resume it continues inside the epoch.
 
         Raises:
-            ValueError: the length of the data set has changed, or no loss was passed in an epoch.
+            ValueError: the length of the data set has changed, no loss was passed in an epoch, or ranks have different
+                plans.
         """
         while self.epoch < self.total_epochs:
-            if self._plan is None:
-                self._draw()
+            self._check_ranks()
             yield self.epoch
             self._close()
+
+    def _check_ranks(self) -> None:
+        """Plan the epoch, and raise if the process group is another one now, or this plan is not that of all ranks."""
+        if self._found_rank:
+            check_rank((self.rank, self.world), collectives.rank_and_world_size())
+        if self._plan is None:
+            self._draw()
+        if self.world > 1:
+            check_agreement(fold_seed(self.plan.fingerprint(), self.epoch, self.seen), self.merge)
 
     def _rule(self, score: Tensor, share: float) -> SamplingRule:
         """What the policy returns for an epoch that may use `share` of the samples."""
@@ -209,23 +223,34 @@ class InfoBatch(Sampler[int]):
 
         In every step all ranks together use the samples that one process would. If the last round is short, a rank
         yields padding: ``~i``, negative, for some sample i.
+
+        Raises:
+            ValueError: the epoch's samples have been used, so that a loop over the loader would not make a step.
         """
-        plan, first, count = self.plan, self.seen + self.rank, len(self)
+        plan, first, count, rest = self.plan, self.seen + self.rank, len(self), self._rest
+        if self._largest_step and not count:
+            raise ValueError(
+                f"epoch {self.epoch} is over, all of its {self.length} samples have a loss; loop with `for epoch in "
+                "infobatch.epochs():`, and evaluate with a loader that has another sampler"
+            )
 
         def indices() -> Iterator[int]:
-            yield from plan.samples(first, self.world)
+            if rest is None:
+                yield from plan.samples(first, self.world)
+            else:
+                yield from rest[first - plan.length + len(rest) :: self.world].tolist()
             if first + (count - 1) * self.world >= plan.length:
                 yield ~next(plan.samples(0))
 
         return indices()
 
-    def global_batch_size(self, index: Tensor) -> int:
+    def global_batch_size(self, index: Tensor | Sequence[int]) -> int:
         """Samples of this step over all ranks, without padding, if this rank's batch is `index`, int64 [B]."""
-        return min(len(index) * self.world, self.length - self.seen)
+        return min(len(as_index(index)) * self.world, self.length - self.seen)
 
-    def level(self, index: Tensor) -> Tensor:
+    def level(self, index: Tensor | Sequence[int]) -> Tensor:
         """float32 [B] in [0, 1); the levels of samples (or padding), int64 [B], in this epoch."""
-        return self.plan.level_of(sample_of(index))
+        return self.plan.level_of(sample_of(as_index(index)))
 
     # -- losses and scores -------------------------------------------------------------------------
 
@@ -244,8 +269,9 @@ class InfoBatch(Sampler[int]):
         Raises:
             ValueError: a sample's loss was passed already (noticed on a CPU).
         """
-        index = _as_index(index)
-        if self.losses.loss.device.type == "cpu" and (self.losses.loss[sample_of(index)] != UNSEEN).any():
+        index = as_index(index)
+        on_cpu = self.losses.loss.device.type == index.device.type == "cpu"
+        if on_cpu and (self.losses.loss[sample_of(index).clamp(max=self.size)] != UNSEEN).any():
             raise ValueError("weight(index) must be called before the losses of these samples are passed, in each step")
         scale = len(index) * self.world / max(self.global_batch_size(index), 1)
         return scale * self._weight(index.to(self._score.device)).to(index.device)
@@ -270,19 +296,17 @@ class InfoBatch(Sampler[int]):
             weights, which would be biased.
 
         Raises:
-            ValueError: not one loss per index, more losses than the epoch's plan has samples, a negative loss without a
-                score, or an index that is out of range or was passed before in this epoch (on an accelerator `check`
-                raises the last three).
+            ValueError: not one loss per index, losses that are no floating-point tensor, more losses than the epoch's
+                plan has samples, a negative loss without a score, or an index that is out of range or was passed before
+                in this epoch (on an accelerator `check` raises the last three).
         """
-        index = _as_index(index)
-        if loss.ndim != 1 or loss.shape != index.shape:
-            raise ValueError(
-                f"InfoBatch needs one loss per sample: got losses of shape {tuple(loss.shape)} for indices of "
-                f"shape {tuple(index.shape)}; use reduction='none' and average over all axes but the first"
-            )
+        index = as_index(index)
+        check_losses(loss, index, score)
+        if not len(index):  # all samples of the batch were filtered out
+            return loss.sum()
         n = self.global_batch_size(index)
         if n <= 0:
-            raise ValueError(f"epoch {self.epoch} has {self.length} samples, and all of them have a loss")
+            raise ValueError(f"epoch {self.epoch} has {self.length} samples, and all of them have a loss; {HINT}")
         if self.losses.loss.device != loss.device:
             self.losses.to(loss.device)
             self._score = self.score.to(loss.device)
@@ -316,7 +340,8 @@ class InfoBatch(Sampler[int]):
         """End the epoch: turn the losses of all ranks into scores."""
         if not self.seen:
             raise ValueError(
-                f"epoch {self.epoch} ends and no loss was passed; call infobatch(losses, index) in every step"
+                f"epoch {self.epoch} ends and no loss was passed for any of its {self.length} samples; call "
+                "infobatch(losses, index) in every step, and with drop_last use no batch larger than an epoch"
             )
         self._merge()
         self.check()
@@ -324,6 +349,11 @@ class InfoBatch(Sampler[int]):
         outside = self.plan.first_outside(loss != UNSEEN)
         if outside is not None:
             raise ValueError(f"sample {outside} was scored in epoch {self.epoch}, which does not use it; {HINT}")
+        if self.rank == 0 and self.losses.look_like_means():
+            self.warn(
+                f"epoch {self.epoch + 1}: the losses of each batch were all equal, so they seem to be its mean; pass "
+                "one loss per sample (reduction='none')"
+            )
         self.scores.update(loss, self.plan)
         allowed = self._largest_step or self.seen  # no step since a resume: the checkpoint followed the last one
         if (missing := self.length - self.seen) > allowed and self.rank == 0:
@@ -334,12 +364,19 @@ class InfoBatch(Sampler[int]):
             )
         self.used_before += self.seen
         self.dropped += missing
-        self.epoch, self.seen, self._plan, self._largest_step = self.epoch + 1, 0, None, 0
-        self.losses.clear()
+        self.epoch += 1
+        self._begin()
         self._score = self.score.to(self.losses.loss.device)
+
+    def _begin(self) -> None:
+        """Forget the current epoch."""
+        self.seen, self._plan, self._rest, self._largest_step, self._merged = 0, None, None, 0, True
+        self.losses.clear()
 
     def _merge(self) -> None:
         self.losses.loss = self.merge(self.losses.loss)
+        if self.world > 1:  # a loop may have left out some samples on one rank alone
+            self.seen = int(self.merge(torch.tensor([self.seen])))
         self._merged = True
 
     # -- the state ---------------------------------------------------------------------------------
@@ -368,50 +405,53 @@ class InfoBatch(Sampler[int]):
         if self.seen and not self._merged:
             self._merge()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`, on any number of processes.
 
+        Inside an epoch the samples without a loss are left, also if the loop had skipped some of them.
+
         Raises:
-            ValueError: the state is of a data set of another size, or inside an epoch with another plan or in which the
-                samples were not used in the sampler's order.
+            ValueError: it is no such state, or one of a data set of another size, of more epochs, or inside an epoch
+                with another plan. This object is then as it was before.
         """
-        if len(state["score"]) != self.size:
-            raise ValueError(f"the state is of {len(state['score'])} samples, the data set has {self.size}")
-        self.epoch, self.seen, self._plan = state["epoch"], state["seen"], None
+        before = self.state_dict()
+        try:
+            self._load(checked_state(state, before, self.total_epochs))
+        except Exception:
+            self._load(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
+        inside = self._plan is not None  # a loop over `epochs`
+        self._begin()
+        self.epoch, self.seen = state["epoch"], state["seen"]
         self.used_before, self.dropped = state["used_before"], state["dropped"]
         self.scores.score.copy_(state["score"])
         self._score = self.score.to(self.losses.loss.device)
         self.scores.levels.restore(state["levels"])
         self.scores.reliability.sums = state["reliability"].clone()
-        self.losses.clear()
-        if self.seen:
-            self.losses.loss[:-1] = state["loss"].to(self.losses.loss.device)
+        if self.seen or (inside and self.epoch < self.total_epochs):
             self._draw()
-            if self.plan.fingerprint() != state["plan"]:
+        if not self.seen:
+            return
+        self._merged = self.world == 1 or state["merged"]
+        self.losses.loss[:-1] = state["loss"].to(self.losses.loss.device)
+        if self.plan.fingerprint() != state["plan"] or self.seen > self.length:
+            raise ValueError(
+                "the state lies inside an epoch whose plan would be another one now; continue with the same seed, "
+                "policy, settings, budget, anneal and epochs, or from a state at the start of an epoch"
+            )
+        if (self.losses.loss[self.plan.at(np.arange(self.seen, self.length))] != UNSEEN).any():
+            if not state["merged"]:
                 raise ValueError(
-                    "the state lies inside an epoch whose plan would be another one now; continue with the same seed, "
-                    "policy, settings, budget, anneal and epochs, or from a state at the start of an epoch"
+                    "the state has the losses of one rank only, and not in the sampler's order, so which samples are "
+                    "left is not known; continue from a state at the start of an epoch"
                 )
-            if (self.losses.loss[self.plan.at(np.arange(self.seen, self.length))] != UNSEEN).any():
-                raise ValueError(
-                    "the state has losses of samples that are still to come in its epoch: they were not used in the "
-                    "sampler's order; continue from a state at the start of an epoch"
-                )
-            if not state["merged"] and self.rank == 0:
-                self.warn(
-                    "the state has the losses of one rank only; the samples that other ranks used in its epoch keep "
-                    "their old scores; call infobatch.synchronize() on all ranks before state_dict()"
-                )
-            self._merged = self.world == 1 or state["merged"]
-
-
-def _as_index(index: Tensor | Sequence[int]) -> Tensor:
-    """The indices as int64 [B].
-
-    Raises:
-        ValueError: they are not integers.
-    """
-    found = torch.as_tensor(index)
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(f"index must be integers, got {found.dtype}; does the loader read Indexed(data)?")
-    return found.long()
+            order = self.plan.at(np.arange(self.length))
+            self._rest = order[(self.losses.loss[order] == UNSEEN).cpu().numpy()]
+            self.seen = self.length - len(self._rest)
+        if not state["merged"] and self.rank == 0:
+            self.warn(
+                "the state has the losses of one rank only; the samples that other ranks used in its epoch keep "
+                "their old scores; call infobatch.synchronize() on all ranks before state_dict()"
+            )

@@ -80,6 +80,11 @@ class InfoBatchCallback(Callback):
                 "Lightning would shard InfoBatch's samples a second time, got use_distributed_sampler True; set it to "
                 "False"
             )
+        if trainer.overfit_batches:
+            raise ValueError(
+                f"overfit_batches replaces InfoBatch's sampler, got {trainer.overfit_batches}; set it to 0 and give "
+                "InfoBatchCallback a Subset of the data"
+            )
         self.infobatch = InfoBatch(self.data, epochs=epochs, **self.settings)
         pl_module.infobatch = self.infobatch  # type: ignore[assignment]
         self._start()
@@ -87,6 +92,11 @@ class InfoBatchCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close an epoch whose last batch was the last thing before a checkpoint: Lightning continues after it."""
         infobatch, step = self.infobatch, self._batch_size * self.infobatch.world
+        if trainer.global_step and not infobatch.samples_used:
+            raise ValueError(
+                f"the Trainer continues after step {trainer.global_step} and the checkpoint has no state of InfoBatch; "
+                "resume from one that was written with InfoBatchCallback, or start a new run"
+            )
         if self._state_batch is not None and self._state_batch != step:
             raise ValueError(
                 f"the checkpoint lies inside an epoch of {self._state_batch} samples a step over all processes, got "

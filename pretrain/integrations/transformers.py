@@ -22,9 +22,11 @@ from transformers.trainer_utils import SaveStrategy, seed_worker
 
 from pretrain.core.files import atomic_write
 from pretrain.core.padding import sample_of
+from pretrain.infobatch.indexed import length
 from pretrain.infobatch.sampler import InfoBatch
 
 FILE = "infobatch.pt"  # in a checkpoint's folder
+OWN = {"epochs", "rank", "world"}  # settings of InfoBatch that the Trainer's arguments give
 INDEX = "infobatch_index"  # of a batch
 IGNORED = -100  # the label of a token that has no loss
 
@@ -52,6 +54,8 @@ class InfoBatchTrainer(Trainer):
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the samples of the whole optimizer step
 
     def __init__(self, *arguments: Any, infobatch: Mapping[str, Any] | None = None, **more: Any) -> None:
+        if more.get("train_dataset") is not None:
+            length(more["train_dataset"])  # the Trainer's own message advises max_steps
         super().__init__(*arguments, **more)
         self.model_accepts_loss_kwargs = False  # no loss is divided by the number of tokens of a batch
         if self.args.max_steps > 0:
@@ -64,6 +68,16 @@ class InfoBatchTrainer(Trainer):
         if self.compute_loss_func is not None:
             raise ValueError(
                 "InfoBatch needs one loss per sample and compute_loss_func returns their mean; override sample_losses"
+            )
+        order = getattr(self.args, "train_sampling_strategy", "random")
+        if order != "random" or getattr(self.args, "group_by_length", False):
+            raise ValueError(
+                f"InfoBatch orders the samples itself, got train_sampling_strategy {order}; set it to random"
+            )
+        if infobatch is not None and (not isinstance(infobatch, Mapping) or OWN & infobatch.keys()):
+            raise ValueError(
+                f"infobatch must be a dict of settings without {', '.join(sorted(OWN))}, which are the Trainer's; got "
+                f"{type(infobatch).__name__ if not isinstance(infobatch, Mapping) else sorted(infobatch)}"
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._settings: dict[str, Any] = {"seed": seed, **(infobatch or {})}
@@ -85,7 +99,8 @@ class InfoBatchTrainer(Trainer):
         Returns:
             Losses [B], with their graph, and the model's outputs: a dict, a tuple or the logits.
         """
-        labels = inputs["labels"]
+        if (labels := inputs.get("labels")) is None:
+            raise ValueError(f"the batch has no labels, it has {', '.join(inputs)}; override sample_losses")
         keeps_labels = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         outputs = model(**(inputs if keeps_labels else {k: v for k, v in inputs.items() if k != "labels"}))
         logits = outputs if isinstance(outputs, Tensor) else outputs["logits" if isinstance(outputs, Mapping) else 0]
@@ -120,7 +135,7 @@ class InfoBatchTrainer(Trainer):
         else:
             collate = self._get_collator_with_removed_columns(collate, description="Training")
         workers = self.args.dataloader_num_workers
-        return _Loader(
+        loader = _Loader(
             _WithIndex(data),
             self._train_batch_size,
             sampler=self.infobatch,
@@ -133,6 +148,12 @@ class InfoBatchTrainer(Trainer):
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
             generator=torch.Generator(),  # so that iterating draws nothing of the global one, which a resume restores
         )
+        if not len(loader):
+            raise ValueError(
+                f"dataloader_drop_last leaves no batch of {self._train_batch_size} of {self.infobatch.size} samples on "
+                f"{self.infobatch.world} processes; set it to False, or a smaller batch"
+            )
+        return loader
 
     def _batches_left(self) -> int:
         """Of this rank in this epoch; the same on every rank."""
@@ -158,7 +179,13 @@ class InfoBatchTrainer(Trainer):
                     f"{checkpoint} has no {FILE}, so it was not written by InfoBatchTrainer or with save_only_model; "
                     "resume from a checkpoint that has one, or start a new run"
                 )
-            self.infobatch.load_state_dict(torch.load(file, weights_only=True))
+            try:
+                state = torch.load(file, weights_only=True)
+            except Exception as error:  # readers of broken files raise exceptions of any type
+                raise ValueError(
+                    f"{file} can't be read ({type(error).__name__}); resume from another checkpoint"
+                ) from None
+            self.infobatch.load_state_dict(state)
         self._plans = self.infobatch.epochs()
         next(self._plans, None)
 
@@ -178,8 +205,11 @@ class InfoBatchTrainer(Trainer):
     def _run_epoch(self, **given: Any) -> None:
         """One epoch, of the steps that its plan has, or has left."""
         batches, accumulated = self._batches_left(), self.args.gradient_accumulation_steps
+        loader: Any = given["train_dataloader"]
+        if not isinstance(loader, _Loader):
+            raise ValueError("InfoBatch needs the loader of InfoBatchTrainer.get_train_dataloader; do not override it")
         if batches:
-            given["train_dataloader"].generator.manual_seed(self.args.seed + self.infobatch.samples_used)
+            loader.generator.manual_seed(self.args.seed + self.infobatch.samples_used)
             given |= {"steps_in_epoch": batches, "num_update_steps_per_epoch": math.ceil(batches / accumulated)}
             super()._run_epoch(**given)
             return

@@ -137,3 +137,23 @@ def test_what_is_no_label_is_one_sentence(network: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="there is no label 0; this model has no classes, give None"):
             made(without, label=0)
         assert len(made(without, batch_size=2)) == 2
+
+
+def test_arguments_out_of_their_range_are_one_sentence(tmp_path: Path) -> None:
+    """As a loop over settings would pass them; no noise is returned in place of images."""
+    pipe, g = opened(exported(tmp_path / "a", "dit", "flow")), torch.Generator()
+    wrong: dict[str, tuple[Any, ...]] = {
+        "num_inference_steps": (0, -1, 2.5, "4", None),
+        "batch_size": (0, -1, 1.5, "2"),
+        "guidance": (float("nan"), float("inf"), "2", [1, 2], None),
+        "output_type": ("latent", "jpg", None),
+        "generator": (5, [g], [g] * 3, [g, 5]),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} must be ") as error:
+                pipe(**{"label": [0, 1], name: value})
+            assert "\n" not in str(error.value)
+    two = [torch.Generator().manual_seed(7) for _ in range(2)]
+    images = pipe(label=[1, 1], generator=two, num_inference_steps=np.int64(2), output_type="pt").images
+    assert torch.equal(images[0], images[1])

@@ -1,6 +1,7 @@
 """A masked autoencoder is initialised from files of other libraries, whatever prefixes and extra tensors they have."""
 
 import itertools
+import json
 import random
 import re
 from pathlib import Path
@@ -248,3 +249,106 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path: Path) -> No
             assert "\n" not in str(error)
             assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
     assert 5 < read < 95
+
+
+@pytest.mark.parametrize(
+    ("taken", "other"),
+    [
+        ("module.encoder_q.", "module.encoder_k."),
+        ("module.base_encoder.", "module.momentum_encoder."),
+        ("target_encoder.module.", "encoder.module."),
+        ("state_dict_ema.", "state_dict."),
+        ("model_ema.", "model."),
+        ("target_encoder.net.", "online_encoder.net."),
+        ("teacher.backbone.", "student.backbone."),
+    ],
+)
+def test_of_two_encoders_the_one_used_elsewhere_is_taken_and_named(taken: str, other: str, tmp_path: Path) -> None:
+    theirs, image = fresh(seed=1), torch.randn(2, 3, 16, 16)
+    state = encoder_state(theirs)
+    saved = {f"{other}{name}": value * 0 for name, value in state.items()}
+    save_file(saved | {f"{taken}{name}": value for name, value in state.items()}, tmp_path / "init.safetensors")
+    ours = fresh()
+    message = start_from(ours, tmp_path / "init.safetensors", ENCODER)
+    assert same_features(ours, theirs, image, image)
+    assert f"from {taken.removeprefix('module.').replace('module.', '')!r}, one of 2 encoders in it" in message
+
+
+def test_the_content_of_a_file_decides_and_not_its_name(tmp_path: Path) -> None:
+    theirs, image = fresh(seed=1), torch.randn(2, 3, 16, 16)
+    state = encoder_state(theirs)
+    save_file(state, tmp_path / "a.pth")
+    torch.save(state, tmp_path / "b.safetensors")
+    torch.save(state, tmp_path / "c", _use_new_zipfile_serialization=False)
+    for name in "a.pth", "b.safetensors", "c":
+        ours = fresh()
+        start_from(ours, tmp_path / name, ENCODER)
+        assert same_features(ours, theirs, image, image), name
+
+
+def test_files_of_a_split_model_and_folders_are_read(tmp_path: Path) -> None:
+    """As transformers writes them; the pixel normalisation is that of the folder."""
+    theirs, image, rng = fresh(seed=1), torch.randn(2, 3, 16, 16), random.Random(0)
+    state = encoder_state(theirs)
+    (tmp_path / "config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    where = {name: rng.choice(names) for name in state}
+    for file in names:
+        save_file({name: value for name, value in state.items() if where[name] == file}, tmp_path / file)
+        with pytest.raises(UserError, match=r"it is one of 3 files of a model; give their \.index\.json"):
+            start_from(fresh(), tmp_path / file, ENCODER)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    for path in (index, tmp_path):
+        ours = fresh()
+        start_from(ours, path, ENCODER)
+        assert same_features(ours, theirs, image, image)
+    for wrong in ("{}", json.dumps({"weight_map": {"a": "../a.safetensors"}}), json.dumps({"weight_map": {"a": 1}})):
+        index.write_text(wrong)
+        with pytest.raises(UserError, match="it names no files of weights beside it"):
+            start_from(fresh(), index, ENCODER)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"there is no model\.safetensors in this folder"):
+        start_from(fresh(), tmp_path / "empty", ENCODER)
+
+
+def test_weights_that_can_not_train_are_refused(tmp_path: Path) -> None:
+    """Not finite, whole numbers, other numbers of channels or heads; each with its cause, before anything changes."""
+    state, one = encoder_state(fresh(seed=1)), "blocks.1.attn.qkv.weight"
+    kernel = "patch_embed.proj.weight"
+    cases: list[tuple[dict[str, torch.Tensor], str]] = [
+        (state | {one: state[one] * value}, f"its {one} has values that are not finite")
+        for value in (torch.nan, torch.inf)
+    ]
+    cases += [(state | {one: state[one].to(torch.int8)}, f"its {one} has torch.int8 values")]
+    cases += [
+        (state | {kernel: torch.ones(32, n, 4, 4)}, f"with {n} channels, these have 3; give --data.channels {n}")
+        for n in (1, 2, 4)
+    ]
+    for tensors, message in cases:
+        save_file(tensors, tmp_path / "init.safetensors")
+        with pytest.raises(UserError, match=re.escape(message)):
+            start_from(fresh(), tmp_path / "init.safetensors", ENCODER)
+    save_file(state, tmp_path / "init.safetensors")
+    for card in ({"num_attention_heads": 4}, {"model_args": {"num_heads": 4}}):
+        (tmp_path / "config.json").write_text(json.dumps(card))
+        with pytest.raises(UserError, match=r"config\.json has 4 attention heads, the model 2; give --model\.heads 4"):
+            start_from(fresh(), tmp_path / "init.safetensors", ENCODER)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (b"<!doctype html>", "it is a web page"),
+        (b"PK\x03\x04 cut", ""),
+        (b"\x80\x04cbuiltins\nprint\n.", "it is of another format, or holds Python objects or code"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_that_is_none_names_its_cause(content: bytes, cause: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"init{suffix}").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"it can't be read as tensors ({cause}")) as error:
+        start_from(fresh(), tmp_path / f"init{suffix}", ENCODER)
+    assert "trust" not in str(error.value) and str(error.value).isprintable()

@@ -98,6 +98,32 @@ def test_writing_follows_no_link(words: list[object], trained: Path, pictures: P
     assert _snapshot(outside) == before
 
 
+@pytest.mark.parametrize("name", sorted(run_dir.FILES - {"checkpoints", "config.yaml"}))
+def test_a_folder_in_the_place_of_a_file_is_refused_before_training(name: str, trained: Path, tmp_path: Path) -> None:
+    """And a file in the place of a folder; a link is refused, too, see above."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    path = run / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    if "." in name:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    else:
+        path.touch()
+    before = _snapshot(run)
+    kind = "file" if "." in name else "folder"
+    assert f"{path} is not a {kind}; move it away" in _prepared(run, "--resume", "--epochs", 2)
+    assert _snapshot(run) == before
+
+
+def test_a_recipe_of_any_size_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "huge.yaml").touch()
+    os.truncate(tmp_path / "huge.yaml", 1 << 40)
+    with pytest.raises(UserError, match=r"a recipe has at most 1,048,576 bytes, got 1,099,511,627,776"):
+        _parsed("--config", tmp_path / "huge.yaml")
+
+
 def test_an_export_follows_no_link(trained: Path, tmp_path: Path) -> None:
     run, outside = tmp_path / "run", tmp_path / "outside"
     shutil.copytree(trained, run)

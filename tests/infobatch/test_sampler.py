@@ -161,7 +161,7 @@ def test_scores_belong_to_their_samples_with_workers_and_prefetching(workers: di
 
 
 def test_indexed_returns_the_sample_of_padding() -> None:
-    assert Indexed([(3, 4), (5, 6)])[~1] == (~1, 5, 6) and Indexed("ab")[0] == (0, "a")
+    assert Indexed([(3, 4), (5, 6)])[~1] == (~1, 5, 6) and Indexed(["a", "b"])[0] == (0, "a")
 
 
 # -- law 4: iterating is pure ----------------------------------------------------------------------

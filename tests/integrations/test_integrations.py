@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Net, fit, points, trainer
+from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Dicts, Net, fit, points, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss, ForTokenClassification
 
 from pretrain import Indexed, InfoBatch
-from pretrain.integrations.transformers import _losses
+from pretrain.integrations.transformers import InfoBatchTrainer, _losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
 
@@ -254,3 +254,40 @@ def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path)
         for rank in ranks:
             for name, value in model.state_dict().items():
                 torch.testing.assert_close(rank["models"][number][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_sampling_strategy": "group_by_length"}, "InfoBatch orders the samples itself"),
+        ({"infobatch": {"epochs": 7}}, "infobatch must be a dict of settings without epochs, rank, world"),
+        ({"infobatch": InfoBatch(3, epochs=1)}, "infobatch must be a dict of settings .* got InfoBatch"),
+    ],
+    ids=str,
+)
+def test_arguments_of_the_trainer_that_contradict_infobatch_raise(settings: dict, message: str, tmp_path: Path) -> None:
+    given = {key: settings.pop(key) for key in ("infobatch",) if key in settings}
+    with pytest.raises(ValueError, match=message):
+        InfoBatchTrainer(
+            Net(), TrainingArguments(str(tmp_path), use_cpu=True, **settings), train_dataset=Dicts(), **given
+        )
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 50])
+def test_a_damaged_state_of_the_trainer_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    trainer(tmp_path, num_train_epochs=1, save_steps=4).train()
+    (tmp_path / "checkpoint-4" / "infobatch.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"infobatch\.pt can't be read \(\w+\); resume from another checkpoint$"):
+        trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_lightning_without_the_sampler_or_the_state_of_infobatch_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="overfit_batches replaces InfoBatch's sampler, got 2"):
+        fit(tmp_path, EVERY_STEP, overfit_batches=2)
+    fit(tmp_path, {"every_n_train_steps": 2}, max_epochs=1)
+    saved = next(tmp_path.glob("*step=2.ckpt"))
+    state = torch.load(saved, weights_only=True)
+    state["callbacks"] = {name: value for name, value in state["callbacks"].items() if "InfoBatch" not in name}
+    torch.save(state, saved)
+    with pytest.raises(ValueError, match="continues after step 2 and the checkpoint has no state of InfoBatch"):
+        fit(tmp_path / "b", EVERY_STEP, resume=saved)
