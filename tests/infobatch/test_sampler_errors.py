@@ -116,7 +116,9 @@ def test_what_is_no_index_is_one_sentence(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"train": [1]}, "data", b"data", DataLoader([1, 2]), 3.0, (x for x in "ab")], ids=str
+    "wrong",
+    [{"train": [1]}, "data", b"data", DataLoader([1, 2]), 3.0, (x for x in "ab")],
+    ids=lambda wrong: type(wrong).__name__,
 )
 def test_what_is_no_map_style_data_set_raises(wrong: Any) -> None:
     for take in (lambda data: InfoBatch(data, epochs=1), Indexed):

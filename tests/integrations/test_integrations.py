@@ -263,7 +263,7 @@ def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path)
         ({"infobatch": {"epochs": 7}}, "infobatch must be a dict of settings without epochs, rank, world"),
         ({"infobatch": InfoBatch(3, epochs=1)}, "infobatch must be a dict of settings .* got InfoBatch"),
     ],
-    ids=str,
+    ids=("sampling_strategy", "epochs", "object"),
 )
 def test_arguments_of_the_trainer_that_contradict_infobatch_raise(settings: dict, message: str, tmp_path: Path) -> None:
     given = {key: settings.pop(key) for key in ("infobatch",) if key in settings}
