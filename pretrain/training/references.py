@@ -1,5 +1,6 @@
 """The references of posterior-mean targets: all training images, on the device that trains."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,43 +10,38 @@ import torch
 from pretrain.adapters import Adapter
 from pretrain.adapters._posterior import References
 from pretrain.config.schema import Config
-from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import on_device
 from pretrain.data.sources import Source
 
 MAX_BYTES = 4 * 1024**3  # of references as float32
+MAX_COST = 0.1  # of the network's FLOPs
 BATCH = 256  # images read at once
 PROBES, LEVELS = 64, 32  # images, and levels of each, for the message about where the references matter
 AMBIGUOUS = 0.01  # posterior probability of other images above which they matter
 
 
 def with_references(
-    config: Config, adapter: Any, source: Source, device: torch.device, log: Callable[[str], Any]
+    config: Config, adapter: Any, source: Source, device: torch.device, flops: float, log: Callable[[str], Any]
 ) -> Adapter:
-    """The objective in training: the adapter, bound to references if its `posterior_mean` is set.
+    """The objective in training: the adapter, bound to references if its `posterior_mean` is set and they can help.
+
+    The expected gradient is the same with and without them.
 
     Args:
         config: settings of the run.
         adapter: the objective; with `posterior_mean` it has `path(level)` and takes `references` by keyword.
         source: the data set.
         device: that trains.
-        log: called with a message about the level from which on other images matter.
-
-    Raises:
-        UserError: the data set is too large, or is augmented by random crops.
+        flops: of the network, forward and backward, for a sample.
+        log: called with a message about the level from which on other images matter, or why there are no references.
     """
     if not getattr(adapter, "posterior_mean", False):
         return adapter
+    if obstacle := _obstacle(source, flops):
+        log(f"targets are not posterior means, although --adapter.posterior-mean is set: {obstacle}")
+        return adapter
     images, flip = source.train, source.train.data.flip
-    if source.autoencoder or images.data.crop < 1:
-        kind = "latents, which are sampled anew in every epoch" if source.autoencoder else "random crops"
-        raise UserError(f"--adapter.posterior-mean: not possible with {kind}; leave one of them out")
-    if (size := 4 * images.shape[0] * images.shape[1] * images.shape[2] * len(images) * (1 + flip)) > MAX_BYTES:
-        raise UserError(
-            f"--adapter.posterior-mean: {len(images):,} images are {size / 1024**3:.1f} GiB as float32, at most "
-            f"{MAX_BYTES / 1024**3:.0f} are possible; leave it out, on so many images it changes next to nothing"
-        )
     parts = [on_device(batch, device) for batch in images.batches(range(len(images)), BATCH)]
     image, label = torch.cat([part.image for part in parts]), torch.cat([part.label for part in parts])
     if flip:
@@ -53,6 +49,23 @@ def with_references(
     references = References.of(image, label if config.class_conditional else None)
     log(_where_it_acts(adapter, references, image, label, len(parts)))
     return partial(adapter, references=references)
+
+
+def _obstacle(source: Source, flops: float) -> str:
+    """Why posterior means are not possible or cost too much; "" if they are possible."""
+    if source.autoencoder:
+        return "latents are sampled anew in every epoch"
+    if source.train.data.crop < 1:
+        return "images are cropped at random"
+    count = len(source.train)
+    size = 4 * math.prod(source.shape) * count * (1 + source.train.data.flip)  # bytes as float32, and FLOPs of a sample
+    if size > MAX_BYTES:
+        return (
+            f"{count:,} images are {size / 1024**3:.1f} GiB as float32, and at most {MAX_BYTES / 1024**3:.0f} are kept"
+        )
+    if size > MAX_COST * flops:
+        return f"over {count:,} images they would cost {size / flops:.0%} of the network's FLOPs, for little"
+    return ""
 
 
 def _where_it_acts(adapter: Any, references: References, image: torch.Tensor, label: torch.Tensor, seed: int) -> str:

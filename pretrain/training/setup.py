@@ -71,8 +71,10 @@ def setup(
     if source.report is not None:
         display.print(str(source.report))
     infobatch = build_infobatch(config, len(source.train), display.print)
-    objective = with_references(config, adapter, source, device, display.print)
-    cost = profile_objective(config, objective, model, source)
+    cost = profile_objective(config, adapter, model, source)
+    objective = with_references(config, adapter, source, device, cost.flops, display.print)
+    if objective is not adapter:
+        cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     observers = [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)]

@@ -1,0 +1,42 @@
+"""Where posterior-mean targets are used, and why they are not."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from pretrain.config.cli import parse
+from pretrain.data.sources import open_data
+from pretrain.training import references
+from pretrain.training.references import with_references
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_references_are_all_training_images_or_the_run_says_why_not(
+    flip: bool, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", str(pictures), "--data.flip" if flip else "--data.no-flip"]
+    recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
+    config = parse(words, adapter="flow", model="unet", recipe=recipe, output_dir="x", help="")
+    adapter, source, messages = config.component("adapter"), open_data(config.data, 0), []
+    cost = 4 * 12 * 12 * 43 * (1 + flip)  # FLOPs of a sample
+
+    def objective(flops: float):
+        messages.clear()
+        return with_references(config, adapter, source, CPU, flops, messages.append)
+
+    found = objective(10 * cost + 1)
+    assert isinstance(found, partial) and "from level" in messages[0]
+    assert len(found.keywords["references"].image) == 43 * (1 + flip)
+    assert objective(9 * cost) is adapter and "they would cost 11% of the network's FLOPs" in messages[0]
+    monkeypatch.setattr(references, "MAX_BYTES", cost - 1)
+    assert objective(1e12) is adapter and "GiB as float32" in messages[0]
+    monkeypatch.setattr(source.train, "data", dataclasses.replace(config.data, crop=0.5))
+    assert objective(1e12) is adapter and "cropped at random" in messages[0]
+    plain = dataclasses.replace(adapter, posterior_mean=False)
+    assert with_references(config, plain, source, CPU, 0, messages.append) is plain and len(messages) == 1
