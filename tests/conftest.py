@@ -22,11 +22,19 @@ os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(
 ROOT = Path(__file__).parents[1]
 PRUNED = ("--pruning.policy", "infobatch")  # samples are pruned, levels are not, with annealing: the paper's method
 TINY = {
-    "train_diffusion.py": "--adapter ddpm --optim.name adamw --optim.lr 3e-3 --model.channels 8 16 "
-    "--model.layers 1 --model.attention 0 --evaluate.images 4 --evaluate.steps 2",
+    "train_diffusion.py": "--optim.name adamw --optim.lr 3e-3 --model.channels 8 16 --model.layers 1 "
+    "--model.attention 0 --evaluate.images 4 --evaluate.steps 2",
     "train_mae.py": "--model.patch 4 --model.width 16 --model.depth 1 --model.heads 2 --model.decoder-width 16 "
     "--model.decoder-depth 1 --model.decoder-heads 2 --evaluate.images 4",
 }
+
+
+def tiny(script: str, *arguments: object) -> list[str]:
+    """The command line of a tiny run: DDPM, unless the arguments say otherwise, or name a recipe or run that does."""
+    words = [*TINY.get(script, "").split(), *map(str, arguments)]
+    if script == "train_diffusion.py" and not {"--adapter", "--config", "--resume"} & set(words):
+        words += ["--adapter", "ddpm"]
+    return words
 
 
 def draw_images(folder: Path, count: int, size: int = 12, classes: int = 2) -> Path:
@@ -63,7 +71,7 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
         cwd: Path = ROOT,
         check: bool = True,
     ):
-        words = [*TINY.get(script, "").split(), *map(str, arguments)] if "--help" not in arguments else ["--help"]
+        words = tiny(script, *arguments) if "--help" not in arguments else ["--help"]
         python = [sys.executable]
         if accelerate:
             launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]

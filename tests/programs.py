@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import tiny
 from safetensors.torch import load_file
 
 import train_diffusion
@@ -21,7 +21,7 @@ PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
 
 def train(script: str, *arguments: object) -> None:
     """The program's main in this process."""
-    words = [*TINY[script].split(), *map(str, arguments)]
+    words = tiny(script, *arguments)
     PROGRAMS[script].main(parse(words, **PROGRAMS[script].START, output_dir="runs/x", help=""))
 
 

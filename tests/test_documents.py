@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
-from conftest import ROOT, TINY, read_metrics
+from conftest import ROOT, read_metrics, tiny
 from programs import train
 
 from pretrain import InfoBatch, evaluation
@@ -170,7 +170,7 @@ def test_the_source_that_is_shown_trains_and_resumes(
     for path in pictures.rglob("*.png"):
         shutil.copy(path, Path("pngs") / path.name)
     code = next(block for block in blocks("docs/data.md") if "def my_source" in block)
-    words = [*TINY["train_diffusion.py"].split(), "--epochs", "2", "--batch-size", "14", "--infobatch"]
+    words = tiny("train_diffusion.py", "--epochs", 2, "--batch-size", 14, "--infobatch")
     for arguments in (words, ["--resume", "--output-dir", "runs/mine"]):
         monkeypatch.setattr(sys, "argv", ["mine.py", *arguments])
         exec(code, {"__name__": "__main__"})

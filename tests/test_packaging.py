@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, tiny
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,8 @@ def test_both_programs_train_from_an_empty_folder_where_the_user_has_models_too(
     (tmp_path / "models" / "__init__.py").write_text("raise RuntimeError('the user has models of their own')\n")
     where = run(site, tmp_path, "-c", "import pretrain; print(pretrain.HOME)")
     assert where.stdout.strip() == str(site / "pretrain"), where.stderr
-    tiny = TINY[f"train_{command}.py"].split()
     small = ["--data.limit", 64, "--data.held-out", 16, "--batch-size", 16, "--epochs", 2]
-    done = run(site, tmp_path, "-m", "pretrain", command, "--infobatch", *tiny, *small)
+    done = run(site, tmp_path, "-m", "pretrain", command, "--infobatch", *tiny(f"train_{command}.py", *small))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / command / "summary.json").is_file()
 

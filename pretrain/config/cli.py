@@ -205,6 +205,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         name = on_command_line or in_file
         if name != in_file:  # the file's settings belong to its component
             settings = _without_section(settings, f"{kind}.") | {f"{kind}.name": name}
+            if kind == "adapter":  # its pruning, too, is for its objective
+                settings = _without_section(settings, "pruning.", "optim.compensation")
         component = registry.declared(kind, name)
         best = getattr(component, "infobatch", {}) if kind == "adapter" else {}
         if (

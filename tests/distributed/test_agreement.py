@@ -24,7 +24,9 @@ def _settings(case: int, rank: int, folder: Path) -> tuple[dict[str, object], se
     rng = random.Random(case)
     settings: dict[str, object] = {name: rng.choice([1, 0.5, "x", None, (1, 2), folder / "a"]) for name in NAMES}
     settings["code"] = str(folder / f"{case}-{rank}.py" if case % 5 == 0 else folder / f"{case}.py")
-    Path(str(settings["code"])).write_text(f"# {case}")  # the same code in both, unless the paths differ
+    part = folder / f"{case}-{rank}.part"  # the other rank may read the file meanwhile
+    part.write_text(f"# {case}")
+    part.rename(str(settings["code"]))  # the same code in both, unless the paths differ
     differing = {*rng.sample(NAMES, rng.choice([0, 1, 2, 5]))}
     if rank:
         settings |= {name: ("other", name) for name in differing}

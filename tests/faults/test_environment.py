@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import PRUNED, ROOT, TINY, read_metrics
+from conftest import PRUNED, ROOT, read_metrics, tiny
 from programs import common, same, train
 
 
 def test_another_folder_hash_seed_locale_and_time_zone(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, Path("run"))), *PRUNED]
+    words = tiny("train_diffusion.py", *common(pictures, Path("run")), *PRUNED)
     here = tmp_path / "größer, 大 и больше"
     here.mkdir()
     around = {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Pacific/Chatham", "HOME": str(here), "TERM": "dumb"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import read_metrics
+from conftest import PRUNED, read_metrics
 from programs import common, final, refused, same, train
 
 from pretrain.adapters import Batch
@@ -42,7 +42,7 @@ def broken(tmp_path: Path) -> Path:
 
 
 def test_a_sample_with_a_nan_loss_is_named_and_left_out(pictures: Path, tmp_path: Path, broken: Path, capsys) -> None:
-    words = [*common(pictures, tmp_path / "run"), "--infobatch", "--adapter", broken]
+    words = [*common(pictures, tmp_path / "run"), *PRUNED, "--adapter", broken]
     train("train_diffusion.py", *words, "--checkpoint.every", 1, "--checkpoint.keep", 99)
     message = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert (

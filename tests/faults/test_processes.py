@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import PRUNED, ROOT, TINY, read_metrics
+from conftest import PRUNED, ROOT, read_metrics, tiny
 from programs import common, wait_for
 
 from pretrain.checkpoint import storage
@@ -130,7 +130,7 @@ def test_a_killed_or_stopped_process_is_named_and_the_others_exit(
 
 def test_no_process_is_left_if_the_launcher_is_killed(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [*TINY["train_diffusion.py"].split(), *map(str, settings(pictures, folder)), "--data.workers", "1"]
+    words = tiny("train_diffusion.py", *settings(pictures, folder), "--data.workers", 1)
     words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers crop
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with (tmp_path / "out.txt").open("w") as out:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import PRUNED, ROOT, TINY, read_metrics
+from conftest import PRUNED, ROOT, read_metrics, tiny
 from programs import common, refused, same, train, wait_for
 
 from pretrain.checkpoint import storage
@@ -63,7 +63,7 @@ def test_resume_auto_starts_continues_and_ends(pictures: Path, trained: Path, tm
 
 def test_torchrun_restarts_a_killed_run_from_its_checkpoint(pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, run, 8)), "--checkpoint.every", "2"]
+    words = tiny("train_diffusion.py", *common(pictures, run, 8), "--checkpoint.every", 2)
     words += ["--evaluate.every", "100", "--resume", "auto"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with (tmp_path / "out.txt").open("w") as out:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PRUNED, ROOT, TINY, read_metrics
+from conftest import PRUNED, ROOT, read_metrics, tiny
 from programs import common, final, refused, same, train, wait_for
 
 from pretrain.checkpoint import storage
@@ -84,7 +84,7 @@ def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
     number: int, pictures: Path, tmp_path: Path, capsys
 ) -> None:
     folder = tmp_path / "run"
-    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, folder, 2000)), "--data.workers", "1"]
+    words = tiny("train_diffusion.py", *common(pictures, folder, 2000), "--data.workers", 1)
     words += ["--data.size", "12", "--data.crop", "0.5"]  # which workers crop
     process = subprocess.Popen(
         [sys.executable, ROOT / "train_diffusion.py", *words],

@@ -28,7 +28,7 @@ from pretrain.distributed import heartbeat
 from pretrain.evaluation import previews
 from pretrain.export import export
 from pretrain.training import loop, state
-from tests.conftest import TINY
+from tests.conftest import tiny
 
 PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
 IMPORTED = (
@@ -125,7 +125,7 @@ class Trainers:
         environment: Mapping[str, str] = MappingProxyType({}),
         first: Callable[[], None] | None = None,
     ) -> None:
-        self.log, message = log, [*TINY[script].split(), *map(str, words)]
+        self.log, message = log, tiny(script, *words)
         self._before = log.stat().st_size if log.exists() else 0
         variables = {**environment}
         port, self.processes = free_port(), []

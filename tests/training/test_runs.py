@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PRUNED, ROOT, TINY, read_metrics
+from conftest import PRUNED, ROOT, read_metrics, tiny
 from PIL import Image
 from programs import PROGRAMS, common, final, same, train
 
@@ -134,7 +134,7 @@ def test_a_tracker_gets_the_metrics(pictures: Path, tmp_path: Path) -> None:
 
 def test_a_terminal_shows_a_live_line(pictures: Path, tmp_path: Path) -> None:
     master, slave = os.openpty()
-    words = [*TINY["train_diffusion.py"].split(), *map(str, common(pictures, tmp_path / "run", 8)), "--infobatch"]
+    words = tiny("train_diffusion.py", *common(pictures, tmp_path / "run", 8), "--infobatch")
     process = subprocess.Popen(
         [sys.executable, ROOT / "train_diffusion.py", *words],
         stdout=slave,
