@@ -199,13 +199,14 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
         trusted_code.trust_features(features)
     sections = {}
     for kind, default, head in (("adapter", adapter, AdapterSection), ("model", model, ModelSection)):
+        own_pruning = kind == "adapter" and f"{kind}.name" in settings  # the file's pruning is for its objective
         in_file = str(settings.setdefault(f"{kind}.name", default))
         on_command_line = _value(arguments, f"--{kind}", f"--{kind}.name")
         _check_trust(in_file, on_command_line, f"--{kind}", recipe)
         name = on_command_line or in_file
         if name != in_file:  # the file's settings belong to its component
             settings = _without_section(settings, f"{kind}.") | {f"{kind}.name": name}
-            if kind == "adapter":  # its pruning, too, is for its objective
+            if own_pruning:
                 settings = _without_section(settings, "pruning.", "optim.compensation")
         component = registry.declared(kind, name)
         best = getattr(component, "infobatch", {}) if kind == "adapter" else {}

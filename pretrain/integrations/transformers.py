@@ -206,7 +206,7 @@ class InfoBatchTrainer(Trainer):
         """One epoch, of the steps that its plan has, or has left."""
         batches, accumulated = self._batches_left(), self.args.gradient_accumulation_steps
         loader: Any = given["train_dataloader"]
-        if not isinstance(loader, _Loader):
+        if not isinstance(loader, _Loader) or loader.generator is None:
             raise ValueError("InfoBatch needs the loader of InfoBatchTrainer.get_train_dataloader; do not override it")
         if batches:
             loader.generator.manual_seed(self.args.seed + self.infobatch.samples_used)

@@ -24,6 +24,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.padding import sample_of
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import on_device
+from pretrain.training.flops import profile_sample
 from pretrain.training.references import with_references
 
 FILE = "bad-step.safetensors"
@@ -95,6 +96,9 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
     model = trained.model.train().requires_grad_(True)
     parameters = {name.removeprefix("model."): value for name, value in tensors.items()}
     storage.load_parameters(model, parameters, run / FILE)
+    images, cpu = trained.source.train, torch.device("cpu")
+    flops = profile_sample(trained.adapter, model, trained.source.shape, trained.classes).flops
+    objective = with_references(trained.config, trained.adapter, trained.source, cpu, flops, lambda message: None)
     first: list[str] = []
 
     def check_output(name: str):
@@ -108,9 +112,6 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
         if not [*module.children()]:
             module.register_forward_hook(check_output(name))
     losses: list[float] = []
-    images = trained.source.train
-    cpu = torch.device("cpu")
-    objective = with_references(trained.config, trained.adapter, trained.source, cpu, lambda message: None)
     for part in torch.arange(len(index)).split(micro_batch):
         plain, _ = images.__getitems__([(about["epoch"], number) for number in index[part].tolist()])
         batch = images.augmented(on_device(plain._replace(level=level[part]), cpu), about["epoch"])

@@ -45,6 +45,7 @@ def _steps(folder: Path) -> int:
 def test_resume_auto_starts_continues_and_ends(pictures: Path, trained: Path, tmp_path: Path) -> None:
     """Whatever is left of a run, the same command leads to the same end."""
     words = [*common(pictures, tmp_path / "run", 3), *PRUNED, "--evaluate.every", 1, "--resume", "auto"]
+    words += ["--adapter", "ddpm"]
     run = tmp_path / "run"
     for left in ("nothing", "settings alone", "a checkpoint", "all"):
         if left == "settings alone":
