@@ -417,7 +417,7 @@ class InfoBatch(Sampler[int]):
         before = self.state_dict()
         try:
             self._load(checked_state(state, before, self.total_epochs))
-        except Exception:
+        except Exception:  # whatever is wrong with the state, nothing of it stays
             self._load(before)
             raise
 
