@@ -15,6 +15,7 @@ import yaml
 
 from pretrain import __version__
 from pretrain.checkpoint import storage
+from pretrain.config.cli import read_plain_yaml
 from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write, hold, open_own, own_folder, release, require_plain, require_utf8
@@ -89,8 +90,8 @@ def _checkpoint(folder: Path, resume: str) -> storage.FoundCheckpoint:
 def _is_run(folder: Path) -> bool:
     """Whether the folder's config.yaml was written by `prepare`, not by another program."""
     try:
-        written = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        written = read_plain_yaml(folder / "config.yaml")
+    except (OSError, ValueError):
         return False
     return isinstance(written, dict) and {"adapter", "model", "output_dir", "pruning"} <= written.keys()
 
