@@ -191,7 +191,10 @@ def _settings_of_run(folder: Path) -> tuple[Path, dict[str, Any]]:
         UserError: there are checkpoints, and no file has the settings.
     """
     if (folder / "config.yaml").is_file():
-        return folder / "config.yaml", _read_yaml(folder / "config.yaml")
+        try:
+            return folder / "config.yaml", _read_yaml(folder / "config.yaml")
+        except UserError as error:
+            raise UserError(f"{error}; without that file the settings are those of the newest checkpoint") from None
     for file in sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True):
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             found = flat(read_json(file)["config"])

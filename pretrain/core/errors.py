@@ -25,9 +25,15 @@ class UserError(ValueError):
         self.local = local
 
 
+def _rank() -> str:
+    """This process's rank in a launch of several; "0" without one, whatever else the environment has."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
+    return os.environ.get("RANK", "0") if several else "0"
+
+
 def warn(message: str) -> None:
     """Print a warning to stderr, on rank 0 only; for code that has no `Display`."""
-    if os.environ.get("RANK", "0") == "0":
+    if _rank() == "0":
         _print(f"warning: {printable(message)}")
 
 
@@ -61,7 +67,7 @@ def limit_reached(error: BaseException) -> str:
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with one line on stderr: status 2 on `UserError` or if memory ran out, 130 on an interrupt."""
-    rank = os.environ.get("RANK", "0")
+    rank = _rank()
     try:
         yield
     except UserError as error:

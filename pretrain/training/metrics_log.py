@@ -37,7 +37,7 @@ class MetricsLog:
                 self.log(f"warning: {self.path} is gone; it begins anew")
             return 0
         with os.fdopen(open_own(self.path, os.O_RDWR), "r+b") as file:
-            text = file.read(length)
+            text = file.read(min(length, os.fstat(file.fileno()).st_size))  # of a damaged state it may be any number
             lines = text.splitlines(keepends=True)
             bad = next((n for n, line in enumerate(lines, 1) if _record(line) is None), 0)
             whole = b"".join(line for line in lines if _record(line) is not None)

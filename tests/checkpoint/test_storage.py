@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,27 @@ def test_any_flipped_bit_truncated_or_missing_file_is_noticed(three: Path, data:
         assert found.path.name == "step-00000002" and [*found.skipped] == [newest]
         if file.name != "manifest.json":
             assert file.name in found.skipped[newest]
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations([1, 2, 3, 4]), newest=st.integers(1, 3))
+def test_a_checkpoint_under_the_name_of_another_step_is_not_used(order: list[int], newest: int, three: Path) -> None:
+    """Checkpoints exchanged, copied and renamed: the newest one that has its own name is used, the reason reported."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = {step: Path(folder) / f"step-{order[step - 1]:08d}" for step in range(1, newest + 1)}
+        for step, path in names.items():
+            shutil.copytree(three / f"step-{step:08d}", path)
+        own = max((step for step, path in names.items() if path.name == f"step-{step:08d}"), default=None)
+        if own is None:
+            with pytest.raises(UserError, match=r"all \d checkpoints are damaged: .*it is the checkpoint of step"):
+                storage.newest_whole(Path(folder))
+            return
+        found = storage.newest_whole(Path(folder))
+        assert found is not None and found.path == names[own] and found.state.values["step"] == own
+        assert {*found.skipped} == {path for path in names.values() if path.name > found.path.name}
+        for step, path in names.items():
+            said = found.skipped.get(path, f"it is the checkpoint of step {step} under the name of another one")
+            assert said.startswith(f"it is the checkpoint of step {step} under")
 
 
 def test_a_file_that_is_not_in_the_manifest_is_not_loaded(three: Path) -> None:
