@@ -23,7 +23,7 @@ from pretrain.config import registry, trusted_code
 from pretrain.config.schema import LAUNCH_ONLY, AdapterSection, Config, ModelSection, flat
 from pretrain.config.tyro_parser import parse_settings, settings_of, unknown_setting
 from pretrain.core.errors import UserError
-from pretrain.core.files import read_json
+from pretrain.core.files import expand, read_json
 
 # torch prints stack traces for C++ warnings, which would bury our own message (distributed/heartbeat.py).
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -220,9 +220,9 @@ def _find_recipe(arguments: list[str], recipe: Path, output_dir: str) -> tuple[l
     moved = {}  # the run may have been moved since its config.yaml was written
     if resume := _value(arguments, "--resume"):
         if resume not in ("newest", "auto"):  # <run>/checkpoints/<step>
-            output_dir = str(Path(resume).expanduser().resolve().parent.parent)
+            output_dir = str(expand(resume).resolve().parent.parent)
             moved = {"output_dir": output_dir}
-        folder = Path(_value(arguments, "--output-dir", "--output_dir") or output_dir).expanduser()
+        folder = expand(_value(arguments, "--output-dir", "--output_dir") or output_dir)
         if any(folder.glob("checkpoints/step-*")):
             recipe, settings = _settings_of_run(folder)
             return arguments, recipe, settings | {"output_dir": str(folder)}
@@ -298,14 +298,14 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     for metric in config.evaluate.metrics:
         in_file = metric if metric in base.evaluate.metrics else ""
         _check_trust(in_file, None if in_file else metric, "--evaluate.metrics", recipe)
-    return _with_absolute_paths(dataclasses.replace(config, output_dir=config.output_dir.expanduser()))
+    return _with_absolute_paths(dataclasses.replace(config, output_dir=expand(config.output_dir)))
 
 
 def _with_absolute_paths(config: Config) -> Config:
     """The settings with absolute paths of the user's own .py files, so that a run is resumed from any folder."""
 
     def absolute(name: str) -> str:
-        return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+        return str(expand(name).resolve()) if name.endswith(".py") else name
 
     return dataclasses.replace(
         config,

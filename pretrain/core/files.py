@@ -18,6 +18,11 @@ from pretrain.core.errors import UserError
 _held: dict[Path, tuple[int, int]] = {}  # device and inode of the folders of runs that this process writes
 
 
+def expand(path: str | Path) -> Path:
+    """The path with `~` and `~user` as their home folders; as it is if there is no such user or home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises a RuntimeError then
+
+
 def fsync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -193,6 +198,6 @@ def read_json(path: Path) -> Any:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, f"{path} is not a regular file")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None

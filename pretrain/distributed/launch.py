@@ -128,11 +128,10 @@ def _check_environment() -> None:
         text = os.environ.get(name)
         if text is None:
             continue
-        if not (text.isascii() and text.isdigit() and int(text) <= largest):
-            raise UserError(
-                f"the environment variable {name} must be a whole number up to {largest:,}, got {text!r}; {hint}",
-                local=True,
-            )
+        smallest = int(name == "WORLD_SIZE")
+        if not (text.isascii() and text.isdigit() and smallest <= int(text) <= largest):
+            allowed = f"a whole number from {smallest} to {largest:,}"
+            raise UserError(f"the environment variable {name} must be {allowed}, got {text!r}; {hint}", local=True)
         given[name] = int(text)
     several = given.get("WORLD_SIZE", 1) > 1 or "LOCAL_RANK" in given
     if several and (missing := [name for name in REQUIRED if not os.environ.get(name)]):
@@ -142,10 +141,8 @@ def _check_environment() -> None:
             local=True,
         )
     if several and given["RANK"] >= given["WORLD_SIZE"]:
-        raise UserError(
-            f"the environment variable RANK must be below {given['WORLD_SIZE']} (WORLD_SIZE), got {given['RANK']}; {hint}",
-            local=True,
-        )
+        limits = f"below {given['WORLD_SIZE']} (WORLD_SIZE), got {given['RANK']}"
+        raise UserError(f"the environment variable RANK must be {limits}; {hint}", local=True)
 
 
 def _rendezvous() -> dict[str, str]:

@@ -252,7 +252,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: can't be read: {error}; repair it or move it away") from None
     return found if isinstance(found, dict) else {}
