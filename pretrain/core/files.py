@@ -23,11 +23,24 @@ def expand(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises a RuntimeError then
 
 
+def flush(handle: int) -> None:
+    """Wait until what was written to a file descriptor is on disk, where the file system can say so.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # of folders on some network file systems
+            raise
+
+
 def fsync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        flush(handle)
     finally:
         os.close(handle)
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,6 +21,7 @@ from pretrain.checkpoint import async_writer, storage
 from pretrain.checkpoint.run_dir import Lock
 from pretrain.config.schema import Checkpoint
 from pretrain.core.errors import UserError
+from pretrain.training.metrics_log import MetricsLog
 
 
 def state(step: int, seconds: float = 0.0) -> storage.State:
@@ -184,6 +186,42 @@ def full_disk(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_can_not_flush_is_used_and_one_that_fails_is_not(
+    number: int, tmp_path: Path, monkeypatch
+) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log._pending.append({"kind": "epoch"})
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="step-00000001 can't be written: Input/output error"):
+            storage.save(tmp_path, 1, state(1), keep=1)
+        with pytest.raises(OSError, match=r"Input/output error: '.*metrics\.jsonl'"):
+            log.flush()
+        return
+    storage.save(tmp_path, 1, state(1), keep=1)
+    log.flush()
+    assert storage.newest_whole(tmp_path) is not None and log.read("epoch")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seconds", math.nan), ("seconds", math.inf), ("seconds", -1.0), ("progress", math.nan), ("step", -1)],
+)
+def test_a_state_with_impossible_numbers_is_refused(name: str, value: float, finished: Path) -> None:
+    newest = storage.newest(finished / "checkpoints")
+    assert newest is not None
+    found = storage.FoundCheckpoint(newest, storage.load(newest), {})
+    with storage.restoring(found):
+        pass
+    found.state.values[name] = value
+    with pytest.raises(UserError, match=f"not the state of a run .*{name} is {value}"), storage.restoring(found):
+        raise AssertionError
 
 
 def test_a_full_disk_leaves_no_partial_checkpoint_and_keeps_the_old_ones(tmp_path: Path, monkeypatch) -> None:

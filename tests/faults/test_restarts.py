@@ -219,7 +219,7 @@ def test_a_damaged_metrics_log_is_reported_and_keeps_its_complete_lines(tmp_path
         for number in range(rng.randint(1, 6)):
             log.write("epoch", epoch=number, text="x" * rng.randint(0, 9))
         position, lines = log.position, path.read_bytes().splitlines(keepends=True)
-        damage = rng.choice(["cut", "short", "garbled", "none"])
+        damage = rng.choice(["cut", "short", "garbled", "none", "number"])
         if damage == "cut":
             path.write_bytes(path.read_bytes()[: rng.randint(0, position - 1)])
         elif damage == "short":
@@ -227,6 +227,8 @@ def test_a_damaged_metrics_log_is_reported_and_keeps_its_complete_lines(tmp_path
         elif damage == "garbled":
             lines[rng.randrange(len(lines))] = rng.choice([b"{\n", b"\0\xff\n", b"[]\n", b"[" * 9999 + b"\n"])
             path.write_bytes(b"".join(lines))
+        elif damage == "number":  # in the checkpoint
+            position = 10**18
         log = MetricsLog(path, position, log=messages.append)
         assert bool(messages) == (damage != "none"), damage
         log.write("epoch", epoch=99)
