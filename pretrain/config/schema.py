@@ -173,7 +173,8 @@ class Evaluate:
     """Metrics and pictures during training; `pretrain evaluate` has the same settings.
 
     Attributes:
-        every: epochs between evaluations; the first and the last epoch are always evaluated.
+        every: epochs between evaluations; the end of the training is always evaluated.
+        at_start: also evaluate the untrained model, for comparison (Hugging Face's `eval_on_start`).
         metrics: names of docs/evaluation.md, or paths of .py files; default: the validation loss, and the k-NN accuracy
             of an encoder if the images have labels.
         images: images in a picture.
@@ -192,6 +193,7 @@ class Evaluate:
     """
 
     every: int = 5
+    at_start: bool = False
     metrics: tuple[str, ...] = ()
     images: int = 64
     steps: int = 25

@@ -72,9 +72,6 @@ def setup(
         display.print(str(source.report))
     infobatch = build_infobatch(config, len(source.train), display.print)
     cost = profile_objective(config, adapter, model, source)
-    objective = with_references(config, adapter, source, device, cost.flops, display.print)
-    if objective is not adapter:
-        cost = profile_objective(config, objective, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     observers = [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)]
@@ -90,6 +87,7 @@ def setup(
     model, optimizer = accelerator.prepare(model, state.optimizer)
     with raise_on_all_ranks():  # before --micro-batch auto, which measures the memory that is left
         state.seconds += preload(source.train, device, display.print, lambda: bool(stop_signal.signal))
+    objective, flops = with_references(config, adapter, source, device, cost.flops, display.print)
     if config.micro_batch == "auto":
         micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
         display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
@@ -113,8 +111,8 @@ def setup(
         preview,
         stop_signal,
         lock,
-        cost.flops,
-        is_new=resumed is None or resumed.state.values["metrics"] == 0,
+        flops,
+        is_new=resumed is None or (state.step == 0 and resumed.state.values["metrics"] == 0),
     )
     _log_start(run, resumed)
     return run

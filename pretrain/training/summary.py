@@ -58,7 +58,7 @@ def summarise(
         "full_train_flops": flops * full + per_step * -(-full // config.batch_size),
         "mfu": flops * used / seconds / peak if seconds and peak else None,
         "bad_images": sorted({*values["bad_images"], *values["bad_heldout_images"]}),
-        "quality_before": quality[0] if quality else {},
+        "quality_before": quality[0] if quality and not evaluations[0].get("epoch") else {},
         "quality": quality[-1] if quality else {},
         "pictures": str(config.output_dir / "pictures"),
         "model": str(config.output_dir / "model"),
