@@ -240,8 +240,9 @@ class DiT(ModelMixin, ConfigMixin):
             tokens = tokens + self.sincos
         label = torch.where(label < 0, self.null_class, label) if self.null_class else torch.zeros_like(label)
         condition = self.time(self.time_features(time).to(x.dtype)) + self.label(label)  # [B, D]
+        depth = len(self.blocks)
         for number, block in enumerate(self.blocks):
-            if choose is not None and number == max(1, len(self.blocks) // 4):
+            if choose is not None and number == min(max(1, depth // 4), depth - 1):
                 kept = choose(tokens.mean(dim=1))
                 tokens, condition = tokens[kept], condition[kept]
             inputs = (tokens, condition, self.cosine, self.sine)

@@ -219,8 +219,9 @@ class MaskedAutoencoder(nn.Module):
         """
         tokens = self.embed_visible(image, visible)
         mask = None if valid is None else attention_mask(valid, self.encoder.num_prefix_tokens)
+        depth = len(self.encoder.blocks)
         for number, block in enumerate(self.encoder.blocks):
-            if choose is not None and number == max(1, len(self.encoder.blocks) // 4):
+            if choose is not None and number == min(max(1, depth // 4), depth - 1):
                 kept = choose(tokens.mean(dim=1))
                 tokens, mask = tokens[kept], None if mask is None else mask[kept]
             tokens = self.apply_block(block, tokens, attn_mask=mask)

@@ -195,10 +195,10 @@ def _write_report(folder: Path, source: Source) -> None:
 def _log_start(run: Run, resumed: storage.FoundCheckpoint | None) -> None:
     config, source, log = run.config, run.source, run.reporter.display.print
     parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
-    world = run.accelerator.num_processes
+    world, gflops = run.accelerator.num_processes, run.state.flops[0] / 1e9
     log(
         f"{type(run.adapter).__name__} on {len(source.train):,} images of {'x'.join(map(str, source.shape))} "
-        f"({config.data.source}), {parameters / 1e6:.2f} M parameters, {run.state.flops[0] / 1e9:.3g} training GFLOPs per "
+        f"({config.data.source}), {parameters / 1e6:.2f} M parameters, {gflops:.3g} training GFLOPs per "
         f"sample, policy {config.policy}, {world} {'process' if world == 1 else 'processes'} on "
         f"{run.accelerator.device.type}"
     )
