@@ -187,6 +187,21 @@ class PartialForwardBlocking:
         weight[kept] = (1 / probability).expand(size)[kept]
         return kept, weight
 
+    def around(
+        self, objective: Adapter, model: nn.Module, source: Source, flops: int
+    ) -> tuple["PartialForwardBlocking", tuple[int, int]]:
+        """This object around another form of its objective, and a sample's FLOPs on average and without blocking.
+
+        Args:
+            objective: for example the adapter bound to references.
+            model: the bare network.
+            source: of the images.
+            flops: of a sample that goes on.
+        """
+        mean = mean_flops(self.objective, model, source, flops, self.settings.share)
+        self.objective = objective
+        return self, (mean, flops)
+
     def attach(self, model: nn.Module, device: torch.device) -> None:
         """Nothing: the density stays on the CPU."""
 
@@ -250,14 +265,25 @@ def mean_flops(adapter: Adapter, model: nn.Module, source: Source, flops: int, s
     return round((1 - blocked) * flops + blocked * counter.get_total_flops())
 
 
-def check_network(config: Config, model: nn.Module) -> None:
-    """Check that the network can be left after its first blocks.
+def build_blocking(
+    config: Config, adapter: Adapter, model: nn.Module, progress: Callable[[], float]
+) -> PartialForwardBlocking | None:
+    """Partial Forward Blocking as the settings say, or None.
+
+    Args:
+        config: settings of the run.
+        adapter: the objective.
+        model: the network.
+        progress: returns the progress of the training.
 
     Raises:
-        UserError: it can't.
+        UserError: the network can't be left after its first blocks.
     """
-    if config.blocking.share and "choose" not in inspect.signature(model.forward).parameters:
+    if not config.blocking.share:
+        return None
+    if "choose" not in inspect.signature(model.forward).parameters:
         raise UserError(
             f"--blocking.share: the network, --model {config.model.name}, has no argument `choose` in its forward, as "
             "dit and mae have; leave it out"
         )
+    return PartialForwardBlocking(adapter, config.blocking, progress)

@@ -28,7 +28,7 @@ from pretrain.distributed.agreement import require_same_data
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.launch import StopSignal
 from pretrain.infobatch.sampler import InfoBatch
-from pretrain.training.blocking import PartialForwardBlocking, check_network, mean_flops
+from pretrain.training.blocking import build_blocking
 from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
 from pretrain.training.nan_guard import NanGuard
@@ -76,10 +76,8 @@ def setup(
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     observers = [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)]
-    check_network(config, model)
-    blocking = PartialForwardBlocking(adapter, config.blocking, lambda: infobatch.progress)
-    if config.blocking.share:
-        observers.append(blocking)
+    blocking = build_blocking(config, adapter, model, lambda: infobatch.progress)
+    observers += [blocking] if blocking else []
     state = _initial_state(config, model, infobatch, source, hashes, accelerator, observers)
     with storage.restoring(resumed):
         if resumed is not None:
@@ -94,13 +92,11 @@ def setup(
         state.seconds += preload(source.train, device, display.print, lambda: bool(stop_signal.signal))
     objective, flops = with_references(config, adapter, source, device, cost.flops, display.print)
     state.flops = (flops, flops)
-    if config.blocking.share:
-        state.flops = (mean_flops(adapter, state.model, source, flops, config.blocking.share), flops)
-        blocking.objective = objective
-        objective = blocking
     if config.micro_batch == "auto":
         micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
         display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
+    if blocking:
+        objective, state.flops = blocking.around(objective, state.model, source, flops)
     lock = _lock_directory(config, source, resumed, main)
     metrics_length = resumed.state.values["metrics"] if resumed else 0
     reporter = Reporter(config, accelerator, display, cost.loss_name, metrics_length)
