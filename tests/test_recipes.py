@@ -103,11 +103,12 @@ def run(script: str, folder: Path, *words: object) -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_the_diffusion_recipe(tmp_path: Path) -> None:
-    summary = run("train_diffusion.py", tmp_path / "first", "--infobatch")
+    summary = run("train_diffusion.py", tmp_path / "first", "--infobatch", "--evaluate.at-start")
     assert summary["dataset_size"] == 6000 and summary["saved_fraction"] > 0.2
     assert summary["quality"]["validation_loss"] < 0.262 < summary["quality_before"]["validation_loss"]
     recipe = ROOT / "configs" / "fashion_mnist_ddpm.yaml"
-    summary = run("train_diffusion.py", tmp_path / "pruned", "--config", recipe, "--infobatch")
+    words = ["--config", recipe, "--infobatch", "--evaluate.at-start"]
+    summary = run("train_diffusion.py", tmp_path / "pruned", *words)
     assert summary["saved_fraction"] > 0.1
     assert summary["quality"]["validation_loss"] < 0.055 < summary["quality_before"]["validation_loss"]
 
@@ -115,6 +116,6 @@ def test_the_diffusion_recipe(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_the_mae_recipe(tmp_path: Path) -> None:
-    summary = run("train_mae.py", tmp_path / "run", "--infobatch")
+    summary = run("train_mae.py", tmp_path / "run", "--infobatch", "--evaluate.at-start")
     assert summary["dataset_size"] == 6000 and summary["saved_fraction"] > 0.1
     assert summary["quality"]["knn_accuracy"] > summary["quality_before"]["knn_accuracy"] + 0.08

@@ -5,7 +5,7 @@ keeps its index, too: it becomes padding in its batch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -25,6 +25,7 @@ from pretrain.data.files import from_text
 from pretrain.data.image_cache import new_cache
 from pretrain.data.transforms import CROPS, FLIPS, random_boxes, random_flips, resized_crops
 
+ROWS = 16  # of the table that are read at once; a limit, as rows can hold whole files
 MAX_SKIPPED = 0.5  # share of the images; if more can't be used, the training stops
 
 
@@ -84,10 +85,27 @@ class Images(Dataset[Item]):
 
     def __getitem__(self, key: tuple[int | None, int]) -> Item:
         """The sample of (epoch, index), cropped for that epoch if `crops_when_decoding`; epoch None: not augmented."""
+        return self._item(key, None)
+
+    def _items(self, keys: Sequence[tuple[int | None, int]]) -> list[Item]:
+        """Items of several keys; rows are read `ROWS` at a time, which takes a fifth of the time of one by one."""
+        items = []
+        for start in range(0, len(keys), ROWS):
+            some = keys[start : start + ROWS]
+            try:
+                columns = self.table[self.rows[[sample_of(index) for _, index in some]].tolist()]
+                rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            except Exception:  # of one of them; they are read one by one, to find which
+                rows = [None] * len(some)
+            items += map(self._item, some, rows)
+        return items
+
+    def _item(self, key: tuple[int | None, int], row: dict[str, Any] | None) -> Item:
+        """The sample of (epoch, index) from its row; None: the row is read."""
         epoch, index = key
         sample = sample_of(index)
         try:
-            image, label = self._decode(sample, epoch)
+            image, label = self._decode(self.table[int(self.rows[sample])] if row is None else row, sample, epoch)
         except Exception as error:  # image decoders raise exceptions of any type
             if limit_reached(error):  # not the image's fault
                 raise
@@ -99,15 +117,15 @@ class Images(Dataset[Item]):
         """The samples as a batch, and a message for each that can't be read; cached images are not decoded again."""
         cache = self.cache
         if cache is None or (get_worker_info() and not cache.complete):  # a worker's cache is lost with its process
-            return collate([self[key] for key in keys])
+            return collate(self._items(keys))
         index = torch.tensor([index for _, index in keys])
         sample = sample_of(index)
         problems = []
         missing = ~cache.present[sample]
         if cache.complete:
             return Batch(*cache.get(sample), torch.where(missing, ~sample, index), torch.zeros(len(index))), []
-        for position in missing.nonzero().flatten().tolist():
-            item = self[keys[position]]
+        absent = missing.nonzero().flatten().tolist()
+        for position, item in zip(absent, self._items([keys[position] for position in absent]), strict=True):
             if item.problem:
                 problems.append(item.problem)
                 index[position] = item.index
@@ -125,9 +143,8 @@ class Images(Dataset[Item]):
             image = random_flips(image, SampleRNG(self.seed, epoch, FLIPS, index=batch.index))
         return batch._replace(image=image)
 
-    def _decode(self, sample: int, epoch: int | None) -> tuple[Tensor, int]:
+    def _decode(self, row: dict[str, Any], sample: int, epoch: int | None) -> tuple[Tensor, int]:
         """The image, uint8 [C, H, W], and its label."""
-        row = self.table[int(self.rows[sample])]
         if epoch is None or not self.crops_when_decoding:
             image = decode(row["image"], self.shape[0], self.data.size, self.reading)
         else:

@@ -53,21 +53,21 @@ class Latents(Images):
         """False, since every epoch samples new latents."""
         return False
 
-    def __getitem__(self, key: tuple[int | None, int]) -> Item:
+    def _item(self, key: tuple[int | None, int], row: dict[str, Any] | None) -> Item:
         """A latent, float32 [c, h, w], sampled and mirrored by random numbers of (seed, epoch, index).
 
         With epoch None it is not mirrored, and the random numbers depend on the index alone.
         """
         epoch, index = key
         sample = sample_of(index)
-        row = self.table[int(self.rows[sample])]
+        row = row or self.table[int(self.rows[sample])]
         stored = torch.from_numpy(np.frombuffer(row["latent"], np.float16).copy()).view(*self.moments, *self.shape)
         rng = generator(0, sample) if epoch is None else generator(self.seed, epoch, sample)
         mirrored = self.data.flip and epoch is not None and torch.rand((), generator=rng) < 0.5
         return Item(sample_latent(stored[int(mirrored)].float(), rng), row["label"], index, "")
 
     def augmented(self, batch: Batch, epoch: int) -> Batch:
-        """The batch unchanged: `__getitem__` mirrors latents already."""
+        """The batch unchanged: `__getitems__` mirrors latents already."""
         return batch
 
     def name_of(self, index: int) -> str:

@@ -208,12 +208,15 @@ def _cost(summary: dict[str, Any]) -> list[str]:
 
 def _quality(summary: dict[str, Any]) -> list[str]:
     before, after = summary["quality_before"], summary["quality"]
-    rows = [
-        f"| {_code(name)} | {f'{before[name]:.4f}' if name in before else ''} | {value:.4f} |"
-        for name, value in after.items()
-        if not isinstance(value, list)
-    ]
-    table = "\n".join(["| | before training | after |\n|---|---|---|", *rows])
+    numbers = {name: f"{value:.4f} |" for name, value in after.items() if not isinstance(value, list)}
+    head = "| | after training |\n|---|---|"
+    if before:
+        head = "| | before training | after |\n|---|---|---|"
+        numbers = {
+            name: f"{f'{before[name]:.4f}' if name in before else ''} | {text}" for name, text in numbers.items()
+        }
+    rows = [f"| {_code(name)} | {text}" for name, text in numbers.items()]
+    table = "\n".join([head, *rows])
     notes = [f"{_prose(note)}." for note in summary.get("notes", [])]
     notes = notes or ["`evaluate` in `recipe.yaml` contains the settings of the evaluation."]
     return ["## Quality", table, *notes] if rows else []

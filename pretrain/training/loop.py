@@ -38,8 +38,8 @@ def train(
         adapter: the objective; turns the model and a batch into losses.
         model: the network, initialized.
         source: the data set.
-        evaluators: called with the EMA model before the training, every `evaluate.every` epochs and at the end, on all
-            ranks; one that is an `Observer` also receives every batch.
+        evaluators: called with the EMA model every `evaluate.every` epochs, at the end, and with `evaluate.at_start`
+            before the training, on all ranks; one that is an `Observer` also receives every batch.
         preview: called likewise, except before the training; returns a picture of what the EMA model does, uint8
             [H, W, C]. None: no pictures.
 
@@ -59,7 +59,8 @@ def train(
         run.heartbeat, heartbeat.position = heartbeat, run.position
         with run:
             if run.is_new:
-                run.evaluate(0)
+                if config.evaluate.at_start:
+                    run.evaluate(0)
                 run.checkpoint(wait=True)  # a folder without space for a checkpoint is reported now, not hours later
             for epoch in run.state.infobatch.epochs():
                 run.begin_epoch()

@@ -30,13 +30,16 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     chosen = {id(parameter) for parameter in matrices}
     vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=vectors)
-    if not matrices:
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
-    for group in groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-        group["muon"] = False
-    groups.append({"params": matrices, "weight_decay": optim.weight_decay, "muon": True})
-    return Muon(groups, lr=optim.lr, betas=optim.betas)
+    settings: Any = {"lr": optim.lr, "betas": optim.betas, "fused": True}
+    if matrices:
+        for group in groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            group["muon"] = False
+        groups.append({"params": matrices, "weight_decay": optim.weight_decay, "muon": True})
+    optimizer = (Muon if matrices else torch.optim.AdamW)(groups, **settings)
+    # A GradScaler would leave it to a fused step to divide the gradients and to skip those that overflow; not Muon's.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def hidden_matrices(model: nn.Module) -> Iterator[Tensor]:

@@ -22,8 +22,8 @@ AMBIGUOUS = 0.01  # posterior probability of other images above which they matte
 
 
 def with_references(
-    config: Config, adapter: Any, source: Source, device: torch.device, flops: float, log: Callable[[str], Any]
-) -> Adapter:
+    config: Config, adapter: Any, source: Source, device: torch.device, flops: int, log: Callable[[str], Any]
+) -> tuple[Adapter, int]:
     """The objective in training: the adapter, bound to references if its `posterior_mean` is set and they can help.
 
     The expected gradient is the same with and without them.
@@ -35,12 +35,16 @@ def with_references(
         device: that trains.
         flops: of the network, forward and backward, for a sample.
         log: called with a message about the level from which on other images matter, or why there are no references.
+
+    Returns:
+        The objective, and its FLOPs for a sample: `flops`, and those of the posterior mean.
     """
     if not getattr(adapter, "posterior_mean", False):
-        return adapter
-    if obstacle := _obstacle(source, flops):
+        return adapter, flops
+    cost = _flops(source)
+    if obstacle := _obstacle(source, cost / flops if flops else math.inf):
         log(f"targets are not posterior means, although --adapter.posterior-mean is set: {obstacle}")
-        return adapter
+        return adapter, flops
     images, flip = source.train, source.train.data.flip
     parts = [on_device(batch, device) for batch in images.batches(range(len(images)), BATCH)]
     image, label = torch.cat([part.image for part in parts]), torch.cat([part.label for part in parts])
@@ -48,23 +52,33 @@ def with_references(
         image, label = torch.cat([image, image.flip(-1)]), label.repeat(2)
     references = References.of(image, label if config.class_conditional else None)
     log(_where_it_acts(adapter, references, image, label, len(parts)))
-    return partial(adapter, references=references)
+    return partial(adapter, references=references), flops + cost
 
 
-def _obstacle(source: Source, flops: float) -> str:
-    """Why posterior means are not possible or cost too much; "" if they are possible."""
+def _flops(source: Source) -> int:
+    """FLOPs of a sample's posterior mean: products of its image, and of its weights, with all references."""
+    return 4 * math.prod(source.shape) * len(source.train) * (1 + source.train.data.flip)
+
+
+def _obstacle(source: Source, share: float) -> str:
+    """Why posterior means are not possible or cost too much; "" if they are possible.
+
+    Args:
+        source: the data set.
+        share: of the posterior mean's FLOPs in the network's.
+    """
     if source.autoencoder:
         return "latents are sampled anew in every epoch"
     if source.train.data.crop < 1:
         return "images are cropped at random"
     count = len(source.train)
-    size = 4 * math.prod(source.shape) * count * (1 + source.train.data.flip)  # bytes as float32, and FLOPs of a sample
+    size = _flops(source)  # is the references' size in bytes, too, as float32
     if size > MAX_BYTES:
         return (
             f"{count:,} images are {size / 1024**3:.1f} GiB as float32, and at most {MAX_BYTES / 1024**3:.0f} are kept"
         )
-    if size > MAX_COST * flops:
-        return f"over {count:,} images they would cost {size / flops:.0%} of the network's FLOPs, for little"
+    if share > MAX_COST:
+        return f"over {count:,} images they would cost {share:.0%} of the network's FLOPs, for little"
     return ""
 
 

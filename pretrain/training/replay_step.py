@@ -98,7 +98,7 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
     storage.load_parameters(model, parameters, run / FILE)
     images, cpu = trained.source.train, torch.device("cpu")
     flops = profile_sample(trained.adapter, model, trained.source.shape, trained.classes).flops
-    objective = with_references(trained.config, trained.adapter, trained.source, cpu, flops, lambda message: None)
+    objective, _ = with_references(trained.config, trained.adapter, trained.source, cpu, flops, lambda message: None)
     first: list[str] = []
 
     def check_output(name: str):

@@ -36,7 +36,7 @@ from pretrain.export import export, hub, model_card
 def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cards") / "run"
     lengths = ["--ema.sigma-rel", 0.1, 0.2, "--ema.snapshots", 4, "--checkpoint.every", 2, "--checkpoint.keep", 9]
-    train("train_diffusion.py", *common(pictures, folder), "--infobatch", *lengths)
+    train("train_diffusion.py", *common(pictures, folder), "--infobatch", *lengths, "--evaluate.at-start")
     return folder
 
 
@@ -146,7 +146,7 @@ def test_another_average_is_measured_looked_at_and_told(run: Path, pictures: Pat
     other, plain = json.loads((folder / "evaluation.json").read_text())
     assert other["found"]["validation_loss"] == expected and (other["sigma_rel"], plain["sigma_rel"]) == (0.15, None)
     for length, record, said in (
-        (0.15, other, f"| `validation_loss` |  | {expected:.4f} |"),
+        (0.15, other, f"| `validation_loss` | {expected:.4f} |"),
         (None, plain, "`validation_loss`"),
     ):
         export.main(folder, sigma_rel=length)

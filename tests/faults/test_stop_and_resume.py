@@ -109,7 +109,7 @@ def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
 
 def test_a_run_is_resumed_with_more_epochs(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train("train_diffusion.py", *common(pictures, folder, 2), *PRUNED)
+    train("train_diffusion.py", *common(pictures, folder, 2), *PRUNED, "--evaluate.at-start")
     train("train_diffusion.py", "--resume", "--output-dir", folder, "--epochs", 5)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]

@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import ROOT
 
+from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.data.sources import open_data
 from pretrain.training import references
+from pretrain.training.flops import profile_sample
 from pretrain.training.references import with_references
 
 CPU = torch.device("cpu")
@@ -26,17 +28,20 @@ def test_references_are_all_training_images_or_the_run_says_why_not(
     adapter, source, messages = config.component("adapter"), open_data(config.data, 0), []
     cost = 4 * 12 * 12 * 43 * (1 + flip)  # FLOPs of a sample
 
-    def objective(flops: float):
+    def objective(flops: int):
         messages.clear()
         return with_references(config, adapter, source, CPU, flops, messages.append)
 
-    found = objective(10 * cost + 1)
+    found, flops = objective(10 * cost + 1)
+    model = build_model(config, source.shape, 0)
+    profiled = [profile_sample(each, model, source.shape, 0).flops for each in (found, adapter)]
+    assert flops == 11 * cost + 1 and profiled[0] - profiled[1] == cost
     assert isinstance(found, partial) and "from level" in messages[0]
     assert len(found.keywords["references"].image) == 43 * (1 + flip)
-    assert objective(9 * cost) is adapter and "they would cost 11% of the network's FLOPs" in messages[0]
+    assert objective(9 * cost) == (adapter, 9 * cost) and "they would cost 11% of the network's FLOPs" in messages[0]
     monkeypatch.setattr(references, "MAX_BYTES", cost - 1)
-    assert objective(1e12) is adapter and "GiB as float32" in messages[0]
+    assert objective(10**12)[0] is adapter and "GiB as float32" in messages[0]
     monkeypatch.setattr(source.train, "data", dataclasses.replace(config.data, crop=0.5))
-    assert objective(1e12) is adapter and "cropped at random" in messages[0]
+    assert objective(10**12)[0] is adapter and "cropped at random" in messages[0]
     plain = dataclasses.replace(adapter, posterior_mean=False)
-    assert with_references(config, plain, source, CPU, 0, messages.append) is plain and len(messages) == 1
+    assert with_references(config, plain, source, CPU, 0, messages.append) == (plain, 0) and len(messages) == 1
