@@ -1,6 +1,8 @@
 """What the programs can't use is a UserError in one sentence, and nothing is written."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -61,6 +63,38 @@ def test_variables_of_launchers_that_are_wrong(
         said = capsys.readouterr().err
         assert left.value.code == 2 and message in said and said.count("\n") == 1 and said.startswith("error: ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [
+        ("--config", "NAME/a.yaml"),
+        ("--adapter", "NAME/a.py"),
+        ("--resume", "NAME/checkpoints/step-1"),
+        ("--data", "NAME"),
+        ("--output-dir", "NAME"),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES])
+def test_a_path_that_the_system_refuses_is_one_sentence(
+    setting: str, path: str, number: int, pictures: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Too long, or in a folder of another user; Path.exists() raises for both."""
+    folder = tmp_path / ("n" * (256 if number == errno.ENAMETOOLONG else 9))
+    stat = os.stat
+
+    def refusing(path, *arguments, **more):
+        if isinstance(path, (str, os.PathLike)) and str(folder) in str(path) and number == errno.EACCES:
+            raise PermissionError(number, os.strerror(number), str(path))
+        return stat(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    words = [*common(pictures, tmp_path / "run"), setting, path.replace("NAME", str(folder))]
+    with pytest.raises(SystemExit) as left, exit_on_user_error():
+        train("train_diffusion.py", *words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and said.startswith("error: ") and str(folder) in said
+    assert os.strerror(number) in said and not (tmp_path / "run").exists()
 
 
 def test_a_user_error_is_one_line_and_exit_status_2(tmp_path: Path, program) -> None:

@@ -8,6 +8,11 @@ from contextlib import contextmanager, suppress
 
 from pretrain.core.text import printable
 
+# Errors of a path, and no program's: permissions, names, disks. Path.exists() raises some of them, too.
+OF_A_PATH = {
+    getattr(errno, name, None)
+    for name in ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EDQUOT", "EIO", "ESTALE")
+}
 OPEN_FILES = ("Too many open files", "received 0 items of ancdata")  # the second is torch's message
 
 
@@ -66,7 +71,9 @@ def limit_reached(error: BaseException) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Exit with one line on stderr: status 2 on `UserError` or if memory ran out, 130 on an interrupt."""
+    """Exit with one line on stderr: status 2 on `UserError`, a path that can't be used or memory that ran out; 130 on
+    an interrupt.
+    """
     rank = _rank()
     try:
         yield
@@ -77,6 +84,10 @@ def exit_on_user_error() -> Iterator[None]:
     except Exception as error:
         if limit := limit_reached(error):
             _print(f"error: [rank {rank}] {limit}; a run can be resumed from its last checkpoint with --resume")
+            sys.exit(2)
+        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_A_PATH:
+            path = printable(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
+            _print(f"error: [rank {rank}] {path}: {error.strerror}; give a path that this user can read or write")
             sys.exit(2)
         if not is_out_of_memory(error):
             raise
