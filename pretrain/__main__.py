@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 from pretrain import __version__
-from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.errors import UserError, exit_on_user_error, writing_output
 
 # By name: the module with its function `run`, imported on use, and what it does.
 COMMANDS = {
@@ -48,7 +48,8 @@ def main() -> None:
     with exit_on_user_error():
         name, *arguments = sys.argv[1:] or ["--help"]
         if name in ("-h", "--help", "--version"):
-            sys.stdout.write((__version__ if name == "--version" else usage()) + "\n")
+            with writing_output():
+                sys.stdout.write((__version__ if name == "--version" else usage()) + "\n")
             return
         if name not in COMMANDS:
             raise UserError(f"pretrain {name}: there is no such command; the commands are {', '.join(COMMANDS)}")

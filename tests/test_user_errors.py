@@ -97,6 +97,14 @@ def test_a_path_that_the_system_refuses_is_one_sentence(
     assert os.strerror(number) in said and not (tmp_path / "run").exists()
 
 
+def test_a_loop_of_links_is_one_sentence(pictures: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(SystemExit) as left, exit_on_user_error():
+        train("train_diffusion.py", *common(pictures, tmp_path / "loop"))
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and str(tmp_path / "loop") in said
+
+
 def test_a_user_error_is_one_line_and_exit_status_2(tmp_path: Path, program) -> None:
     for arguments in (("--data", "./not/there"), ("--optim.lrr", "3"), ("--adapter", "nope")):
         done = program("train_diffusion.py", *arguments, "--output-dir", tmp_path / "run", check=False)

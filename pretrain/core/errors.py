@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from pretrain.core.text import printable
 
@@ -70,12 +71,37 @@ def limit_reached(error: BaseException) -> str:
 
 
 @contextmanager
+def writing_output() -> Iterator[None]:
+    """A context for writing to stdout; it ends without an error if no process reads the pipe or the disk is full."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # what is still in the buffer
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_interpreter() -> None:
+    """Give libraries streams to write to if they were closed, and refuse to run without docstrings."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end of the process
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "python -OO (PYTHONOPTIMIZE=2) removes docstrings, which --help and diffusers need; use -O at most"
+        )
+
+
+@contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with one line on stderr: status 2 on `UserError`, a path that can't be used or memory that ran out; 130 on
     an interrupt.
     """
     rank = _rank()
     try:
+        _check_interpreter()
         yield
     except UserError as error:
         if rank == "0" or error.local:
@@ -88,6 +114,9 @@ def exit_on_user_error() -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None and error.errno in OF_A_PATH:
             path = printable(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
             _print(f"error: [rank {rank}] {path}: {error.strerror}; give a path that this user can read or write")
+            sys.exit(2)
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # of Path.resolve()
+            _print(f"error: [rank {rank}] {printable(str(error))}; give a path without it")
             sys.exit(2)
         if not is_out_of_memory(error):
             raise

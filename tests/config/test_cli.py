@@ -135,6 +135,24 @@ def test_a_nearby_file_is_suggested(tmp_path: Path) -> None:
         config("--config", str(tmp_path / "recip.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        ("COLUMNS=1 PYTHON train_diffusion.py --help > /dev/full", 0, ""),
+        ("(sleep 1; PYTHON -m pretrain --help; echo $? >&2) | true", 0, "0"),
+        ("PYTHON train_mae.py --epochs x >&-", 2, "error: --epochs must be a whole number, got 'x'"),
+        ("PYTHON train_mae.py --epochs x 2>&-", 2, ""),
+        ("PYTHON -OO train_mae.py --help", 2, "error: python -OO (PYTHONOPTIMIZE=2) removes docstrings, which"),
+    ],
+)
+def test_output_that_is_closed_or_full_and_an_odd_interpreter(command: str, status: int, message: str) -> None:
+    """With a terminal of any width; nothing but the message on stderr."""
+    words = command.replace("PYTHON", sys.executable)
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == status and done.stderr.startswith(message), done.stderr
+    assert done.stderr.count("\n") == bool(message)
+
+
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
 def test_help_does_not_import_torch(script: str) -> None:
     code = (
