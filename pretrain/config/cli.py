@@ -143,7 +143,7 @@ def _arguments(settings: dict[str, Any], cls: type, source: str) -> list[str]:
         elif value is EMPTY or (value is None and type(None) not in kinds):
             raise UserError(f"{source}{name} must have a value, got {'null' if value is None else '{}'}; leave it out")
         elif isinstance(value, list):
-            if tuple not in map(typing.get_origin, kinds):
+            if not any(typing.get_origin(kind) is tuple for kind in kinds):
                 raise UserError(f"{source}{name} must be one value, got the list {value}")
             arguments += [f"--{name}", *(_item(item, f"{source}{name}") for item in value)]
         else:
