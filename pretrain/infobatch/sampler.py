@@ -28,7 +28,15 @@ from pretrain.core.padding import is_padding, sample_of
 from pretrain.core.rng import fold_seed
 from pretrain.distributed import collectives
 from pretrain.infobatch.budget import Budget
-from pretrain.infobatch.checks import as_index, check_agreement, check_losses, check_rank, checked_state
+from pretrain.infobatch.checks import (
+    as_index,
+    check_agreement,
+    check_losses,
+    check_rank,
+    checked_state,
+    checked_weights,
+    hash_of_weights,
+)
 from pretrain.infobatch.epoch_losses import HINT, UNSEEN, EpochLosses
 from pretrain.infobatch.indexed import length
 from pretrain.infobatch.plan import Plan
@@ -50,6 +58,9 @@ class InfoBatch(Sampler[int]):
         anneal: share of the epochs, the last ones, that use every sample, rounded up; None: 0.125, or 0 with a budget.
         smoothing: weight of a sample's old score in its new one, in [0, 1).
         seed: of all random draws; no global generator is read or seeded.
+        weights: [N], positive; what each sample counts for, such as n / k where k of n were drawn into this data set
+            before. They multiply the weights of the returned loss and of `mean`, and nothing else: plans and scores do
+            not depend on them. Their mean need not be 1; it scales the loss and so the gradient. None: 1.
         rank, world: of this process; each gets its share of one global order. None: those of `torch.distributed`.
         merge: element-wise maximum of a tensor over all ranks, in place or not; all ranks call it at an epoch's end and
             in `synchronize`. None: that of `torch.distributed`. (A maximum, so that merging twice changes nothing.)
@@ -62,6 +73,7 @@ class InfoBatch(Sampler[int]):
         used_before: the same, over the epochs before this one.
         dropped: samples that were planned in the epochs before this one and whose losses were never passed.
         ignores_scores: whether this epoch's samples are drawn uniformly because the scores are not reliable.
+        sample_weights: float32 [N], the argument `weights`; None without it.
 
     Raises:
         ValueError: an argument is out of its range, or the policy has no such setting.
@@ -78,6 +90,7 @@ class InfoBatch(Sampler[int]):
         anneal: float | None = None,
         smoothing: float = 0.7,
         seed: int = 0,
+        weights: Tensor | Sequence[float] | None = None,
         rank: int | None = None,
         world: int | None = None,
         merge: Callable[[Tensor], Tensor] | None = None,
@@ -103,6 +116,9 @@ class InfoBatch(Sampler[int]):
             if not good:
                 raise ValueError(f"{name} must be {allowed}, got {value}")
         self.size, self.total_epochs, self.seed = size, epochs, seed
+        self.sample_weights = None if weights is None else checked_weights(weights, size)
+        self._weights_hash = None if self.sample_weights is None else hash_of_weights(self.sample_weights)
+        self._sample_weights = self.sample_weights  # on the losses' device; the same storage on a CPU
         self.rank, self.world, self.merge, self.warn = rank, world, merge or collectives.all_reduce_max, warn
         self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # less what floats add
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
@@ -177,7 +193,8 @@ class InfoBatch(Sampler[int]):
         if self._plan is None:
             self._draw()
         if self.world > 1:
-            check_agreement(fold_seed(self.plan.fingerprint(), self.epoch, self.seen), self.merge)
+            weights = [] if self._weights_hash is None else [self._weights_hash]
+            check_agreement(fold_seed(self.plan.fingerprint(), self.epoch, self.seen, *weights), self.merge)
 
     def _rule(self, score: Tensor, share: float) -> SamplingRule:
         """What the policy returns for an epoch that may use `share` of the samples."""
@@ -277,9 +294,10 @@ class InfoBatch(Sampler[int]):
         return scale * self._weight(index.to(self._score.device)).to(index.device)
 
     def _weight(self, index: Tensor) -> Tensor:
-        """float32 [B]; the weights that the plan gives, 0 for padding."""
+        """float32 [B]; the weights of the plan times those of the samples, 0 for padding."""
         sample = sample_of(index).clamp(max=self.size - 1)  # an index out of range raises elsewhere
-        return self.plan.weight_of(sample, self._score[sample]) * ~is_padding(index)
+        weight = self.plan.weight_of(sample, self._score[sample]) * ~is_padding(index)
+        return weight if self._sample_weights is None else weight * self._sample_weights[sample]
 
     def __call__(self, loss: Tensor, index: Tensor | Sequence[int], score: Tensor | None = None) -> Tensor:
         """Store the losses for the scores and return the weighted mean loss.
@@ -310,6 +328,8 @@ class InfoBatch(Sampler[int]):
         if self.losses.loss.device != loss.device:
             self.losses.to(loss.device)
             self._score = self.score.to(loss.device)
+            if self.sample_weights is not None:
+                self._sample_weights = self.sample_weights.to(loss.device)
         index = index.to(loss.device, non_blocking=True)
         stored = loss.detach().float()
         if score is not None:
@@ -334,7 +354,7 @@ class InfoBatch(Sampler[int]):
         The same on every rank and after a resume; all ranks must call it.
         """
         self._merge()
-        return self.scores.mean(self.losses.loss[:-1].cpu(), self.plan)
+        return self.scores.mean(self.losses.loss[:-1].cpu(), self.plan, self.sample_weights)
 
     def _close(self) -> None:
         """End the epoch: turn the losses of all ranks into scores."""
@@ -384,6 +404,8 @@ class InfoBatch(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """The state that the rest of the run depends on; 4 bytes per sample between epochs, 8 inside one.
 
+        Of the argument `weights` it has a hash, by which `load_state_dict` notices others.
+
         Any rank may call it at any time: it does not communicate. Inside an epoch of several processes call
         `synchronize` on all of them before; otherwise the state has the losses of this rank alone.
         """
@@ -398,6 +420,7 @@ class InfoBatch(Sampler[int]):
             "loss": self.losses.loss[: self.size if self.seen else 0].cpu().clone(),
             "merged": self._merged,
             "plan": self.plan.fingerprint() if self.seen else 0,
+            **({} if self._weights_hash is None else {"weights": self._weights_hash}),
         }
 
     def synchronize(self) -> None:
@@ -411,8 +434,8 @@ class InfoBatch(Sampler[int]):
         Inside an epoch the samples without a loss are left, also if the loop had skipped some of them.
 
         Raises:
-            ValueError: it is no such state, or one of a data set of another size, of more epochs, or inside an epoch
-                with another plan. This object is then as it was before.
+            ValueError: it is no such state, or one of a data set of another size, of other `weights`, of more epochs,
+                or inside an epoch with another plan. This object is then as it was before.
         """
         before = self.state_dict()
         try:

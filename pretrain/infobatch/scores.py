@@ -72,17 +72,19 @@ class ScoreStore:
         self.smoothing, self.raw = smoothing, raw
         self.levels, self.reliability = LevelStats(), ScoreReliability()
 
-    def mean(self, loss: Tensor, plan: Plan) -> float:
+    def mean(self, loss: Tensor, plan: Plan, sample_weights: Tensor | None = None) -> float:
         """Weighted mean of an epoch's losses, an estimate of the data set's mean loss; NaN if there are none.
 
         Args:
             loss: float32 [N] on the CPU; `UNSEEN` where there is none.
             plan: of the epoch.
+            sample_weights: float32 [N] on the CPU; what each sample counts for beside the plan's weight. None: 1.
         """
 
         def sums(first: int) -> Tensor:
             index = _present(loss, first)
             weight = plan.weight_of(index, self.score[index]).double()
+            weight = weight if sample_weights is None else weight * sample_weights[index]
             return torch.stack([weight @ loss[index].double(), weight.sum()])
 
         total, weights = sum(map_chunks(sums, len(loss)), torch.zeros(2, dtype=torch.float64)).tolist()
