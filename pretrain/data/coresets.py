@@ -98,12 +98,12 @@ def graphcut_bins(feature: Tensor, bins: int) -> list[Tensor]:
 
 
 def stratified(feature: Tensor, count: int, seed: int) -> Coreset:
-    """k of the n samples of every k-means cluster, drawn uniformly without replacement, each weighing n / k.
+    """Some samples of every k-means cluster: k of its n, drawn uniformly without replacement, each weighing n / k.
 
-    Every sample is drawn with probability k / n, so sums over the subset are unbiased for all samples (Cochran 1977,
-    chapter 5). Half of a cluster's share is proportional to its size, half to its size times its spread, which alone
-    would be Neyman's allocation, the one of least variance for the mean of the features; no weight is more than about
-    twice the mean. There is a cluster for every 8 kept samples, at most 256.
+    Every sample is drawn with probability k / n, so weighted sums over the subset are unbiased for all samples (Cochran
+    1977, chapter 5). Half of a cluster's share is proportional to its size, half to its size times its spread, which
+    alone would be Neyman's allocation, the one of least variance for the mean of the features; so but for rounding no
+    weight is more than twice their mean. There is a cluster for every 8 kept samples, at most 256.
     """
     x = _centred(feature)
     cluster = kmeans(x, min(max(count // MIN_PER_CLUSTER, 1), MAX_CLUSTERS), seed)

@@ -52,7 +52,7 @@ def main(
 
     random: a uniform subset. stratified: some of every k-means cluster, with weights that make the subset unbiased for
     all images. graphcut: the same share of each of the bins of Dataset Quantization (Zhou et al. 2023). kcenter: greedy
-    farthest points (Sener and Savarese 2018), a biased subset. All are one draw: a training never sees the other images.
+    farthest points (Sener and Savarese 2018), a biased subset. A training never sees the other images.
 
     Args:
         source: folder of a run whose model has an encoder, for all training images of its data set (features of its EMA
