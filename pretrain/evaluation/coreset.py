@@ -7,7 +7,6 @@ The methods are in `pretrain.data.coresets`, the file's format in `pretrain.data
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,6 @@ from pretrain.core.files import atomic_write
 from pretrain.data import coresets
 from pretrain.data.fingerprint import digest
 from pretrain.data.images import Images
-from pretrain.data.sources import open_data
 from pretrain.data.subset import describe, read_subset
 from pretrain.evaluation.context import map_images
 
@@ -69,7 +67,7 @@ def main(
         raise UserError(f"--seed must be 0 or more, and below 2^63, got {seed}")
     if source.is_dir():
         trained = load_run(source)
-        images = _training_images(trained)
+        images = trained.whole_source.train
         size, document = len(images), {"data": trained.config.data.source}
         feature, known = (None, None) if method == "random" else encode(trained, images, source)
     else:
@@ -111,13 +109,6 @@ def _select(method: str, feature: Tensor | None, size: int, count: int, seed: in
             f"multiplications, and {MAX_PRODUCTS:.0e} are the limit; use stratified or random, or fewer features"
         )
     return function(feature, count, seed)
-
-
-def _training_images(trained: LoadedRun) -> Images:
-    """All training images of a run's data set, also if it was trained on a subset."""
-    if trained.config.data.subset is None or trained.state.values["images"].get("opened_by_program"):
-        return trained.source.train
-    return open_data(replace(trained.config.data, subset=None), trained.config.seed).train
 
 
 def encode(trained: LoadedRun, images: Images, source: Path) -> tuple[Tensor, Tensor]:

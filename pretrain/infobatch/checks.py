@@ -1,6 +1,5 @@
 """Checks of what a training loop passes to InfoBatch: indices, losses and states."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,33 +75,6 @@ def check_agreement(plan: int, merge: Callable[[Tensor], Tensor]) -> None:
         )
 
 
-def checked_weights(weights: Any, size: int) -> Tensor:
-    """The weights of samples as float32 [size] on the CPU, a copy.
-
-    Raises:
-        ValueError: they are not one positive, finite number for each sample.
-    """
-    try:
-        found = torch.as_tensor(weights).detach().to("cpu", torch.float32, copy=True)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"weights must be numbers, one per sample, got {type(weights).__name__}") from None
-    if found.shape != (size,):
-        raise ValueError(f"weights must be one number for each of the {size} samples, got shape {tuple(found.shape)}")
-    good = found.isfinite() & (found > 0)
-    if not good.all():
-        first = int((~good).int().argmax())
-        raise ValueError(
-            f"weights must be positive and finite, got {found[first].item():g} for sample {first}; leave samples that "
-            "count for nothing out of the data set"
-        )
-    return found
-
-
-def hash_of_weights(weights: Tensor) -> int:
-    """A hash of weights, float32 [N], in [0, 2^63)."""
-    return int.from_bytes(hashlib.blake2b(weights.numpy().tobytes(), digest_size=8).digest(), "little") >> 1
-
-
 def checked_state(state: Mapping[str, Any], like: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     """A state for `InfoBatch.load_state_dict`, with numbers as int and tables as tensors.
 
@@ -122,8 +94,10 @@ def checked_state(state: Mapping[str, Any], like: Mapping[str, Any], epochs: int
             "that part of the checkpoint"
         )
     if state.get("weights") != like.get("weights"):
-        with_ = "without weights of samples" if state.get("weights") is None else "with other weights of samples"
-        raise ValueError(f"the state is of a run {with_}; pass InfoBatch the argument `weights` that it began with")
+        found_with = "without weights of samples" if state.get("weights") is None else "with other weights of samples"
+        raise ValueError(
+            f"the state is of a run {found_with}; pass InfoBatch the argument `weights` that it began with"
+        )
     found: dict[str, Any] = {}
     for name, own in ((name, like[name]) for name in needed):
         try:

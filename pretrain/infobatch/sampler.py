@@ -28,19 +28,12 @@ from pretrain.core.padding import is_padding, sample_of
 from pretrain.core.rng import fold_seed
 from pretrain.distributed import collectives
 from pretrain.infobatch.budget import Budget
-from pretrain.infobatch.checks import (
-    as_index,
-    check_agreement,
-    check_losses,
-    check_rank,
-    checked_state,
-    checked_weights,
-    hash_of_weights,
-)
+from pretrain.infobatch.checks import as_index, check_agreement, check_losses, check_rank, checked_state
 from pretrain.infobatch.epoch_losses import HINT, UNSEEN, EpochLosses
 from pretrain.infobatch.indexed import length
 from pretrain.infobatch.plan import Plan
 from pretrain.infobatch.policies import Policy, SamplingRule, ScoreStats, checked, full, uses_raw_losses, with_settings
+from pretrain.infobatch.sample_weights import SampleWeights
 from pretrain.infobatch.scores import ScoreStore
 
 MIN_RELIABILITY = 0.3  # of scores; below it samples are drawn uniformly
@@ -58,9 +51,8 @@ class InfoBatch(Sampler[int]):
         anneal: share of the epochs, the last ones, that use every sample, rounded up; None: 0.125, or 0 with a budget.
         smoothing: weight of a sample's old score in its new one, in [0, 1).
         seed: of all random draws; no global generator is read or seeded.
-        weights: [N], positive; what each sample counts for, such as n / k where k of n were drawn into this data set
-            before. They multiply the weights of the returned loss and of `mean`, and nothing else: plans and scores do
-            not depend on them. Their mean need not be 1; it scales the loss and so the gradient. None: 1.
+        weights: [N], positive; of each sample in the loss and in `mean`, times those of the plan; plans and scores
+            don't depend on them. Their mean scales the loss. None: 1.
         rank, world: of this process; each gets its share of one global order. None: those of `torch.distributed`.
         merge: element-wise maximum of a tensor over all ranks, in place or not; all ranks call it at an epoch's end and
             in `synchronize`. None: that of `torch.distributed`. (A maximum, so that merging twice changes nothing.)
@@ -73,7 +65,6 @@ class InfoBatch(Sampler[int]):
         used_before: the same, over the epochs before this one.
         dropped: samples that were planned in the epochs before this one and whose losses were never passed.
         ignores_scores: whether this epoch's samples are drawn uniformly because the scores are not reliable.
-        sample_weights: float32 [N], the argument `weights`; None without it.
 
     Raises:
         ValueError: an argument is out of its range, or the policy has no such setting.
@@ -115,10 +106,7 @@ class InfoBatch(Sampler[int]):
         ):
             if not good:
                 raise ValueError(f"{name} must be {allowed}, got {value}")
-        self.size, self.total_epochs, self.seed = size, epochs, seed
-        self.sample_weights = None if weights is None else checked_weights(weights, size)
-        self._weights_hash = None if self.sample_weights is None else hash_of_weights(self.sample_weights)
-        self._sample_weights = self.sample_weights  # on the losses' device; the same storage on a CPU
+        self.size, self.total_epochs, self.seed, self.weights = size, epochs, seed, SampleWeights(weights, size)
         self.rank, self.world, self.merge, self.warn = rank, world, merge or collectives.all_reduce_max, warn
         self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # less what floats add
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
@@ -129,8 +117,7 @@ class InfoBatch(Sampler[int]):
         self._rest: np.ndarray | None = None  # samples that were left at a resume, if not the last ones of the plan
         self.raw = uses_raw_losses(policy)
         self.scores = ScoreStore(size, 0.0 if self.raw else smoothing, self.raw)
-        self.ignores_scores = False
-        self.losses = EpochLosses(size)
+        self.ignores_scores, self.losses = False, EpochLosses(size)
         self._score = self.scores.score  # on the losses' device; the same storage on a CPU
         self._plan: Plan | None = None
         rule = self._rule(self.score[:1], 0.5)  # so that wrong settings of a policy raise now
@@ -193,8 +180,7 @@ class InfoBatch(Sampler[int]):
         if self._plan is None:
             self._draw()
         if self.world > 1:
-            weights = [] if self._weights_hash is None else [self._weights_hash]
-            check_agreement(fold_seed(self.plan.fingerprint(), self.epoch, self.seen, *weights), self.merge)
+            check_agreement(fold_seed(self.plan.fingerprint(), self.epoch, self.seen, *self.weights.mark), self.merge)
 
     def _rule(self, score: Tensor, share: float) -> SamplingRule:
         """What the policy returns for an epoch that may use `share` of the samples."""
@@ -296,8 +282,7 @@ class InfoBatch(Sampler[int]):
     def _weight(self, index: Tensor) -> Tensor:
         """float32 [B]; the weights of the plan times those of the samples, 0 for padding."""
         sample = sample_of(index).clamp(max=self.size - 1)  # an index out of range raises elsewhere
-        weight = self.plan.weight_of(sample, self._score[sample]) * ~is_padding(index)
-        return weight if self._sample_weights is None else weight * self._sample_weights[sample]
+        return self.weights.times(self.plan.weight_of(sample, self._score[sample]) * ~is_padding(index), sample)
 
     def __call__(self, loss: Tensor, index: Tensor | Sequence[int], score: Tensor | None = None) -> Tensor:
         """Store the losses for the scores and return the weighted mean loss.
@@ -328,8 +313,6 @@ class InfoBatch(Sampler[int]):
         if self.losses.loss.device != loss.device:
             self.losses.to(loss.device)
             self._score = self.score.to(loss.device)
-            if self.sample_weights is not None:
-                self._sample_weights = self.sample_weights.to(loss.device)
         index = index.to(loss.device, non_blocking=True)
         stored = loss.detach().float()
         if score is not None:
@@ -354,7 +337,7 @@ class InfoBatch(Sampler[int]):
         The same on every rank and after a resume; all ranks must call it.
         """
         self._merge()
-        return self.scores.mean(self.losses.loss[:-1].cpu(), self.plan, self.sample_weights)
+        return self.scores.mean(self.losses.loss[:-1].cpu(), self.plan, self.weights)
 
     def _close(self) -> None:
         """End the epoch: turn the losses of all ranks into scores."""
@@ -404,8 +387,6 @@ class InfoBatch(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """The state that the rest of the run depends on; 4 bytes per sample between epochs, 8 inside one.
 
-        Of the argument `weights` it has a hash, by which `load_state_dict` notices others.
-
         Any rank may call it at any time: it does not communicate. Inside an epoch of several processes call
         `synchronize` on all of them before; otherwise the state has the losses of this rank alone.
         """
@@ -420,8 +401,7 @@ class InfoBatch(Sampler[int]):
             "loss": self.losses.loss[: self.size if self.seen else 0].cpu().clone(),
             "merged": self._merged,
             "plan": self.plan.fingerprint() if self.seen else 0,
-            **({} if self._weights_hash is None else {"weights": self._weights_hash}),
-        }
+        } | self.weights.state_dict()
 
     def synchronize(self) -> None:
         """Merge this epoch's losses of all ranks, for `state_dict`; all ranks must call it."""

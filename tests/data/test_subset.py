@@ -188,4 +188,4 @@ def test_posterior_means_are_left_out_where_images_have_weights(pictures: Path, 
         found, _ = with_references(config, adapter, source, torch.device("cpu"), 10**12, messages.append)
         assert expected in messages[-1] and (found is adapter) == (source.weights is not None)
         infobatch = build_infobatch(config, 20, print, source.weights)
-        assert (infobatch.sample_weights is None) == (source.weights is None)
+        assert (infobatch.weights.mark == []) == (source.weights is None)

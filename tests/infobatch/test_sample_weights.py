@@ -140,7 +140,7 @@ def test_ranks_with_other_weights_are_noticed() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (torch.ones(4), "one number for each of the 5 samples, got shape"),
+        (torch.ones(4), "one number for each of 5 samples, got shape"),
         (torch.ones(5, 1), "got shape"),
         ([1, 1, 0, 1, 1], "positive and finite, got 0 for sample 2"),
         ([1, 1, 1, 1, -2.5], "got -2.5 for sample 4"),
