@@ -25,7 +25,7 @@ from pretrain.core.rng import SampleRNG, generator
 from pretrain.data import encode_latents
 from pretrain.data.images import on_device
 from pretrain.data.sources import open_data
-from pretrain.evaluation import evaluate, generate, visualize
+from pretrain.evaluation import coreset, evaluate, generate, visualize
 from pretrain.evaluation.context import EvalContext
 from pretrain.export import export
 from pretrain.infobatch.policies import POLICIES
@@ -239,7 +239,7 @@ def settings() -> set[str]:
         )
     known |= {f"{kind}.{item.name}" for kind in KINDS for name in names(kind) for item in fields(declared(kind, name))}
     known |= {item.name for item in fields(evaluate.Command)}
-    for command in (generate, export, visualize, encode_latents, ema_snapshots):
+    for command in (generate, export, visualize, coreset, encode_latents, ema_snapshots):
         known |= {*inspect.signature(command.main).parameters}
     known |= {*re.findall(r'"--([\w-]+)"', Path(verify_resume.__file__).read_text())}
     return {name.replace("_", "-") for name in known}

@@ -41,13 +41,12 @@ def test_a_subset_of_a_run_trains(method: str, mae: Path, tmp_path: Path, pictur
     select(mae, file, method, seed=3)
     assert file.read_bytes() == before
     assert select(mae, tmp_path / "other.json", method, seed=4)["indices"] != found["indices"]
-    if method in ("kcenter", "stratified"):
+    if method == "stratified":
         words = [*common(pictures, tmp_path / "run", 1), "--data.subset", file]
         train("train_mae.py", *words, "--evaluate.metrics", "loss")
         assert report.strip() in capsys.readouterr().out
-        if method == "kcenter":  # again all training images, and not those of the subset
-            again = select(tmp_path / "run", tmp_path / "third.json", "random")
-            assert again["size"] == 43 and again["fingerprint"]
+        again = select(tmp_path / "run", tmp_path / "third.json", "random")  # of all images again, not of the subset
+        assert again["size"] == 43 and again["fingerprint"]
 
 
 def test_features_of_a_run_are_those_that_k_nn_compares(mae: Path, tmp_path: Path) -> None:
