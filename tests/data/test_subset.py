@@ -7,21 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import read_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import PROGRAMS, common, final, refused, same, train, train_on
 
+from pretrain.checkpoint.storage import State
 from pretrain.config.build import build_infobatch
 from pretrain.config.cli import parse
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
-from pretrain.data.fingerprint import digest
+from pretrain.data.fingerprint import digest, fingerprints
 from pretrain.data.sources import open_data
 from pretrain.data.subset import read_subset
 from pretrain.training.references import with_references
+from pretrain.training.setup import check_data
 
 SIZE = 43  # training images of the fixture `pictures`
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
 def written(file: Path, content: object) -> Path:
@@ -159,11 +165,19 @@ def test_a_run_on_a_subset_is_resumed_exactly_and_on_that_subset_only(weighted, 
     assert same(tmp_path / "run", run) and read_metrics(tmp_path / "run") == read_metrics(run)
 
 
-def test_a_run_on_all_images_is_not_resumed_on_a_subset(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    file = written(tmp_path / "subset.json", [*range(SIZE - 1)])
-    words = ["--resume", "--output-dir", tmp_path / "run", "--data.subset", file]
-    assert "the run began with another subset" in refused("train_diffusion.py", *words)
+def test_a_run_on_all_images_is_not_resumed_on_a_subset_nor_the_other_way_round(pictures: Path, tmp_path: Path) -> None:
+    """Also where the subset is all images, as its file may change."""
+    file = str(written(tmp_path / "subset.json", [*range(SIZE)]))
+    sources = [open_data(Data(source=str(pictures), subset=subset), 0) for subset in (None, file)]
+    for now in sources:
+        for before in sources:
+            images = {"autoencoder": None, "subset": before.subset and before.subset.digest}
+            state = State({"data": fingerprints(before)}, {"images": images})
+            if now is before:
+                check_data(tmp_path, state, fingerprints(now), now)
+                continue
+            with pytest.raises(UserError, match="the run began with another subset of the data or with all of it"):
+                check_data(tmp_path, state, fingerprints(now), now)
 
 
 def test_two_processes_on_a_subset_are_one_run(weighted, tmp_path: Path) -> None:

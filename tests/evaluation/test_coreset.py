@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def test_features_of_a_run_are_those_that_k_nn_compares(mae: Path, tmp_path: Pat
     images = trained.source.train
     batch = on_device(next(images.batches(range(43), 43)), torch.device("cpu"))
     with torch.no_grad():
-        feature = normalize(trained.model.encoder(batch.image), dim=1)
+        encoder: Any = trained.model.encoder
+        feature = normalize(encoder(batch.image), dim=1)
     expected = coresets.kcenter(feature, 17, 0).index.sort().values.tolist()
     assert select(mae, tmp_path / "subset.json", "kcenter")["indices"] == expected
     np.save(tmp_path / "features.npy", feature.numpy())

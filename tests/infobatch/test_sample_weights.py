@@ -57,7 +57,8 @@ def test_ranks_weigh_as_one_process() -> None:
         InfoBatch(11, epochs=1, policy="full", weights=weights, rank=rank, world=world, merge=lambda table: table)
         for rank, world in ((0, 1), (0, 2), (1, 2))
     )
-    next(one.epochs()), [next(each.epochs()) for each in two]
+    for each in (one, *two):
+        next(each.epochs())
     index = torch.tensor([list(each) for each in two])  # the last entry of the second is padding
     whole = one(losses[torch.tensor(list(one))], list(one))
     parts = [each(losses[row ^ (row >> 63)], row) for each, row in zip(two, index, strict=True)]
