@@ -28,7 +28,7 @@ def distances(feature: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 60), share=st.floats(0, 1), width=st.integers(1, 4))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 def test_the_seed_alone_decides_which_samples_are_selected(
     method: str, seed: int, size: int, share: float, width: int
 ) -> None:
@@ -50,7 +50,7 @@ def test_other_seeds_select_other_samples(method: str) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(2, 40))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 def test_kcenter_always_takes_the_farthest_sample(seed: int, size: int) -> None:
     feature = features(seed, size)
     index, distance = coresets.kcenter(feature, size, seed).index.tolist(), distances(feature)
@@ -60,7 +60,7 @@ def test_kcenter_always_takes_the_farthest_sample(seed: int, size: int) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 def test_graphcut_always_adds_the_sample_of_the_largest_gain(seed: int, size: int, bins: int) -> None:
     feature, bins = features(seed, size), min(bins, size)
     found, distance = coresets.graphcut_bins(feature, bins), distances(feature)
@@ -88,7 +88,7 @@ def test_graphcut_selects_every_sample_equally_often_and_every_bin_by_its_share(
 
 
 @given(st.integers(0, 10**6), st.integers(1, 80), st.integers(1, 9))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 def test_k_means_clusters_are_those_of_the_nearest_means(seed: int, size: int, clusters: int) -> None:
     feature = features(seed, size) - 5
     found = coresets.kmeans(feature, clusters, seed)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import PROGRAMS, common, final, refused, same, train, train_on
+from programs import PROGRAMS, common, refused, same, train
 
 from pretrain.checkpoint.storage import State
 from pretrain.config.build import build_infobatch
@@ -178,16 +178,6 @@ def test_a_run_on_all_images_is_not_resumed_on_a_subset_nor_the_other_way_round(
                 continue
             with pytest.raises(UserError, match="the run began with another subset of the data or with all of it"):
                 check_data(tmp_path, state, fingerprints(now), now)
-
-
-def test_two_processes_on_a_subset_are_one_run(weighted, tmp_path: Path) -> None:
-    run, _, words = weighted
-    words = [*words, "--output-dir", tmp_path / "two", "--micro-batch", 6]
-    train_on(2, tmp_path / "output.txt", "train_diffusion.py", *words)
-    for name, value in final(run).items():
-        torch.testing.assert_close(value, final(tmp_path / "two")[name], rtol=1e-3, atol=1e-5)
-    losses = [[record["loss"] for record in read_metrics(each) if "loss" in record] for each in (run, tmp_path / "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_posterior_means_are_left_out_where_images_have_weights(pictures: Path, tmp_path: Path) -> None:

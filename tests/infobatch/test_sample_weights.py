@@ -28,7 +28,7 @@ def batches(infobatch: InfoBatch, size: int = 7) -> list[Tensor]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(seed=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=3)
 def test_weights_multiply_the_loss_and_change_nothing_else(policy: str, seed: int) -> None:
     """Plans and scores are those without weights; with all ones every number is, bit for bit."""
     losses, weights = torch.rand(2, 50, generator=generator(seed)) + 0.1
@@ -72,7 +72,7 @@ def subsets(size: int, count: int, seeds: int) -> tuple[Tensor, list[Coreset]]:
     return feature, [stratified(feature, count, seed) for seed in range(seeds)]
 
 
-def error_of_estimates(policy: str, wrong: str = "", seeds: int = 40) -> float:
+def error_of_estimates(policy: str, wrong: str = "", seeds: int = 25) -> float:
     """The mean weighted loss of an epoch on a stratified subset, over draws of both, in standard errors from that of
     all samples. Losses depend on the sample, whose features they follow, and on the level."""
     size, count = 240, 72
