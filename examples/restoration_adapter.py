@@ -1,0 +1,86 @@
+"""Denoising at known noise levels as an objective, which also trains the classifier of models/nm.py."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from pretrain.adapters import Batch, Losses, bare
+from pretrain.core.rng import SampleRNG
+
+WARMUP, CLASSIFIER_START = 0.1, 0.5  # of the training: all weights before, the classifier decides from then on
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The squared error of the predicted noise, whose standard deviation is uniform and known to the network.
+
+    With a network of `--model.by image` two terms train its classifier p: one for confident choices,
+    -sum_(i<j) |p_i - p_j|, and one for choices that are used equally often, sum_k |mean p_k - 1 / K|, beside a squared
+    excess over the budget. The loss terms of ClassPruning (Zhou et al., 2022) could not be had, so these are ClassSR's
+    (Kong et al., 2021) in their place. The terms of mean p have the gradient at its running mean, so that the loss of a
+    sample does not depend on the others in its batch.
+
+    Attributes:
+        low: standard deviation of the noise at level 0, in 1/255 of the range of the pixels.
+        high: that at level 1.
+        confident: weight of the term for confident choices.
+        equal: weight of the term for equal use.
+        excess: weight of the squared excess of the mean of N / M over the budget.
+        budget: largest mean of N / M, in (0, 1].
+    """
+
+    low: float = 5.0
+    high: float = 50.0
+    confident: float = 0.1
+    equal: float = 0.1
+    excess: float = 1.0
+    budget: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high:
+            raise ValueError(f"low and high must be ascending and above 0, got {self.low} and {self.high}")
+
+    def noisy(self, batch: Batch, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy images, the noise in units of its standard deviation, both [B, C, H, W], and that deviation [B]."""
+        sigma = (self.low + (self.high - self.low) * batch.level) * 2 / 255  # images lie in [-1, 1]
+        noise = rng.normal(*batch.image.shape[1:])
+        return batch.image + rearrange(sigma, "b -> b 1 1 1") * noise, noise, sigma
+
+    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG, progress: float = 1.0) -> Losses:
+        """One forward pass at time 1000 level; the score is the squared error alone.
+
+        Args:
+            model: a denoiser.
+            batch: the images and levels.
+            rng: random numbers per sample.
+            progress: of the training, in [0, 1]. A network of models/nm.py uses all its weights at first; by image it
+                then draws choices uniformly, and from the middle on by the classifier, at a decreasing temperature.
+        """
+        x, noise, _ = self.noisy(batch, rng)
+        inputs, network = (x, 1000 * batch.level, batch.label), bare(model)
+        extra, more = torch.zeros_like(batch.level), {}
+        choices = getattr(network, "choices", None)
+        if choices is None or not model.training:
+            output = model(*inputs)
+        elif progress < WARMUP and network.group in choices:
+            output = model(*inputs, choice=torch.full_like(batch.label, choices.index(network.group)))
+        elif network.classifier is None:
+            output = model(*inputs)
+        elif progress < CLASSIFIER_START:
+            more["choice"] = (rng.uniform() * len(choices)).long().clamp(max=len(choices) - 1)
+            output = model(*inputs, **more)
+        else:
+            gumbel = -(-rng.uniform(len(choices)).clamp(min=2.0**-25).log()).log()
+            output, p = model(*inputs, gumbel=gumbel, temperature=5 * 0.1**progress)
+            extra = self.choice_loss(p, network.usage, torch.tensor(network.costs, device=p.device))
+        error = reduce((output - noise).square(), "b c h w -> b", "mean")
+        return Losses(error + extra, score=error.detach())
+
+    def choice_loss(self, p: Tensor, usage: Tensor, cost: Tensor) -> Tensor:
+        """The classifier's terms, float32 [B], of probabilities p [B, K], their running mean [K] and N / M [K]."""
+        between = (p[:, :, None] - p[:, None]).abs().sum(dim=(1, 2)) / 2
+        equal = p @ (usage - 1 / len(usage)).sign()
+        excess = 2 * (usage @ cost - self.budget).clamp(min=0) * (p @ cost)
+        return self.excess * excess + self.equal * equal - self.confident * between
