@@ -136,10 +136,8 @@ def measure(network: nn.Module, adapter: Restoration, source: Source, draws: int
     return {"psnr": psnr.mean().item(), "psnr_by_level": by_level[0], "noisy": by_level[1], "flops": flops}
 
 
-def train(arm: Arm, source: Source, adapter: Restoration, training: Training, width: int, blocks: int) -> nn.Module:
-    """A trained network."""
-    torch.manual_seed(training.seed)
-    network = build(arm, source.shape, width, blocks, adapter.budget)
+def train(network: nn.Module, source: Source, adapter: Restoration, training: Training) -> nn.Module:
+    """Train a network, and return it."""
     network.to(device(), memory_format=torch.channels_last)
     used: list[InfoBatch] = []
 
@@ -160,6 +158,7 @@ def main(
     arms: tuple[Arm, ...] = ("dense", "narrow", "2:4", "level", "reversed", "image"),
     width: int = 32,
     blocks: int = 5,
+    budget: float = 0.6,
     adapter: Restoration = Restoration(),
     training: Training = Training(epochs=10, policy="full", lr=2e-3),
     output: Path | None = None,
@@ -173,6 +172,7 @@ def main(
             for more noise; image, a choice by a classifier.
         width: channels of the network.
         blocks: residual blocks of the network.
+        budget: mean of N / M over noise levels or images, between 0.25 and 1.
         adapter: settings of the objective.
         training: settings of the training.
         output: file to write the results to, as JSON.
@@ -182,7 +182,12 @@ def main(
     found: dict[str, Any] = {}
     for arm in arms:
         print(f"-- {arm}")
-        found[arm] = measure(train(arm, source, adapter, training, width, blocks), adapter, source)
+        torch.manual_seed(training.seed)
+        network = build(arm, source.shape, width, blocks, budget)
+        found[arm] = measure(train(network, source, adapter, training), adapter, source)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps({"seed": training.seed, "arms": found}, indent=2) + "\n")
     step = (adapter.high - adapter.low) / RANGES
     heads = [f"{adapter.low + n * step:.0f}-{adapter.low + (n + 1) * step:.0f}" for n in range(RANGES)]
     print(f"\n{'PSNR (dB), noise':<17}" + "".join(f"{head:>8}" for head in (*heads, "all")) + "  forward MFLOPs")
@@ -190,9 +195,6 @@ def main(
     for arm, values in rows.items():
         numbers = "".join(f"{value:8.2f}" for value in (*values["psnr_by_level"], *filter(None, [values.get("psnr")])))
         print(f"{arm:<17}{numbers}" + (f"{values['flops'] / 1e6:16.2f}" if "flops" in values else ""))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"seed": training.seed, "arms": found}, indent=2) + "\n")
     return found
 
 

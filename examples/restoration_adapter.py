@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange, reduce
+from pretrain.models.nm import NMNetwork
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Losses, bare
@@ -28,7 +29,6 @@ class Restoration:
         confident: weight of the term for confident choices.
         equal: weight of the term for equal use.
         excess: weight of the squared excess of the mean of N / M over the budget.
-        budget: largest mean of N / M, in (0, 1].
     """
 
     low: float = 5.0
@@ -36,7 +36,6 @@ class Restoration:
     confident: float = 0.1
     equal: float = 0.1
     excess: float = 1.0
-    budget: float = 0.6
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high:
@@ -55,32 +54,38 @@ class Restoration:
             model: a denoiser.
             batch: the images and levels.
             rng: random numbers per sample.
-            progress: of the training, in [0, 1]. A network of models/nm.py uses all its weights at first; by image it
-                then draws choices uniformly, and from the middle on by the classifier, at a decreasing temperature.
+            progress: of the training, in [0, 1], for the networks of models/nm.py, see `early_choice`. The temperature
+                of a classifier's choices falls with it.
         """
         x, noise, _ = self.noisy(batch, rng)
         inputs, network = (x, 1000 * batch.level, batch.label), bare(model)
-        extra, more = torch.zeros_like(batch.level), {}
-        choices = getattr(network, "choices", None)
-        if choices is None or not model.training:
-            output = model(*inputs)
-        elif progress < WARMUP and network.group in choices:
-            output = model(*inputs, choice=torch.full_like(batch.label, choices.index(network.group)))
-        elif network.classifier is None:
-            output = model(*inputs)
-        elif progress < CLASSIFIER_START:
-            more["choice"] = (rng.uniform() * len(choices)).long().clamp(max=len(choices) - 1)
-            output = model(*inputs, **more)
-        else:
-            gumbel = -(-rng.uniform(len(choices)).clamp(min=2.0**-25).log()).log()
+        choice = self.early_choice(network, batch, rng, progress) if model.training else None
+        if isinstance(network, NMNetwork) and network.classifier is not None and model.training and choice is None:
+            gumbel = -(-rng.uniform(len(network.choices)).clamp(min=2.0**-25).log()).log()
             output, p = model(*inputs, gumbel=gumbel, temperature=5 * 0.1**progress)
-            extra = self.choice_loss(p, network.usage, torch.tensor(network.costs, device=p.device))
+            extra = self.choice_loss(p, network.usage, torch.tensor(network.costs, device=p.device), network.budget)
+        else:
+            output, extra = model(*inputs) if choice is None else model(*inputs, choice=choice), 0
         error = reduce((output - noise).square(), "b c h w -> b", "mean")
         return Losses(error + extra, score=error.detach())
 
-    def choice_loss(self, p: Tensor, usage: Tensor, cost: Tensor) -> Tensor:
+    def early_choice(self, network: nn.Module, batch: Batch, rng: SampleRNG, progress: float) -> Tensor | None:
+        """All weights in the first tenth of the training; then, with a classifier, random choices up to the middle.
+
+        Returns:
+            int64 [B]; None: the choice is the network's.
+        """
+        if not isinstance(network, NMNetwork):
+            return None
+        if progress < WARMUP and network.group in network.choices:
+            return torch.full_like(batch.label, network.choices.index(network.group))
+        if network.classifier is not None and progress < CLASSIFIER_START:
+            return (rng.uniform() * len(network.choices)).long()
+        return None
+
+    def choice_loss(self, p: Tensor, usage: Tensor, cost: Tensor, budget: float) -> Tensor:
         """The classifier's terms, float32 [B], of probabilities p [B, K], their running mean [K] and N / M [K]."""
         between = (p[:, :, None] - p[:, None]).abs().sum(dim=(1, 2)) / 2
         equal = p @ (usage - 1 / len(usage)).sign()
-        excess = 2 * (usage @ cost - self.budget).clamp(min=0) * (p @ cost)
+        excess = 2 * (usage @ cost - budget).clamp(min=0) * (p @ cost)
         return self.excess * excess + self.equal * equal - self.confident * between

@@ -80,7 +80,7 @@ class NMConfig:
             shares = shares_of_budget([choice / self.group for choice in self.choices], self.budget)
             thresholds = [1000 * sum(shares[: n + 1]) for n in range(len(shares) - 1)]
         classifier = Classifier(channels, len(self.choices)) if self.by == "image" else None
-        return NMNetwork(base, self.choices, self.group, thresholds, classifier)
+        return NMNetwork(base, self.choices, self.group, self.budget, thresholds, classifier)
 
 
 class NMNetwork(nn.Module):
@@ -96,6 +96,7 @@ class NMNetwork(nn.Module):
         base: the network, called as ``base(x, time, label)``.
         choices: N of each choice.
         group: M.
+        budget: largest mean of N / M, for the objective that trains the classifier.
         thresholds: K - 1 times, ascending; used without a classifier.
         classifier: returns logits [B, K] of (x, time); None: the time selects the choice.
 
@@ -111,6 +112,7 @@ class NMNetwork(nn.Module):
         base: nn.Module,
         choices: Sequence[int],
         group: int,
+        budget: float,
         thresholds: Sequence[float],
         classifier: nn.Module | None,
     ) -> None:
@@ -121,7 +123,8 @@ class NMNetwork(nn.Module):
                 f"group = {group} divides the input channels of no layer inside a block of this network; give another "
                 "group or other channels"
             )
-        self.base, self.choices, self.group, self.classifier = base, tuple(choices), group, classifier
+        self.base, self.classifier = base, classifier
+        self.choices, self.group, self.budget = tuple(choices), group, budget
         self.layers = [*layers]
         self.outputs = [len(base.get_parameter(f"{name}.weight")) for name in layers]
         total = sum(self.outputs)  # one vector for all layers: vectors have no weight decay
@@ -161,7 +164,7 @@ class NMNetwork(nn.Module):
         """The choices of noisy images [B, C, H, W] at times [B], int64 [B]."""
         if self.classifier is not None:
             return self.classifier(x, time).argmax(dim=1)
-        return torch.bucketize(time.float(), self.thresholds, right=True)
+        return torch.bucketize(time.float().contiguous(), self.thresholds, right=True)
 
     def forward(
         self,
