@@ -1,20 +1,24 @@
-"""The cost of InfoBatch itself: planning an epoch, a step, the end of an epoch, memory; compared with its predecessor.
+"""The cost of InfoBatch itself: planning an epoch, a step, the end of an epoch, checkpoints, memory.
 
     python benchmarks/planning.py                     # 1.28 and 100 million samples, about 5 minutes
     python benchmarks/planning.py --sizes 1280000     # a minute
+    python benchmarks/planning.py --sizes 10000 1000000 100000000 --processes 1 2 4    # how the cost grows
 
 The predecessor is the published package (github.com/NUS-HPC-AI-Lab/InfoBatch), unchanged, if `import infobatch` finds
-it. Each row is measured in a process of its own, for its peak memory. Planning is the median of several calls; a step
-is a mean, with the accelerator's work included. On a shared machine compare only within one call of this program.
+it. Each row is measured in processes of its own, for their peak memory; of several, connected by gloo, the numbers are
+the largest of any process. Planning is the median of several calls; a step is a mean, with the accelerator's work
+included. On a shared machine compare only within one call of this program.
 """
 
 import importlib.util
 import json
+import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +28,27 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pretrain import InfoBatch
 
 BATCH = 256
+COLUMNS = {  # of the tables: key of the numbers, and factor to the unit; docs of `main` define them
+    "plan, s": ("planning", 1),
+    "index, us": ("visit", 1e6),
+    "step, us": ("step", 1e6),
+    "mean, us": ("mean", 1e6),
+    "close, s": ("closing", 1),
+    "save, s": ("save", 1),
+    "load, s": ("load", 1),
+    "peak, GB": ("peak", 1),
+    "before, GB": ("base", 1),
+    "device, GB": ("device", 1),
+    "lasting, B each": ("bytes", 1),
+    "state, B each": ("state", 1),
+}
 OURS = {"infobatch": {}, "quantile": {}, "importance": {"budget": 0.7}}
 
 
@@ -65,8 +88,6 @@ def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
         size: samples in the data set.
         device: of the losses.
     """
-    from pretrain import InfoBatch
-
     before = peak_gigabytes()
     infobatch = InfoBatch(size, epochs=8, policy=policy, **OURS[policy])
     epochs = infobatch.epochs()
@@ -104,7 +125,20 @@ def measure_ours(policy: str, size: int, device: str) -> dict[str, float]:
         "base": before,
         "bytes": lasting / size,
         "state": state / size,
+        **checkpoint_seconds(infobatch),
     }
+
+
+def checkpoint_seconds(infobatch: InfoBatch) -> dict[str, float]:
+    """Seconds to write the state of an InfoBatch to a file, and to read and load it, in the middle of an epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "state.safetensors"
+        begun = time.perf_counter()
+        state = infobatch.state_dict()
+        save_file({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, file)
+        saved = time.perf_counter()
+        infobatch.load_state_dict({**state, **load_file(file)})
+        return {"save": saved - begun, "load": time.perf_counter() - saved}
 
 
 def measure_predecessor(_: str, size: int, device: str) -> dict[str, float]:
@@ -140,21 +174,36 @@ def measure_predecessor(_: str, size: int, device: str) -> dict[str, float]:
     }
 
 
-def child(name: str, size: int, device: str) -> dict[str, float]:
-    """The numbers of a policy, or of "predecessor", measured in a process of its own.
+def child(name: str, size: int, device: str, processes: int, threads: int) -> dict[str, float]:
+    """The numbers of a policy, or of "predecessor", measured in processes of their own: the largest of any process.
 
     Raises:
-        SystemExit: the process failed.
+        SystemExit: a process failed.
     """
     command = [sys.executable, __file__, "--one", name, "--sizes", str(size), "--device", device]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    command += ["--threads", str(max(1, threads // processes))]
+    with tempfile.TemporaryDirectory() as folder:
+        shared = {"PLANNING_STORE": f"{folder}/store", "WORLD_SIZE": str(processes)} if processes > 1 else {}
+        jobs = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **shared, "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+        outputs = [job.communicate() for job in jobs]
+    if failed := [errors for job, (_, errors) in zip(jobs, outputs, strict=True) if job.returncode]:
+        raise SystemExit(failed[0])
+    found = [json.loads(text.splitlines()[-1]) for text, _ in outputs]
+    return {key: max(numbers[key] for numbers in found) for key in found[0]}
 
 
 def main(
     sizes: tuple[int, ...] = (1_280_000, 100_000_000),
+    processes: tuple[int, ...] = (1,),
     one: str | None = None,
     threads: int = 2,
     device: str = "cpu",
@@ -162,8 +211,13 @@ def main(
 ) -> None:
     """Measure and print tables.
 
+    Columns: plan an epoch; next index of the sampler; a step, beside the mean of a batch's losses; close an epoch; save
+    and load the state in an epoch; peak memory of a process, and before InfoBatch was made; memory of the device; bytes
+    per sample that last through an epoch, and of the state in a checkpoint.
+
     Args:
         sizes: numbers of samples in the data set.
+        processes: numbers of processes of the launch, which share the threads.
         one: measure only this policy, or "predecessor", and print its numbers as JSON.
         threads: of torch.
         device: of the losses, and so of the tensors that a step reads and writes: cpu or cuda.
@@ -171,6 +225,9 @@ def main(
     """
     torch.set_num_threads(threads)
     if one is not None:
+        if store := os.environ.get("PLANNING_STORE"):
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         measure = measure_predecessor if one == "predecessor" else measure_ours
         sys.stdout.write(json.dumps(measure(one, sizes[0], device)) + "\n")
         return
@@ -186,30 +243,19 @@ def main(
         console.print("the predecessor is not installed; add a copy of it to PYTHONPATH to compare")
     numbers: dict[str, dict[str, float]] = {}
     for size in sizes:
-        table = Table(title=f"{size:,} samples")
-        for head in ("policy", "plan an epoch", "next index", "step", "loss.mean()", "end an epoch"):
+        table = Table(title=f"{size:,} samples", padding=(0, 0))
+        for head in ("policy", "processes", *COLUMNS):
             table.add_column(head, justify="right")
-        for head in ("peak memory", "before", "on the device", "permanent", "state_dict"):
-            table.add_column(head, justify="right")
-        for name in names:
+        for name, world in [(name, world) for name in names for world in processes]:
+            if name == "predecessor" and world > 1:
+                continue
             if name == "predecessor" and size > 2e7:
                 table.add_row(name, "not run: it needs a list of Python integers, 40 bytes per sample")
                 continue
-            found = child(name, size, device)
-            numbers[f"{name} {size}"] = found
-            table.add_row(
-                name,
-                f"{found['planning']:.3g} s",
-                f"{1e6 * found['visit']:.2f} us" if "visit" in found else "",
-                f"{1e6 * found['step']:.0f} us",
-                f"{1e6 * found['mean']:.0f} us",
-                f"{found['closing']:.3g} s" if "closing" in found else "",
-                f"{found['peak']:.2f} GB",
-                f"{found['base']:.2f} GB",
-                f"{found['device']:.2f} GB" if "device" in found else "",
-                f"{found['bytes']:.1f} B/sample",
-                f"{found['state']:.1f} B/sample" if "state" in found else "none",
-            )
+            found = child(name, size, device, world, threads)
+            numbers[f"{name} {size}" + (f" {world} processes" if world > 1 else "")] = found
+            values = [f"{scale * found[key]:.3g}" if key in found else "" for key, scale in COLUMNS.values()]
+            table.add_row(name, str(world), *values)
         console.print(table)
         if output is not None:
             output.write_text(json.dumps({"device": device, "torch": torch.__version__, **numbers}, indent=1) + "\n")

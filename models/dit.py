@@ -1,5 +1,6 @@
 """A diffusion transformer. This file imports nothing of the project, since exported pipelines contain a copy of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -218,16 +219,20 @@ class DiT(ModelMixin, ConfigMixin):
         for linear in (*(gate[1] for gate in gates), self.out):
             nn.init.zeros_(linear.weight)
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, label: Tensor, choose: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Denoise a batch.
 
         Args:
             x: float32 [B, C, H, W].
             time: float32 [B], or int64; in the units of the noise scheduler.
             label: int64 [B]; -1 for no label.
+            choose: called after the first quarter of the blocks with the mean of each image's tokens, [B, D]; returns
+                the images that go on, int64 [K], to which all that follows is restricted.
 
         Returns:
-            float32 [B, C, H, W].
+            float32 [B, C, H, W], or with `choose` [K, C, H, W].
         """
         p, (h, w) = self.patch, self.grid
         tokens = self.embed(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
@@ -235,7 +240,11 @@ class DiT(ModelMixin, ConfigMixin):
             tokens = tokens + self.sincos
         label = torch.where(label < 0, self.null_class, label) if self.null_class else torch.zeros_like(label)
         condition = self.time(self.time_features(time).to(x.dtype)) + self.label(label)  # [B, D]
-        for block in self.blocks:
+        depth = len(self.blocks)
+        for number, block in enumerate(self.blocks):
+            if choose is not None and number == min(max(1, depth // 4), depth - 1):
+                kept = choose(tokens.mean(dim=1))
+                tokens, condition = tokens[kept], condition[kept]
             inputs = (tokens, condition, self.cosine, self.sine)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, *inputs, use_reentrant=False)

@@ -1,5 +1,6 @@
 """A masked autoencoder with a vision transformer of timm as encoder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -196,24 +197,44 @@ class MaskedAutoencoder(nn.Module):
             prefix = [torch.cat(prefix, dim=1) + encoder.pos_embed[:, :start]] if start else prefix
         return encoder.norm_pre(encoder.pos_drop(torch.cat([*prefix, tokens], dim=1)))
 
-    def encode(self, image: Tensor, visible: Tensor, valid: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        image: Tensor,
+        visible: Tensor,
+        valid: Tensor | None = None,
+        choose: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Encode the visible patches.
 
         Args:
             image: float32 [B, C, H, W].
             visible: int64 [B, V]; indices of patches, in any order.
             valid: bool [B, V]; False for entries of `visible` to ignore; None: all are valid.
+            choose: called after the first quarter of the blocks with the mean of each image's tokens, [B, D]; returns
+                the images that go on, int64 [K].
 
         Returns:
-            float32 [B, prefix + V, D]; class and register tokens, then the patches in the order of `visible`.
+            float32 [B, prefix + V, D], or with `choose` [K, prefix + V, D]; class and register tokens, then the patches
+            in the order of `visible`.
         """
         tokens = self.embed_visible(image, visible)
         mask = None if valid is None else attention_mask(valid, self.encoder.num_prefix_tokens)
-        for block in self.encoder.blocks:
+        depth = len(self.encoder.blocks)
+        for number, block in enumerate(self.encoder.blocks):
+            if choose is not None and number == min(max(1, depth // 4), depth - 1):
+                kept = choose(tokens.mean(dim=1))
+                tokens, mask = tokens[kept], None if mask is None else mask[kept]
             tokens = self.apply_block(block, tokens, attn_mask=mask)
         return self.encoder.norm(tokens)
 
-    def forward(self, image: Tensor, visible: Tensor, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        visible: Tensor,
+        hidden: Tensor,
+        valid: Tensor | None = None,
+        choose: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Predict hidden patches; the decoder computes no others.
 
         Args:
@@ -222,15 +243,23 @@ class MaskedAutoencoder(nn.Module):
             hidden: int64 [B, H]; indices of the patches to predict.
             valid: bool [B, V + H]; False for entries of `visible` and `hidden` to ignore, whose predictions have no
                 meaning; None: all are valid.
+            choose: see `encode`; all that follows is restricted to these images.
 
         Returns:
-            [B, H, P]; the predicted patches.
+            [B, H, P], or with `choose` [K, H, P]; the predicted patches.
         """
         prefix = self.encoder.num_prefix_tokens
         valid_visible = None if valid is None else valid[:, : visible.shape[1]]
-        context = self.embed(self.encode(image, visible, valid_visible))
-        position = self.position.expand(len(image), -1, -1)
-        prefix_index = torch.arange(prefix, device=visible.device).expand(len(image), -1)
+        if choose is None:
+            tokens = self.encode(image, visible, valid_visible)
+        else:
+            kept: list[Tensor] = []
+            tokens = self.encode(image, visible, valid_visible, lambda feature: kept.append(choose(feature)) or kept[0])
+            visible, hidden = visible[kept[0]], hidden[kept[0]]
+            valid, valid_visible = (None if part is None else part[kept[0]] for part in (valid, valid_visible))
+        context = self.embed(tokens)
+        position = self.position.expand(len(tokens), -1, -1)
+        prefix_index = torch.arange(prefix, device=visible.device).expand(len(tokens), -1)
         context = context + gather_tokens(position, torch.cat([prefix_index, visible + prefix], dim=1))
         queries = self.mask_token.to(context.dtype) + gather_tokens(position, hidden + prefix)
         if self.cross:

@@ -217,6 +217,7 @@ def load(path: Path) -> State:
 VALUE_TYPES: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "seconds": float,
+    "flops": list,
     "progress": float,
     "optimizer": list,
     "infobatch": dict,

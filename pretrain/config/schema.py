@@ -243,6 +243,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Blocking:
+    """Partial Forward Blocking (Wu et al., 2025): part of each batch goes through the network's first blocks only.
+
+    Attributes:
+        share: of a batch's samples that are blocked, in [0, 1); 0: none.
+        method: how those that go on are chosen. unbiased: by random draws, and weighted by one over their probability;
+            topk: the most important ones, as published, which changes the objective.
+    """
+
+    share: float = 0.0
+    method: Literal["unbiased", "topk"] = "unbiased"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.share < 1, "blocking.share", "in [0, 1)", self.share)
+
+
+@dataclass(frozen=True)
 class AdapterSection:
     """The first field of the adapter's section."""
 
@@ -291,6 +308,7 @@ class Config:
     seed: int = 0
     infobatch: bool = False
     pruning: Pruning = field(default_factory=Pruning)
+    blocking: Blocking = field(default_factory=Blocking)
     optim: Optim = field(default_factory=Optim)
     ema: EMASettings = field(default_factory=EMASettings)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -311,6 +329,10 @@ class Config:
         number = self.micro_batch if isinstance(self.micro_batch, int) else 1
         _require(number >= 1, "micro_batch", "at least 1, or auto", number)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        if self.blocking.share and (self.policy != "full" or self.compile):
+            raise ValueError(
+                "blocking.share excludes pruning, because a blocked sample has no score, and compile; leave one out"
+            )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other: continue the run, or replace it")
 

@@ -22,7 +22,6 @@ from pretrain.data.autoencoder import Autoencoder
 from pretrain.export import hub, model_card
 from pretrain.export.mae_weights import to_timm, to_transformers
 from pretrain.export.to_diffusers import to_diffusers
-from pretrain.training.flops import profile_sample
 from pretrain.training.metrics_log import MetricsLog
 from pretrain.training.summary import summarise, summary_rows
 
@@ -126,7 +125,6 @@ def main(
         trained.state,
         model=trained.model,
         evaluations=evaluations,
-        flops=profile_sample(trained.adapter, trained.model, trained.shape, trained.classes).flops,
     )
     summary |= {"sigma_rel": sigma_rel, "notes": notes}
     try:

@@ -92,15 +92,19 @@ def on_meta_device(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {**parameters, **{id(b): b.to("meta") for b in model.buffers()}})
 
 
-def _run(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int) -> tuple[int, set[str], str]:
-    """FLOPs, names of unused parameters, and the name of the loss, see `SampleCost`."""
-    device = next(model.parameters()).device
+def black_image(shape: tuple[int, int, int], classes: int, device: torch.device) -> Batch:
+    """A batch of one black image."""
     one = torch.zeros(1, dtype=torch.int64, device=device)
     image = torch.zeros(1, *shape, device=device)
-    batch = Batch(image, one if classes else one - 1, one, torch.full((1,), 0.5, device=device))
+    return Batch(image, one if classes else one - 1, one, torch.full((1,), 0.5, device=device))
+
+
+def _run(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int) -> tuple[int, set[str], str]:
+    """FLOPs, names of unused parameters, and the name of the loss, see `SampleCost`."""
+    batch = black_image(shape, classes, next(model.parameters()).device)
     # Attention by matrix products: the counter does not know all fused kernels, for example that of the CPU.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        losses = adapter(model, batch, SampleRNG(0, index=one))
+        losses = adapter(model, batch, SampleRNG(0, index=batch.index))
         if not isinstance(losses, Losses) or losses.loss.shape != (1,):
             got = f"a loss of shape {tuple(losses.loss.shape)}" if isinstance(losses, Losses) else type(losses).__name__
             raise ValueError(f"it must return Losses with one loss per sample, shape (1,) for one image; got {got}")

@@ -54,7 +54,6 @@ class Run:
         preview: draws what the EMA model does, or None.
         stop_signal: records a signal to stop.
         lock: of the run's directory, on rank 0; released with this object.
-        flops: per sample, for forward and backward pass.
         is_new: whether the run was not resumed.
         heartbeat: of the processes.
         first_step: number of steps before this launch; 0 for a new run.
@@ -76,7 +75,6 @@ class Run:
     preview: Callable[[nn.Module], Tensor | None] | None
     stop_signal: StopSignal
     lock: Lock | None
-    flops: int
     is_new: bool
     heartbeat: Heartbeat | None = None
     first_step: int = field(init=False)
@@ -260,7 +258,6 @@ class Run:
             state,
             model=self.state.model,
             evaluations=self.reporter.metrics.read("evaluation") if self.is_main else [],
-            flops=self.flops,
             peak=peak and peak * self.accelerator.num_processes,
         ) | {"class_names": [*self.source.class_names]}
         self.accelerator.wait_for_everyone()

@@ -28,6 +28,7 @@ from pretrain.distributed.agreement import require_same_data
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.launch import StopSignal
 from pretrain.infobatch.sampler import InfoBatch
+from pretrain.training.blocking import build_blocking
 from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
 from pretrain.training.nan_guard import NanGuard
@@ -75,6 +76,8 @@ def setup(
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     observers = [evaluator for evaluator in evaluators if isinstance(evaluator, Observer)]
+    blocking = build_blocking(config, adapter, model, lambda: infobatch.progress)
+    observers += [blocking] if blocking else []
     state = _initial_state(config, model, infobatch, source, hashes, accelerator, observers)
     with storage.restoring(resumed):
         if resumed is not None:
@@ -88,9 +91,12 @@ def setup(
     with raise_on_all_ranks():  # before --micro-batch auto, which measures the memory that is left
         state.seconds += preload(source.train, device, display.print, lambda: bool(stop_signal.signal))
     objective, flops = with_references(config, adapter, source, device, cost.flops, display.print)
+    state.flops = (flops, flops)
     if config.micro_batch == "auto":
         micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
         display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
+    if blocking:
+        objective, state.flops = blocking.around(objective, state.model, source, flops)
     lock = _lock_directory(config, source, resumed, main)
     metrics_length = resumed.state.values["metrics"] if resumed else 0
     reporter = Reporter(config, accelerator, display, cost.loss_name, metrics_length)
@@ -111,7 +117,6 @@ def setup(
         preview,
         stop_signal,
         lock,
-        flops,
         is_new=resumed is None or (state.step == 0 and resumed.state.values["metrics"] == 0),
     )
     _log_start(run, resumed)
@@ -186,10 +191,10 @@ def _write_report(folder: Path, source: Source) -> None:
 def _log_start(run: Run, resumed: storage.FoundCheckpoint | None) -> None:
     config, source, log = run.config, run.source, run.reporter.display.print
     parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
-    world = run.accelerator.num_processes
+    world, gflops = run.accelerator.num_processes, run.state.flops[0] / 1e9
     log(
         f"{type(run.adapter).__name__} on {len(source.train):,} images of {'x'.join(map(str, source.shape))} "
-        f"({config.data.source}), {parameters / 1e6:.2f} M parameters, {run.flops / 1e9:.3g} training GFLOPs per "
+        f"({config.data.source}), {parameters / 1e6:.2f} M parameters, {gflops:.3g} training GFLOPs per "
         f"sample, policy {config.policy}, {world} {'process' if world == 1 else 'processes'} on "
         f"{run.accelerator.device.type}"
     )

@@ -62,6 +62,7 @@ class TrainState:
         fingerprints: of the data set, see `pretrain.data.fingerprint`.
         step: optimizer steps made.
         seconds: of training so far.
+        flops: of a sample on average, and of one that goes through the whole network; optimizer steps excluded.
         times_used: int32 [N]; how often each sample was used in the epochs before this one.
     """
 
@@ -76,6 +77,7 @@ class TrainState:
     fingerprints: dict[str, Tensor]
     step: int = 0
     seconds: float = 0.0
+    flops: tuple[int, int] = (0, 0)
     times_used: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ class TrainState:
         values = {
             "step": self.step,
             "seconds": self.seconds,
+            "flops": [*self.flops],
             "progress": progress,
             "optimizer": groups,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,

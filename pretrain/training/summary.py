@@ -16,7 +16,6 @@ def summarise(
     *,
     model: nn.Module,
     evaluations: list[dict[str, Any]],
-    flops: int,
     peak: float | None = None,
 ) -> dict[str, Any]:
     """Summarise a run, for summary.json and the model card.
@@ -26,7 +25,6 @@ def summarise(
         state: of a checkpoint; cost is counted up to it.
         model: the network.
         evaluations: records of metrics.jsonl, oldest first.
-        flops: per sample, for forward and backward pass.
         peak: FLOP/s of all devices of the run, None if unknown. The share of it that is used for samples is the model
             FLOPs utilization (MFU; Chowdhery et al. 2022, appendix B).
 
@@ -37,7 +35,7 @@ def summarise(
     values, size = state.values, len(state.tensors["infobatch"]["score"])
     used, seconds = values["infobatch"]["used_before"] + values["infobatch"]["seen"], values["seconds"]
     full = round(size * config.epochs * values["progress"])
-    per_step = step_flops(model, config.optim)
+    (flops, whole), per_step = values["flops"], step_flops(model, config.optim)
     quality = [
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
@@ -55,7 +53,7 @@ def summarise(
         "images_per_second": used / seconds if seconds else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_flops": flops * used + per_step * values["step"],
-        "full_train_flops": flops * full + per_step * -(-full // config.batch_size),
+        "full_train_flops": whole * full + per_step * -(-full // config.batch_size),
         "mfu": flops * used / seconds / peak if seconds and peak else None,
         "bad_images": sorted({*values["bad_images"], *values["bad_heldout_images"]}),
         "quality_before": quality[0] if quality and not evaluations[0].get("epoch") else {},

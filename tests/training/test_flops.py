@@ -115,9 +115,15 @@ def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
     assert written["mfu"] is None and "MFU" not in str(summary_rows(written))
     config: Any = SimpleNamespace(epochs=4, policy="full", adapter=SimpleNamespace(name="flow"), output_dir=finished)
     config.optim, config.batch_size = Optim(), 12
-    values = {"infobatch": {"used_before": 200, "seen": 100}, "progress": 1.0, "step": 7, "seconds": 2.0}
+    values = {
+        "infobatch": {"used_before": 200, "seen": 100},
+        "progress": 1.0,
+        "step": 7,
+        "seconds": 2.0,
+        "flops": [10**9] * 2,
+    }
     state = State({"infobatch": {"score": torch.ones(100)}}, values | {"bad_images": [], "bad_heldout_images": []})
-    summary = summarise(config, state, model=torch.nn.Linear(2, 2), evaluations=[], flops=10**9, peak=3e11)
+    summary = summarise(config, state, model=torch.nn.Linear(2, 2), evaluations=[], peak=3e11)
     assert summary["mfu"] == pytest.approx(300 * 1e9 / 2 / 3e11) == 0.5
     assert "150 images/s, 50.0% of the devices' peak (MFU)" in str(summary_rows(summary | {"open_model_with": ""}))
 
