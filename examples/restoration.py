@@ -122,7 +122,7 @@ def measure(network: nn.Module, adapter: Restoration, source: Source, draws: int
             x, noise, sigma = adapter.noisy(batch._replace(level=level), rng)
             output = network(x, 1000 * level, batch.label)
             choice = (
-                network.choose(x, 1000 * level) if isinstance(network, NMNetwork) else torch.zeros_like(batch.label)
+                network.choice_of(x, 1000 * level) if isinstance(network, NMNetwork) else torch.zeros_like(batch.label)
             )
             errors = [
                 (sigma[:, None, None, None] * (noise - predicted)).square().mean(dim=(1, 2, 3))

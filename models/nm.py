@@ -160,7 +160,7 @@ class NMNetwork(nn.Module):
         """The output [B, C, H, W] of one choice for all images."""
         return functional_call(self.base, self.weights(choice), (x, time, label))
 
-    def choose(self, x: Tensor, time: Tensor) -> Tensor:
+    def choice_of(self, x: Tensor, time: Tensor) -> Tensor:
         """The choices of noisy images [B, C, H, W] at times [B], int64 [B]."""
         if self.classifier is not None:
             return self.classifier(x, time).argmax(dim=1)
@@ -181,7 +181,7 @@ class NMNetwork(nn.Module):
             x: float32 [B, C, H, W].
             time: float32 [B], or int64; in the units of the noise scheduler.
             label: int64 [B]; -1 for no label.
-            choice: int64 [B]; default: that of `choose`.
+            choice: int64 [B]; default: that of `choice_of`.
             gumbel: float32 [B, K], Gumbel noise; with it the choice is drawn from the classifier's softmax, whose
                 gradient is straight-through (Jang et al., 2017), and the probabilities are returned, too.
             temperature: of that softmax.
@@ -199,7 +199,7 @@ class NMNetwork(nn.Module):
             )
         if gumbel is not None:
             return self._explore(x, time, label, gumbel, temperature)
-        return self._grouped(x, time, label, self.choose(x, time) if choice is None else choice)
+        return self._grouped(x, time, label, self.choice_of(x, time) if choice is None else choice)
 
     def _grouped(self, x: Tensor, time: Tensor, label: Tensor, choice: Tensor) -> Tensor:
         order = choice.argsort(stable=True)

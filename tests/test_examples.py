@@ -202,7 +202,7 @@ def test_restoration(tmp_path: Path, capsys) -> None:
         assert values["psnr"] == pytest.approx(sum(values["psnr_by_level"]) / 3, rel=0.02)
     flops = {arm: values["flops"] / found["dense"]["flops"] for arm, values in found.items()}
     assert 0.5 < flops["2:4"] < 0.6 < flops["level"] < 0.7
-    assert flops["reversed"] == pytest.approx(flops["level"], rel=0.02) and flops["image"] < 1.1
+    assert flops["reversed"] == pytest.approx(flops["level"], rel=0.06) and flops["image"] < 1.1
     assert flops["level"] < 1.02 * flops["narrow"] < 1.2 * flops["level"]
 
 

@@ -114,7 +114,7 @@ def test_a_sample_does_not_depend_on_its_batch(by: Any) -> None:
     with torch.no_grad():
         for mode in [False, True] if by == "level" else [True]:
             model.train(mode)
-            used = model.choose(x, time) if by == "level" else (model.classifier(x, time) + gumbel).argmax(dim=1)
+            used = model.choice_of(x, time) if by == "level" else (model.classifier(x, time) + gumbel).argmax(dim=1)
             assert len(used.unique()) > 1, "the batch has groups"
             whole = model(x, time, label, **more)
             alone = [
@@ -143,7 +143,7 @@ def test_the_budget_is_met(seed: int) -> None:
     unet = UNetConfig(channels=(2 * group,) * 2, layers=1, attention=0)
     model = NMConfig(unet=unet, choices=choices, group=group, budget=budget).build(SHAPE, 0)
     time = torch.arange(2000) / 2
-    found = model.choose(torch.zeros(2000, 1), time)
+    found = model.choice_of(torch.zeros(2000, 1), time)
     assert (found.diff() >= 0).all()
     assert torch.tensor(model.costs)[found].mean().item() == pytest.approx(budget, rel=0.02)
     given = tuple(value[:1] for value in inputs())
@@ -221,6 +221,6 @@ def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> No
 
 def test_thresholds_are_times_and_a_group_must_divide_the_channels() -> None:
     model = network(thresholds=(-0.5, 0.25))
-    assert model.choose(torch.zeros(5, 1), torch.tensor([-1.0, -0.5, 0.0, 0.25, 9.0])).tolist() == [0, 1, 1, 2, 2]
+    assert model.choice_of(torch.zeros(5, 1), torch.tensor([-1.0, -0.5, 0.0, 0.25, 9.0])).tolist() == [0, 1, 1, 2, 2]
     with pytest.raises(ValueError, match="group = 5 divides the input channels of no layer"):
         NMConfig(unet=UNET, group=5).build(SHAPE, 0)
