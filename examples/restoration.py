@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain import InfoBatch
 from pretrain.adapters import Batch
 from pretrain.config.schema import Data
-from pretrain.core.errors import exit_on_user_error
+from pretrain.core.errors import UserError, exit_on_user_error
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import on_device
 from pretrain.data.preload import preload
@@ -176,6 +176,9 @@ def main(
         adapter: settings of the objective.
         training: settings of the training.
         output: file to write the results to, as JSON.
+
+    Raises:
+        UserError: the budget or the width does not fit the choices.
     """
     source = open_data(data, training.seed)
     preload(source.train, device(), print)
@@ -183,7 +186,10 @@ def main(
     for arm in arms:
         print(f"-- {arm}")
         torch.manual_seed(training.seed)
-        network = build(arm, source.shape, width, blocks, budget)
+        try:
+            network = build(arm, source.shape, width, blocks, budget)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         found[arm] = measure(train(network, source, adapter, training), adapter, source)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,10 @@ class Restoration:
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high:
             raise ValueError(f"low and high must be ascending and above 0, got {self.low} and {self.high}")
+        if min(self.confident, self.equal, self.excess) < 0:
+            raise ValueError(
+                f"confident, equal and excess must be 0 or more, got {self.confident}, {self.equal} and {self.excess}"
+            )
 
     def noisy(self, batch: Batch, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy images, the noise in units of its standard deviation, both [B, C, H, W], and that deviation [B]."""

@@ -34,6 +34,7 @@ import train_diffusion
 from pretrain.adapters import Batch
 from pretrain.config.cli import parse
 from pretrain.config.schema import Data
+from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG, generator
 from tests.faults.trainers import CONTEXT, free_port
 
@@ -204,6 +205,16 @@ def test_restoration(tmp_path: Path, capsys) -> None:
     assert 0.5 < flops["2:4"] < 0.6 < flops["level"] < 0.7
     assert flops["reversed"] == pytest.approx(flops["level"], rel=0.06) and flops["image"] < 1.1
     assert flops["level"] < 1.02 * flops["narrow"] < 1.2 * flops["level"]
+
+
+def test_what_restoration_refuses(tmp_path: Path) -> None:
+    data = Data(str(draw_images(tmp_path / "images", 12, size=8)), held_out=4)
+    for settings, words in (({"budget": 0.2}, "budget must lie between 0.25 and 1"), ({"width": 6}, "group = 4")):
+        with pytest.raises(UserError, match=words):
+            restoration.main(data=data, arms=("level",), **settings)
+    for settings in ({"low": 0.0}, {"low": 60.0}, {"equal": -1.0}):
+        with pytest.raises(ValueError, match="must be"):
+            restoration_adapter.Restoration(**settings)
 
 
 def test_a_restored_images_loss_is_its_own_and_its_score_the_error() -> None:
