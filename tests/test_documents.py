@@ -17,7 +17,7 @@ from pretrain import InfoBatch, evaluation
 from pretrain.adapters.flow import Flow
 from pretrain.checkpoint import ema_snapshots, verify_resume
 from pretrain.checkpoint.load_run import load_run
-from pretrain.config.registry import KINDS, declared, load, names
+from pretrain.config.registry import KINDS, load, names
 from pretrain.config.schema import Config, Data, Evaluate
 from pretrain.config.tyro_parser import settings_of
 from pretrain.core.errors import UserError
@@ -237,7 +237,8 @@ def settings() -> set[str]:
             if isinstance(kind, type) and is_dataclass(kind)
             else {name}
         )
-    known |= {f"{kind}.{item.name}" for kind in KINDS for name in names(kind) for item in fields(declared(kind, name))}
+    for kind in KINDS:
+        known |= {setting for name in names(kind) for setting, _ in settings_of(load(kind, name), f"{kind}.")}
     known |= {item.name for item in fields(evaluate.Command)}
     for command in (generate, export, visualize, coreset, encode_latents, ema_snapshots):
         known |= {*inspect.signature(command.main).parameters}
