@@ -162,7 +162,8 @@ def _item(value: Any, name: str) -> str:
     Raises:
         UserError: it is not a plain value, or begins like a flag.
     """
-    if not isinstance(value, (str, int, float)) or re.match(r"-(?!\.?\d)", str(value)):
+    flag = str(value).startswith("-") and not re.fullmatch(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", str(value))
+    if flag or not isinstance(value, (str, int, float)):
         raise UserError(f"{name} must be a list of plain values that don't begin with '-', got the item {value!r}")
     return _number(value)
 
