@@ -308,7 +308,7 @@ def _with_absolute_paths(config: Config) -> Config:
     def absolute(name: str) -> str:
         return str(expand(name).resolve()) if name.endswith(".py") else name
 
-    subset = config.data.subset and str(Path(config.data.subset).expanduser().resolve())
+    subset = config.data.subset and str(expand(config.data.subset).resolve())
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, subset=subset),

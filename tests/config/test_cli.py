@@ -28,6 +28,13 @@ def test_errors_are_one_line_for_any_input() -> None:
     assert str(refusal.value).startswith(r"--adapter a\nb\x1b[31m\udc80: There are")
 
 
+def test_a_home_that_is_not_there_is_a_name() -> None:
+    for setting in ("--output-dir", "--data", "--data.subset", "--resume", "--evaluate.features"):
+        config(setting, "~no-such-user/x")
+    with pytest.raises(UserError, match="there is no such file"):
+        config("--adapter", "~no-such-user/x.py")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -98,13 +98,11 @@ def slow_evaluation() -> None:
 
     def slow(self, model):
         found = call(self, model)
-        if _epochs["done"] and int(os.environ.get("RANK", "0")) == int(os.environ.get("SLOW", "0")):
+        if int(os.environ.get("RANK", "0")) == int(os.environ.get("SLOW", "0")):
             Path(os.environ["EVALUATES"]).touch()
             time.sleep(SLOW_EVALUATION)
-        _epochs["done"] += 1
         return found
 
-    _epochs = {"done": 0}
     validation_loss.ValidationLoss.__call__ = slow
 
 
