@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +28,6 @@ import numpy as np
 import psutil
 
 from pretrain.checkpoint import storage
-from pretrain.checkpoint.manifest import Damaged, verify
 from pretrain.checkpoint.verify_resume import differences
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
@@ -258,12 +256,10 @@ class Soak:
         trainers.wait(self.chance.uniform(0, step))
 
     def damage(self, folder: Path) -> bool:
-        """Damage the newest of several checkpoints, once; returns whether there is a checkpoint at all."""
+        """Damage the newest of several checkpoints, unless it is damaged; returns whether there is one at all."""
         steps = sorted((folder / "checkpoints").glob("step-????????"))
-        whole = False
-        with suppress(Damaged, IndexError):  # the launch after the last damage may have ended before it was noticed
-            whole = bool(verify(steps[-1]))
-        if whole and len(steps) > 1:
+        newest = storage.newest_whole(folder / "checkpoints")
+        if len(steps) > 1 and newest is not None and newest.path == steps[-1]:
             name = self.chance.choice([*DAMAGES])
             DAMAGES[name](self.chance.choice(sorted(steps[-1].iterdir())), self.chance)
             self.counts[name] += 1
