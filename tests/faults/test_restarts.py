@@ -62,6 +62,7 @@ def test_resume_auto_starts_continues_and_ends(pictures: Path, trained: Path, tm
     assert "'mine.txt'" in refused("train_diffusion.py", *words)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_run_from_its_checkpoint(pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = tiny("train_diffusion.py", *common(pictures, run, 8), "--checkpoint.every", 2)
