@@ -1,4 +1,4 @@
-"""The largest whole numbers of settings, with larger ones a program would hang without an error; and finite ones."""
+"""Limits of the numbers in settings: whole ones with which a program would hang without an error, infinite ones."""
 
 import math
 from typing import Any
