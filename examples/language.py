@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from pretrain import Indexed, InfoBatch
 from pretrain.core.errors import UserError, exit_on_user_error
 
+HEADS = 4  # of a new model
 MADE_LENGTH = 32  # tokens of the longest instruction that is made, at least
 
 
@@ -103,7 +104,7 @@ def start(model: str | None, width: int, positions: int, lora: Lora) -> tuple[An
     """The network, on its device, and its tokenizer."""
     if model is None:
         config = GPT2Config(
-            vocab_size=256, n_positions=positions, n_embd=width, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0
+            vocab_size=256, n_positions=positions, n_embd=width, n_layer=3, n_head=HEADS, bos_token_id=0, eos_token_id=0
         )
         return GPT2LMHeadModel(config).to(device()), Bytes()
     network, tokenizer = opened(model)
@@ -135,7 +136,7 @@ def main(
     Args:
         model: name or path of a causal language model to start from; default: a new GPT-2 whose tokens are bytes.
         data: Alpaca's JSON; default: instructions that are made.
-        subset: JSON file of the records of the data to train on; the others are held out from.
+        subset: JSON file of the records of the data to train on; held out are some of the others.
         held_out: number of instructions to evaluate on.
         max_length: tokens of a sequence, and of a packed row, at most; longer answers are cut.
         packed: put several sequences into a row.
@@ -146,6 +147,8 @@ def main(
         training: settings of the training.
     """
     torch.manual_seed(training.seed)
+    if min(samples, held_out) < 1 or width < 1 or width % HEADS:
+        raise UserError(f"--samples and --held-out must be at least 1, and --width a multiple of {HEADS}")
     if data:
         pairs = read_alpaca(data)
         numbers = split(len(pairs), held_out, subset, training.seed)
@@ -155,7 +158,8 @@ def main(
     else:
         raise UserError(f"--subset {subset} needs --data, whose records it names")
     network, tokenizer = start(model, width, max_length if data else MADE_LENGTH, lora)
-    train, test = (encoded(pairs, some, tokenizer, max_length) for some in numbers)
+    uses = zip(("train", "evaluate"), numbers, strict=True)
+    train, test = (encoded(pairs, some, tokenizer, max_length, use) for use, some in uses)
     check_positions(network, [*train, *test])
     collated = partial(collate, width=max_length if packed else 0)
 

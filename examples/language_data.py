@@ -109,8 +109,10 @@ def split(count: int, held_out: int, subset: str | None, seed: int) -> tuple[lis
     return sorted({*chosen} - {*test}), test
 
 
-def encoded(pairs: Sequence[tuple[str, str]], numbers: Sequence[int], tokenizer: Any, max_length: int) -> list[Sample]:
-    """Tokens of the prompts and answers of these numbers, with end tokens; prints how many are cut.
+def encoded(
+    pairs: Sequence[tuple[str, str]], numbers: Sequence[int], tokenizer: Any, max_length: int, use: str
+) -> list[Sample]:
+    """Tokens of the prompts and answers of these numbers, with end tokens; prints how many are cut, and their use.
 
     Prompts and answers become tokens separately, so that the prompt's are those that a user will generate from.
 
@@ -121,6 +123,7 @@ def encoded(pairs: Sequence[tuple[str, str]], numbers: Sequence[int], tokenizer:
     if end is None:
         raise UserError("--model: its tokenizer has no end token (eos_token); give a model whose tokenizer has one")
     prompts = tokenizer([pairs[number][0] for number in numbers])["input_ids"]
+    prompts = [tokens[:-1] if tokens[-1] == end else tokens for tokens in prompts]  # some tokenizers add one
     answers = tokenizer([pairs[number][1] for number in numbers], add_special_tokens=False)["input_ids"]
     lost = [number for number, tokens in zip(numbers, prompts, strict=True) if len(tokens) >= max_length]
     if lost:
@@ -131,7 +134,10 @@ def encoded(pairs: Sequence[tuple[str, str]], numbers: Sequence[int], tokenizer:
     samples = [Sample(torch.tensor([*a, *b, end]), len(a)) for a, b in zip(prompts, answers, strict=True)]
     cut = sum(len(sample.tokens) > max_length for sample in samples)
     mean = sum(len(sample.tokens) for sample in samples) / len(samples)
-    print(f"{len(samples):,} sequences of {mean:.0f} tokens on average; {cut:,} are cut to --max-length {max_length}")
+    print(
+        f"{len(samples):,} sequences to {use} on, of {mean:.0f} tokens on average; {cut:,} are cut to --max-length "
+        f"{max_length}"
+    )
     return [Sample(sample.tokens[:max_length], sample.prompt) for sample in samples]
 
 

@@ -37,8 +37,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 300}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 300}
+    heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **sizes, **heads)).save_pretrained(folder)
     return str(folder)
 
@@ -80,7 +80,7 @@ def texts(count: int, seed: int, longest: int = 40) -> list[tuple[int, torch.Ten
 
 
 def test_made_instructions_are_learned(capsys) -> None:
-    training = Training(epochs=8, batch_size=32, lr=4e-3)
+    training = Training(epochs=6, batch_size=32, lr=4e-3)
     trained = language.main(samples=1500, width=64, training=training)
     used, full = re.search(r"([\d,]+) samples used instead of ([\d,]+)", capsys.readouterr().out).groups()
     assert int(used.replace(",", "")) < 0.9 * int(full.replace(",", ""))
@@ -155,13 +155,22 @@ def test_alpacas_records_become_prompts(tmp_path: Path, alpaca: str) -> None:
 
 def test_long_answers_are_cut_and_counted_and_none_vanishes(capsys) -> None:
     pairs = [("ab", "c" * length) for length in range(8)]
-    samples = encoded(pairs, range(1, 8), Bytes(), 6)
-    assert "7 sequences of 7 tokens on average; 4 are cut to --max-length 6" in capsys.readouterr().out
+    samples = encoded(pairs, range(1, 8), Bytes(), 6, "train")
+    assert "7 sequences to train on, of 7 tokens on average; 4 are cut to --max-length 6" in capsys.readouterr().out
     assert [len(sample.tokens) for sample in samples] == [4, 5, 6, 6, 6, 6, 6] and samples[0].tokens.tolist()[-1] == 0
+
+    class Ending(Bytes):
+        """Adds the end token to prompts, as some tokenizers do."""
+
+        def __call__(self, texts: Any, add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[*text.encode()] + [0] * add_special_tokens for text in texts]}
+
+    for one, other in zip(samples, encoded(pairs, range(1, 8), Ending(), 6, "train"), strict=True):
+        assert torch.equal(one.tokens, other.tokens) and one.prompt == other.prompt
     with pytest.raises(
         UserError, match="nothing is left of 1 of 2 answers, the first that of record 5; give at least 8"
     ):
-        encoded([*pairs[:5], ("abcdefg", "h")], [4, 5], Bytes(), 7)
+        encoded([*pairs[:5], ("abcdefg", "h")], [4, 5], Bytes(), 7, "train")
 
 
 def test_records_are_held_out_from_those_that_are_not_trained_on(tmp_path: Path) -> None:
@@ -196,15 +205,16 @@ def test_lora_trains_adapters_alone_and_they_can_be_reopened(llama: str, alpaca:
     assert (
         last < first
         and "LoRA trains" in printed
-        and "40 sequences" in printed
+        and "40 sequences to train on" in printed
         and "samples used instead of 160" in printed
     )
     assert {path.name for path in (tmp_path / "adapter").glob("*.safetensors")} == {"adapter_model.safetensors"}
 
+    base: Any
     base, (network, tokenizer) = AutoModelForCausalLM.from_pretrained(llama), language.opened(llama)
     torch.manual_seed(0)
     network = language.with_lora(network, language.Lora(rank=4))
-    samples = encoded(read_alpaca(alpaca), range(40), tokenizer, 300)
+    samples = encoded(read_alpaca(alpaca), range(40), tokenizer, 300, "train")
     batch = collate([(i, *sample) for i, sample in enumerate(samples)])
     fit(Training(epochs=1, lr=1e-2), network, Instruction(), 40, lambda infobatch: [batch])
     for name, value in network.named_parameters():
@@ -233,18 +243,14 @@ def test_all_parameters_are_trained_without_lora(llama: str, alpaca: str, tmp_pa
 
 def test_what_does_not_fit_is_one_line(llama: str, alpaca: str, tmp_path: Path, capsys, monkeypatch) -> None:
     data = ["--data", alpaca, "--held-out", 5]
+    assert "--width a multiple of 4" in fails(capsys, "--width", 30)
     assert "--subset x.json needs --data" in fails(capsys, "--subset", "x.json")
     assert f"--model {tmp_path}: it is no causal language model" in fails(capsys, *data, "--model", tmp_path)
     assert "--data x.json: it can't be read" in fails(capsys, "--data", "x.json")
     assert "--lora" in fails(capsys, *data, "--model", llama, "--lora.targets", "query")
-    assert "give --max-length 300" in fails(capsys, *data, "--model", llama, "--data", long_record(tmp_path))
+    file = tmp_path / "long.jsonl"
+    file.write_text("\n".join(json.dumps({"instruction": "Count.", "output": "1" * count}) for count in (400, 1)))
+    found = fails(capsys, "--model", llama, "--data", file, "--held-out", 1, "--max-length", 600)
+    assert "a sequence has" in found and "give --max-length 300" in found
     monkeypatch.setitem(sys.modules, "peft", None)
     assert "LoRA needs peft, which is not installed; pip install peft" in fails(capsys, *data, "--model", llama)
-
-
-def long_record(folder: Path) -> Path:
-    file = folder / "long.jsonl"
-    file.write_text(
-        '{"instruction": "Count.", "output": "' + 400 * "1" + '"}\n' * 1 + '{"instruction": "a", "output": ""}\n' * 8
-    )
-    return file

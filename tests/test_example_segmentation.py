@@ -133,12 +133,12 @@ def test_image_and_mask_are_cropped_and_flipped_alike() -> None:
 
 
 def test_a_folder_of_images_and_masks_is_trained_on(tmp_path: Path, capsys) -> None:
-    words = draw_pairs(tmp_path, 220)
+    words = draw_pairs(tmp_path, 160)
     training = Training(epochs=8, batch_size=16, lr=3e-3, policy="importance", budget=0.8)
     data = Pairs(images=words[1], masks=words[3], size=24, flip=True)
     assert segmentation.main(data, training=training) > 0.5  # a third is what the background alone gives
     printed = capsys.readouterr().out
-    assert "198 images to train on, 22 to evaluate on; 3 classes" in printed
+    assert "144 images to train on, 16 to evaluate on; 3 classes" in printed
     used, full = re.search(r"([\d,]+) samples used instead of ([\d,]+)", printed).groups()
     assert int(used.replace(",", "")) == round(0.8 * int(full.replace(",", "")))
 
