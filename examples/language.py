@@ -106,7 +106,8 @@ def start(model: str | None, width: int, positions: int, lora: Lora) -> tuple[An
         config = GPT2Config(
             vocab_size=256, n_positions=positions, n_embd=width, n_layer=3, n_head=HEADS, bos_token_id=0, eos_token_id=0
         )
-        return GPT2LMHeadModel(config).to(device()), Bytes()
+        network: Any = GPT2LMHeadModel(config)
+        return network.to(device()), Bytes()
     network, tokenizer = opened(model)
     return (with_lora(network, lora) if lora.rank else network).to(device()), tokenizer
 

@@ -27,9 +27,9 @@ class Instruction:
 
     Attributes:
         packed: whether rows hold several sequences. Then the model gets their positions, and a 4-dimensional attention
-            mask by which tokens see earlier ones of their own sequence only; transformers passes it on unchanged to the
-            attention implementations "sdpa", the default, and "eager". Else there is no mask: padding is on the right,
-            where causal attention doesn't see it.
+            mask by which tokens see earlier ones of their own sequence only; transformers 4 and 5 pass it on unchanged
+            to the attention implementations "sdpa", the default, and "eager". Else there is no mask: padding is on the
+            right, where causal attention doesn't see it.
     """
 
     packed: bool = False

@@ -73,7 +73,7 @@ def read_alpaca(file: str) -> list[tuple[str, str]]:
     pairs = []
     for number, record in enumerate(records):
         fields = {"input": "", **record} if isinstance(record, dict) else {}
-        texts = [fields.get(name) for name in ("instruction", "input", "output")]
+        texts: Any = [fields.get(name) for name in ("instruction", "input", "output")]
         if not all(isinstance(text, str) for text in texts):
             raise UserError(
                 f'--data {file}: record {number} must have the texts "instruction" and "output", and "input" if any'

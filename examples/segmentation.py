@@ -13,7 +13,7 @@ a batch depend on each other, so the weighted gradient is not exactly unbiased.
 """
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -22,6 +22,7 @@ import tyro
 from fit import Training, device, fit
 from segmentation_adapter import IGNORED, Masked, Segmentation
 from segmentation_data import Pairs, Pictures, open_pairs
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from pretrain import InfoBatch
@@ -48,6 +49,9 @@ class Segmenter(nn.Module):
         self, encoder: str, channels: int, classes: int, stages: tuple[int, ...], size: int, pretrained: bool = False
     ) -> None:
         super().__init__()
+        self.encoder: Any
+        self.mean: Tensor
+        self.std: Tensor
         settings = {"features_only": True, "in_chans": channels, "out_indices": stages, "pretrained": pretrained}
         try:
             try:
@@ -59,7 +63,7 @@ class Segmenter(nn.Module):
             message = " ".join(str(error).split())
             raise UserError(f"--encoder {encoder} can't be made for --size {size}: {message}") from None
         self.heads = nn.ModuleList(nn.Conv2d(width, classes, 1) for width in self.encoder.feature_info.channels())
-        normalization = timm.data.resolve_model_data_config(self.encoder)
+        normalization = resolve_model_data_config(self.encoder)
         for name in ("mean", "std"):
             value = torch.tensor(normalization[name] if pretrained and channels == 3 else [0.5])
             self.register_buffer(name, value.view(-1, 1, 1))
@@ -71,7 +75,7 @@ class Segmenter(nn.Module):
             features = [x.permute(0, 3, 1, 2) for x in features]
         logits = [head(x) for head, x in zip(self.heads, features, strict=True)]
         size = logits[0].shape[-2:]
-        total = sum(F.interpolate(x, size, mode="bilinear") for x in logits)
+        total = torch.stack([F.interpolate(x, size, mode="bilinear") for x in logits]).sum(dim=0)
         return F.interpolate(total, image.shape[-2:], mode="bilinear")
 
 

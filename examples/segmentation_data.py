@@ -128,12 +128,12 @@ class Pictures(Dataset[Any]):
         if epoch is None:
             return resize(image, size, InterpolationMode.BILINEAR), mask.long(), index
         (height, width), at = mask.shape, torch.tensor([index])
-        box = [0, 0, height, width]
+        top, left = 0, 0
         if self.data.crop < 1:
             rng = SampleRNG(self.seed, epoch, CROPS, index=at)
-            box = random_boxes(rng, height, width, self.data.crop)[0].tolist()
-        image = resized_crop(image, *box, size, InterpolationMode.BILINEAR)
-        mask = resized_crop(mask[None], *box, size, InterpolationMode.NEAREST_EXACT)[0]
+            top, left, height, width = random_boxes(rng, height, width, self.data.crop)[0].tolist()
+        image = resized_crop(image, top, left, height, width, size, InterpolationMode.BILINEAR)
+        mask = resized_crop(mask[None], top, left, height, width, size, InterpolationMode.NEAREST_EXACT)[0]
         if self.data.flip and SampleRNG(self.seed, epoch, FLIPS, index=at).uniform() < 0.5:
             image, mask = image.flip(-1), mask.flip(-1)
         return image, mask.long(), index
@@ -176,15 +176,15 @@ def open_pairs(data: Pairs, seed: int) -> Opened:
     else:
         source = open_data(Data(limit=data.limit), seed)
         channels, size = source.shape[0], data.size or source.shape[1]
-        both = [Pictures(_made(images, source.classes), len(images), size, data, seed) for images in source[:2]]
-        return Opened(*both, channels, source.classes + 1)
+        train, test = (Pictures(_made(images, source.classes), len(images), size, data, seed) for images in source[:2])
+        return Opened(train, test, channels, source.classes + 1)
     if data.limit is not None and data.limit < len(train):
         train, _ = _split(train, 1 - data.limit / len(train), seed)
     ade20k = data.ade20k is not None
     classes = check([*train, *test], ade20k)
     print(f"{len(train):,} images to train on, {len(test):,} to evaluate on; {classes} classes")
-    both = [Pictures(Files(pairs, ade20k), len(pairs), data.size or 512, data, seed) for pairs in (train, test)]
-    return Opened(*both, 3, classes)
+    train, test = (Pictures(Files(pairs, ade20k), len(pairs), data.size or 512, data, seed) for pairs in (train, test))
+    return Opened(train, test, 3, classes)
 
 
 def _made(images: Images, background: int) -> Made:

@@ -105,6 +105,8 @@ def test_packed_losses_and_gradients_are_those_of_padded_ones(name: str, llama: 
     model: Any = language.start(None, 32, 64, language.Lora())[0] if name == "gpt2" else None
     model = model or AutoModelForCausalLM.from_pretrained(llama, **settings)
     model = model.cpu().eval()
+    for parameter in model.parameters():  # so that attention matters
+        parameter.data *= 4 if parameter.ndim > 1 else 1
     for seed in range(5):
         items = texts(9, seed)
         padded, packed = collate(items), collate(items, 64)
@@ -121,9 +123,8 @@ def test_packed_losses_and_gradients_are_those_of_padded_ones(name: str, llama: 
             labels = tokens.clone()
             labels[:before] = -100
             torch.testing.assert_close(model(tokens[None], labels=labels[None]).loss.detach(), loss)
-        assert not torch.allclose(
-            Instruction()(model, packed).loss, found[0][0], rtol=1e-3
-        )  # mask and positions matter
+        unmasked = Instruction()(model, packed).loss
+        assert not torch.allclose(unmasked, found[0][0], rtol=0.003)
 
 
 def test_alpacas_records_become_prompts(tmp_path: Path, alpaca: str) -> None:

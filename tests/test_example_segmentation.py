@@ -111,8 +111,8 @@ def test_mean_iou_is_that_of_sets_of_pixels() -> None:
 
 def test_image_and_mask_are_cropped_and_flipped_alike() -> None:
     """By draws of (seed, epoch, index); an image that shows its mask still shows it."""
-    mask = torch.arange(8).repeat_interleave(16).view(2, 4, 16).repeat_interleave(20, 1)[:, :, :].flatten(0, 1)
-    mask = (mask[:, :, None].expand(-1, -1, 5)).flatten(1)  # areas of 20 x 80 pixels
+    areas = torch.randint(8, (4, 4), generator=generator(0))
+    mask = areas.repeat_interleave(20, 0).repeat_interleave(25, 1)
 
     class Shown(Made):
         def __call__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
