@@ -18,6 +18,7 @@ Dataset Quantization; it has not been run here. `--subset` is a JSON list of the
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ from language_adapter import Instruction, Sequences, means
 from language_data import Bytes, Sample, collate, encoded, made, read_alpaca, split
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from pretrain import Indexed, InfoBatch
 from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.files import expand
 
 HEADS = 4  # of a new model
 MADE_LENGTH = 32  # tokens of the longest instruction that is made, at least
@@ -52,14 +54,19 @@ class Lora:
     targets: tuple[str, ...] = ("all-linear",)
 
 
-def opened(name: str) -> tuple[Any, Any]:
+def opened(name: str, lora: bool) -> tuple[Any, Any]:
     """A causal language model and its tokenizer, by name or path.
+
+    With LoRA it has its file's precision, but bfloat16 for float16, whose small gradients would need a scaled loss;
+    without, float32, as small updates of half-precision parameters would be lost.
 
     Raises:
         UserError: they can't be opened.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        half: Any = torch.bfloat16 if AutoConfig.from_pretrained(name).dtype == torch.float16 else "auto"
+        network = AutoModelForCausalLM.from_pretrained(name, dtype=half if lora else torch.float32)
+        return network, AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of many types: no such name, no network, a damaged file
         message = str(error).strip().split("\n")[0]
         raise UserError(f"--model {name}: it is no causal language model with a tokenizer: {message}") from None
@@ -108,8 +115,17 @@ def start(model: str | None, width: int, positions: int, lora: Lora) -> tuple[An
         )
         network: Any = GPT2LMHeadModel(config)
         return network.to(device()), Bytes()
-    network, tokenizer = opened(model)
+    network, tokenizer = opened(model, lora.rank != 0)
     return (with_lora(network, lora) if lora.rank else network).to(device()), tokenizer
+
+
+def made_folder(name: str) -> Path:
+    """A folder for `--save`; raise UserError if it can't be made."""
+    try:
+        expand(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save {name}: it can't be made: {error.strerror}; give another folder") from None
+    return expand(name)
 
 
 def check_positions(model: Any, texts: list[Sample]) -> None:
@@ -150,6 +166,7 @@ def main(
     torch.manual_seed(training.seed)
     if min(samples, held_out) < 1 or width < 1 or width % HEADS:
         raise UserError(f"--samples and --held-out must be at least 1, and --width a multiple of {HEADS}")
+    folder = made_folder(save) if save else None  # before the training, not after it
     if data:
         pairs = read_alpaca(data)
         numbers = split(len(pairs), held_out, subset, training.seed)
@@ -166,17 +183,17 @@ def main(
 
     def batches(texts: list[Sample], sampler: InfoBatch | None = None) -> Iterator[Sequences]:
         for batch in DataLoader(Indexed(texts), training.batch_size, sampler=sampler, collate_fn=collated):
-            yield Sequences(*(field.to(device()) for field in batch))
+            yield batch.to(device())
 
     adapter = Instruction(packed)
     fit(training, network, adapter, len(train), partial(batches, train))
     loss, by_token, by_answer = evaluate(network, adapter, batches(test))
     print(f"loss {loss:.4f}, accuracy of the answers' tokens {by_token:.3f}, of whole answers {by_answer:.3f}")
-    if save is not None:
-        network.save_pretrained(save)
-        if model is not None:
-            tokenizer.save_pretrained(save)
-        print(f"saved in {save}")
+    if folder:
+        network.save_pretrained(folder)
+        if model:
+            tokenizer.save_pretrained(folder)
+        print(f"saved in {folder}")
     return by_token
 
 

@@ -20,6 +20,10 @@ class Sequences(NamedTuple):
     answer: Tensor  # bool [R, L]; mask of the answers' tokens, of their end tokens, too
     index: Tensor  # int64 [B]; the samples
 
+    def to(self, device: torch.device) -> "Sequences":
+        """The same on a device."""
+        return Sequences(*(field.to(device) for field in self))
+
 
 @dataclass(frozen=True)
 class Instruction:

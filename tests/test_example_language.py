@@ -212,7 +212,7 @@ def test_lora_trains_adapters_alone_and_they_can_be_reopened(llama: str, alpaca:
     assert {path.name for path in (tmp_path / "adapter").glob("*.safetensors")} == {"adapter_model.safetensors"}
 
     base: Any
-    base, (network, tokenizer) = AutoModelForCausalLM.from_pretrained(llama), language.opened(llama)
+    base, (network, tokenizer) = AutoModelForCausalLM.from_pretrained(llama), language.opened(llama, True)
     torch.manual_seed(0)
     network = language.with_lora(network, language.Lora(rank=4))
     samples = encoded(read_alpaca(alpaca), range(40), tokenizer, 300, "train")
@@ -242,9 +242,25 @@ def test_all_parameters_are_trained_without_lora(llama: str, alpaca: str, tmp_pa
     assert not any(torch.equal(value, base.get_parameter(name)) for name, value in saved.named_parameters())
 
 
+def test_half_precision_is_for_frozen_parameters(llama: str, tmp_path: Path) -> None:
+    for dtype, frozen in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.bfloat16)):
+        AutoModelForCausalLM.from_pretrained(llama, dtype=dtype).save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
+        assert {value.dtype for value in language.opened(str(tmp_path), False)[0].parameters()} == {torch.float32}
+        network = language.start(str(tmp_path), 32, 64, language.Lora())[0]
+        kinds = {"lora_" in name: value.dtype for name, value in network.named_parameters()}
+        assert kinds == {True: torch.float32, False: frozen}
+        padded, packed = (collate(texts(5, 0), width).to(network.device) for width in (0, 64))
+        both = Instruction()(network, padded).loss, Instruction(packed=True)(network, packed).loss
+        assert both[0].dtype == torch.float32
+        torch.testing.assert_close(*both, rtol=0.02, atol=0.02)
+
+
 def test_what_does_not_fit_is_one_line(llama: str, alpaca: str, tmp_path: Path, capsys, monkeypatch) -> None:
     data = ["--data", alpaca, "--held-out", 5]
     assert "--width a multiple of 4" in fails(capsys, "--width", 30)
+    (tmp_path / "file").write_text("")
+    assert "--save" in fails(capsys, "--save", tmp_path / "file")
     assert "--subset x.json needs --data" in fails(capsys, "--subset", "x.json")
     assert f"--model {tmp_path}: it is no causal language model" in fails(capsys, *data, "--model", tmp_path)
     assert "--data x.json: it can't be read" in fails(capsys, "--data", "x.json")
