@@ -31,7 +31,7 @@ from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display, duration
 from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write
-from pretrain.evaluation import plots
+from pretrain.training import plots
 
 MAX_PICTURES = 40  # of samples over time, of each run; of more, evenly spaced ones with the first and the last
 HIDDEN = ("output_dir", "evaluate.", "checkpoint.", "trackers.")  # settings that don't change what is trained

@@ -12,7 +12,7 @@ from pretrain.config.schema import Config, flat
 from pretrain.core.console import Display, duration
 from pretrain.core.files import atomic_write
 from pretrain.data.sources import Source
-from pretrain.evaluation import plots
+from pretrain.training import plots
 from pretrain.training.metrics_log import MetricsLog
 from pretrain.training.state import TrainState
 from pretrain.training.trackers import Trackers

@@ -9,7 +9,7 @@ from conftest import PRUNED
 from programs import common, train
 
 from pretrain.core.errors import exit_on_user_error
-from pretrain.evaluation import plots
+from pretrain.training import plots
 from tests.faults.trainers import Trainers, keeping_nothing
 
 

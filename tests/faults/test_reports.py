@@ -18,7 +18,8 @@ from rich.console import Console
 from pretrain.checkpoint.load_run import load_run
 from pretrain.core.console import Display
 from pretrain.core.text import printable
-from pretrain.evaluation import plots, visualize
+from pretrain.evaluation import visualize
+from pretrain.training import plots
 from pretrain.training.reporter import Reporter
 
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pretrain.config.schema import Data
 from pretrain.core.rng import generator
 from pretrain.data.sources import open_data
-from pretrain.evaluation import plots
+from pretrain.training import plots
 
 
 @pytest.mark.parametrize(("script", "image"), [("train_diffusion.py", 2 * 98), ("train_mae.py", 12 * 98)])
