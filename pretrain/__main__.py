@@ -19,7 +19,7 @@ COMMANDS = {
         "pretrain.evaluation.visualize",
         "draw reconstructions, attention and features of a masked autoencoder",
     ),
-    "report": ("pretrain.evaluation.report", "write a page about runs: curves, samples over time, cost, differences"),
+    "report": ("pretrain.export.report", "write a page about runs: curves, samples over time, cost, differences"),
     "export": ("pretrain.export.export", "export a run's model to diffusers, timm or transformers, or upload it"),
     "coreset": ("pretrain.evaluation.coreset", "select a subset of the training images, for --data.subset"),
     "encode-latents": (

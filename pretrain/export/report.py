@@ -298,7 +298,7 @@ def sections(record: Record) -> dict[str, Any]:
 def page(records: Sequence[Record]) -> str:
     """The HTML page about runs."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("pretrain.evaluation").joinpath("report.html.j2").read_text("utf-8"))
+    template = environment.from_string(files("pretrain.export").joinpath("report.html.j2").read_text("utf-8"))
     rows = overview(records)
     return template.render(
         version=__version__,
