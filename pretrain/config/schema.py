@@ -11,7 +11,7 @@ from pretrain.config import registry
 from pretrain.config.limits import require_in_range
 
 # Settings of one launch: they are given on the command line only, because a recipe or a run may come from elsewhere.
-LAUNCH_ONLY = ("resume", "overwrite", "tracker", "push_to_hub")
+LAUNCH_ONLY = ("resume", "overwrite", "dry_run", "tracker", "push_to_hub")
 
 
 def _require(good: bool, name: str, allowed: str, given: object) -> None:
@@ -299,6 +299,7 @@ class Config:
         resume: continue from the newest checkpoint of the output folder, or from the one given; auto: from the newest,
             or start if there is none yet, for launchers that start the same command again.
         overwrite: replace the run in the output folder.
+        dry_run: print what would be trained, and its cost from a few steps, and leave nothing.
     """
 
     adapter: Any
@@ -324,6 +325,7 @@ class Config:
     push_to_hub: str | None = None
     resume: str | None = None
     overwrite: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         require_in_range(flat(self.to_dict()))
@@ -338,6 +340,8 @@ class Config:
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other: continue the run, or replace it")
+        if self.dry_run and self.resume:
+            raise ValueError("dry_run and resume exclude each other: a dry run begins anew and leaves nothing")
 
     @property
     def peak_lr(self) -> float:
@@ -356,9 +360,9 @@ class Config:
         return registry.load(kind, fields.pop("name"))(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for YAML and JSON, without `resume` and `overwrite`, which concern one launch only."""
+        """Plain values for YAML and JSON, without `resume`, `overwrite` and `dry_run`, which are of one launch only."""
         tree = dataclasses.asdict(self) | {"output_dir": str(self.output_dir)}
-        del tree["resume"], tree["overwrite"]
+        del tree["resume"], tree["overwrite"], tree["dry_run"]
         return _plain(tree)
 
 

@@ -1,8 +1,12 @@
 """The training loop: adapter, InfoBatch and model meet in `train`."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +19,7 @@ from pretrain.data.images import on_device
 from pretrain.data.sources import Source
 from pretrain.distributed import launch
 from pretrain.distributed.agreement import require_same_settings
+from pretrain.training.dry_run import TIMED_STEPS, estimate
 from pretrain.training.optim import warmup_cosine
 from pretrain.training.run import Run
 from pretrain.training.setup import setup
@@ -49,15 +54,24 @@ def train(
     Raises:
         UserError: settings, data or files can't be used.
         SystemExit: with status `pretrain.training.run.EXIT_STOPPED` after a signal to stop; a checkpoint was written.
+            With status 0 after a dry run.
     """
     accelerator = launch.start(config.output_dir, config.precision, config.tracker)
     settings = flat(vars(config) | config.to_dict() | {"output_dir": config.output_dir})
     del settings["data.source"]  # a path, which may differ; `setup` compares its content
     require_same_settings({f"--{name.replace('_', '-')}": value for name, value in settings.items()})
-    with launch.StopSignal() as stop_signal, launch.heartbeat(accelerator, stop_signal) as heartbeat:
+    with ExitStack() as stack:
+        stop_signal = stack.enter_context(launch.StopSignal())
+        heartbeat = stack.enter_context(launch.heartbeat(accelerator, stop_signal))
+        if config.dry_run:
+            config = replace(config, output_dir=Path(stack.enter_context(TemporaryDirectory())) / "run")
         run = setup(config, adapter, model, source, accelerator, stop_signal, evaluators, preview)
         run.heartbeat, heartbeat.position = heartbeat, run.position
         with run:
+            if config.dry_run:
+                seconds = mean_step_seconds(run, TIMED_STEPS)
+                run.reporter.display.print_summary(estimate(run, seconds))
+                raise SystemExit(0)
             if run.is_new:
                 if config.evaluate.at_start:
                     run.evaluate(0)
@@ -70,6 +84,25 @@ def train(
                         optimizer_step(run, epoch, micro, losses)
                 run.end_epoch(epoch)
             return run, run.finish()
+
+
+def mean_step_seconds(run: Run, count: int) -> float:
+    """Train `count` steps and one more before, which is not timed; fewer if the first epoch has fewer."""
+    times = []
+    epoch = next(run.state.infobatch.epochs())
+    run.begin_epoch()
+    began = time.perf_counter()
+    for micro in micro_batches(run, epoch):
+        losses = forward_backward(run, epoch, micro)
+        if micro.ends_step:
+            optimizer_step(run, epoch, micro, losses)
+            losses.loss.sum().item()  # waits for the device
+            times.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            if len(times) > count:
+                break
+    timed = times[1:] or times
+    return sum(timed) / len(timed)
 
 
 class MicroBatch(NamedTuple):

@@ -216,8 +216,10 @@ class Run:
         """Write a checkpoint and exit the program.
 
         Raises:
-            SystemExit: with status `EXIT_STOPPED`.
+            SystemExit: with status `EXIT_STOPPED`, or 128 + the signal's number in a dry run, which leaves nothing.
         """
+        if self.config.dry_run:
+            raise SystemExit(128 + number)
         self.checkpoint(wait=True)
         self._report_stop(number, f"in epoch {epoch + 1} after step {self.state.step}")
         raise SystemExit(EXIT_STOPPED)
