@@ -34,9 +34,7 @@ def main(config: Config) -> None:
     adapter, model, settings = config.component("adapter"), build_model(config, source.shape, classes), config.evaluate
     context = EvalContext(adapter, source, classes, hasattr(model, "encoder"), settings, during_training=True)
     vae = source.autoencoder
-    preview = GeneratedImages(
-        adapter, source.shape, classes, settings.images, settings.steps, settings.guidance, config.seed, vae
-    )
+    preview = GeneratedImages(adapter, source.shape, classes, settings, config.seed, vae)
     run, summary = train(
         config,
         adapter,

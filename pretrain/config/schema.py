@@ -183,6 +183,8 @@ class Evaluate:
         images: images in a picture.
         steps: sampling steps of generated images (diffusion).
         guidance: scale of classifier-free guidance for generation with labels; 1: none (diffusion).
+        guidance_interval: noise levels sigma, low and high, between which guidance is used (Kynkäänniemi et al. 2024);
+            default: all.
         sampler: ddim, euler, heun or dpm++ for metrics of generated images; default: the objective's.
         num_images: number of images that are generated for fid, kid, precision-recall and memorization.
         features: network whose features fid, kid and precision-recall compare: small, inception, another one of
@@ -201,6 +203,7 @@ class Evaluate:
     images: int = 64
     steps: int = 25
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
     sampler: str | None = None
     num_images: int = 1000
     features: str = "small"

@@ -36,6 +36,7 @@ class Command:
         metrics: names, separated by commas or spaces; default: those measured in training.
         steps: sampling steps of generated images.
         guidance: scale of classifier-free guidance for generation with labels; 1: none.
+        guidance_interval: noise levels sigma, low and high, between which guidance is used; default: all.
         sampler: ddim, euler, heun or dpm++; not every objective allows all of them.
         num_images: number of generated images for fid, kid and precision-recall.
         features: network whose features these compare: small (that of this package), inception or another network of
@@ -53,6 +54,7 @@ class Command:
     metrics: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=["-m"])] = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     sampler: str | None = None
     num_images: int | None = None
     features: str | None = None

@@ -42,7 +42,13 @@ def make(context: EvalContext, names: list[str]) -> "ImageQuality":
     """
     settings = context.settings
     check_sampling(
-        context.adapter, context.classes, settings.sampler, settings.steps, settings.guidance, context.flag("")
+        context.adapter,
+        context.classes,
+        settings.sampler,
+        settings.steps,
+        settings.guidance,
+        context.flag(""),
+        interval=settings.guidance_interval,
     )
     if settings.num_images < MIN_IMAGES:
         raise UserError(

@@ -20,6 +20,9 @@ def main(
     run: tyro.conf.Positional[Path],
     num_images: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 64,
     guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    guide: Path | None = None,
+    guide_sigma_rel: float | None = None,
     steps: int = 30,
     sampler: str | None = None,
     label: int | None = None,
@@ -33,7 +36,12 @@ def main(
     Args:
         run: folder of a run of train_diffusion.py.
         num_images: number of images.
-        guidance: scale of classifier-free guidance; 1: none.
+        guidance: scale of guidance; 1: none.
+        guidance_interval: noise levels sigma, low and high, between which guidance is used (Kynkäänniemi et al. 2024);
+            default: all.
+        guide: run of a worse model, of a smaller network or a shorter training, that takes the place of the model
+            without labels (autoguidance: Karras et al. 2024); default: classifier-free guidance.
+        guide_sigma_rel: guide with the power-function EMA of this length, of the run itself or of --guide.
         steps: sampling steps.
         sampler: euler, heun (two network calls per step), dpm++, or, for ddpm, ddim; default: ddim for ddpm, euler for
             flow, dpm++ for edm.
@@ -50,9 +58,8 @@ def main(
     from pretrain.adapters import Generative
     from pretrain.adapters._sampling import check_sampling, generate
     from pretrain.checkpoint.load_run import load_run
-    from pretrain.core.console import Display
     from pretrain.core.rng import SampleRNG
-    from pretrain.data.grid import grid, to_uint8
+    from pretrain.data.grid import to_uint8
     from pretrain.distributed import launch
 
     for name, value, minimum in (
@@ -64,32 +71,60 @@ def main(
         if value < minimum:
             raise UserError(f"--{name} must be at least {minimum}, got {value}")
     state = launch.join()
-    trained = load_run(run, sigma_rel)
+    trained, worse = load_run(run, sigma_rel), _load_guide(run, guide, guide_sigma_rel)
     adapter, classes = trained.adapter, trained.classes
     if not isinstance(adapter, Generative):
         raise UserError(f"{run}: {type(adapter).__name__} generates no images; give a run of train_diffusion.py")
-    check_sampling(adapter, classes, sampler, steps, guidance)
+    check_sampling(
+        adapter, classes, sampler, steps, guidance, interval=guidance_interval, guided_by_labels=worse is None
+    )
     if label is not None and not 0 <= label < classes:
         raise UserError(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
     folder = output_dir or run / "generated"
     files = _new_folder(folder, state, of_run=output_dir is None)
     autoencoder, model = trained.autoencoder, trained.model.to(state.device)
+    sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "autoencoder": autoencoder, "guidance": guidance}
+    sampling |= {"guidance_interval": guidance_interval, "guide": worse and worse.model.to(state.device)}
     for start in range(state.process_index * batch_size, num_images, state.num_processes * batch_size):
         number = torch.arange(start, min(start + batch_size, num_images), device=state.device)
         noise = SampleRNG(seed, index=number).normal(*trained.shape)
         labels = number % classes if classes else torch.full_like(number, -1)
         labels = labels if label is None else torch.full_like(number, label)
-        images = generate(
-            model, adapter, noise, labels, steps=steps, guidance=guidance, sampler=sampler, autoencoder=autoencoder
-        )
+        images = generate(model, adapter, noise, labels, **sampling)
         for n, image in zip(number.tolist(), to_uint8(images), strict=True):
             write(image, files / f"{n:05d}.png")
     state.wait_for_everyone()
     if state.is_main_process:
-        shown = [read(files / f"{n:05d}.png") for n in range(min(num_images, 144))]
-        sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
-        write(sheet, folder / "grid.png")
-        Display(True).print(f"{num_images} images in {files}, the first {len(shown)} in {folder / 'grid.png'}")
+        _write_grid(files, num_images)
+
+
+def _write_grid(files: Path, count: int) -> None:
+    """Draw the first images of a folder into grid.png beside it, and print where they are."""
+    import torch
+
+    from pretrain.core.console import Display
+    from pretrain.data.grid import grid
+
+    shown = [read(files / f"{n:05d}.png") for n in range(min(count, 144))]
+    sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
+    write(sheet, files.parent / "grid.png")
+    Display(True).print(f"{count} images in {files}, the first {len(shown)} in {files.parent / 'grid.png'}")
+
+
+def _load_guide(run: Path, guide: Path | None, sigma_rel: float | None) -> Any:
+    """The `LoadedRun` of autoguidance, or None.
+
+    Raises:
+        UserError: it is not one of the same objective, classes and shape.
+    """
+    from pretrain.checkpoint.load_run import load_run
+
+    if guide is None and sigma_rel is None:
+        return None
+    trained, worse = load_run(run), load_run(guide or run, sigma_rel)
+    if any(getattr(trained, name) != getattr(worse, name) for name in ("adapter", "classes", "shape")):
+        raise UserError(f"--guide {guide}: it must have the objective, classes and shape of {run}; give another run")
+    return worse
 
 
 def _new_folder(folder: Path, state: Any, *, of_run: bool) -> Path:

@@ -24,7 +24,13 @@ def make(context: EvalContext, names: list[str]) -> "Memorization":
     """The evaluator of the metric memorization."""
     settings = context.settings
     check_sampling(
-        context.adapter, context.classes, settings.sampler, settings.steps, settings.guidance, context.flag("")
+        context.adapter,
+        context.classes,
+        settings.sampler,
+        settings.steps,
+        settings.guidance,
+        context.flag(""),
+        interval=settings.guidance_interval,
     )
     return Memorization(context)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Generative
 from pretrain.adapters._sampling import check_sampling, generate
+from pretrain.config.schema import Evaluate
 from pretrain.core.errors import UserError, warn
 from pretrain.core.rng import SampleRNG
 from pretrain.data.autoencoder import Autoencoder
@@ -53,8 +54,7 @@ class GeneratedImages:
         adapter: provides the noise scheduler.
         shape: (C, H, W) of an image, or of its latent.
         classes: image n is of class n modulo `classes`; 0: without labels.
-        count: number of images.
-        steps, guidance: see `generate`.
+        settings: number of images, and how they are generated.
         seed: of the noise.
         autoencoder: decodes latents.
     """
@@ -62,32 +62,40 @@ class GeneratedImages:
     adapter: Generative
     shape: tuple[int, int, int]
     classes: int
-    count: int
-    steps: int
-    guidance: float
+    settings: Evaluate
     seed: int
     autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         """Raise `UserError` for settings that would fail when the first picture is made."""
+        given = self.settings
         if isinstance(self.adapter, Generative):
-            check_sampling(self.adapter, self.classes, None, self.steps, self.guidance, "--evaluate.")
+            check_sampling(
+                self.adapter,
+                self.classes,
+                None,
+                given.steps,
+                given.guidance,
+                "--evaluate.",
+                interval=given.guidance_interval,
+            )
 
     def __call__(self, model: nn.Module) -> Tensor | None:
         """The images as a grid, or None, see `attempt`; the processes share them, and all must call it."""
         rank, world = rank_and_world_size()
-        number = torch.arange(rank, self.count, world, device=next(model.parameters()).device)
+        number = torch.arange(rank, self.settings.images, world, device=next(model.parameters()).device)
 
         def share() -> list[Tensor]:
             noise = SampleRNG(self.seed, index=number).normal(*self.shape)
             label = number % self.classes if self.classes else torch.full_like(number, -1)
-            settings = {"steps": self.steps, "guidance": self.guidance, "autoencoder": self.autoencoder}
-            return [number, generate(model, self.adapter, noise, label, **settings)] if len(number) else []
+            given: dict[str, Any] = {"steps": self.settings.steps, "guidance": self.settings.guidance}
+            given |= {"guidance_interval": self.settings.guidance_interval, "autoencoder": self.autoencoder}
+            return [number, generate(model, self.adapter, noise, label, **given)] if len(number) else []
 
         if (columns := attempt(share)) is None:
             return None
         order, images = all_gather_rows(columns)
-        return attempt(lambda: grid(images[order.argsort()], columns=round(self.count**0.5)))
+        return attempt(lambda: grid(images[order.argsort()], columns=round(self.settings.images**0.5)))
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,34 @@ class LabelPipeline(DiffusionPipeline):
         label = torch.where(label < 0, config.num_class_embeds - 1, label)
         return self.network(inputs, t, class_labels=label, return_dict=False)[0].float()
 
+    def interval(self, given) -> tuple[float, float]:
+        """Noise levels between which guidance is used, of the argument `guidance_interval` of a call.
+
+        Raises:
+            ValueError: it is not two numbers, the first one smaller and not negative.
+        """
+        try:
+            low, high = (0.0, math.inf) if given is None else map(float, given)
+        except (TypeError, ValueError, OverflowError):
+            low, high = 1.0, 0.0
+        if not 0 <= low < high:
+            allowed = "two noise levels sigma, 0 <= low < high, or None"
+            raise ValueError(f"guidance_interval must be {allowed}, got {str(given)[:80]}")
+        return low, high
+
+    def sigma(self, timestep) -> torch.Tensor:
+        """Standard deviations of the noise, relative to the signal's scale 1, at timesteps of the scheduler."""
+        timestep = timestep.double().cpu()
+        alphas = getattr(self.scheduler, "alphas_cumprod", None)
+        if alphas is not None and not self.scheduler.config.get("use_flow_sigmas"):
+            low, alphas = timestep.floor().long(), torch.cat([alphas, alphas[-1:]]).double().cpu()
+            alpha = alphas[low].lerp(alphas[low + 1], timestep - low)
+            return ((1 - alpha) / alpha).sqrt()
+        if "EDM" in type(self.scheduler).__name__:
+            return (4 * timestep).exp()
+        time = timestep / self.scheduler.config.num_train_timesteps
+        return time / (1 - time)
+
     def decode(self, latents):
         """Images of scaled latents."""
         config = self.vae.config
@@ -98,6 +126,7 @@ class LabelPipeline(DiffusionPipeline):
         batch_size=1,
         label=None,
         guidance=1.0,
+        guidance_interval=None,
         generator=None,
         num_inference_steps=25,
         output_type="pil",
@@ -109,6 +138,8 @@ class LabelPipeline(DiffusionPipeline):
             batch_size: number of images, if `label` does not give it.
             label: a class for all images, or a list, tuple, array or tensor with the class of each; None: no labels.
             guidance: scale of classifier-free guidance; 1: none.
+            guidance_interval: noise levels sigma, low and high, between which guidance is used (Kynkäänniemi et al.,
+                2024); None: all.
             generator: a torch.Generator, or one per image.
             num_inference_steps: sampling steps.
             output_type: "pil", "np" (float32 [B, H, W, C] in [0, 1]) or "pt" (float32 [B, C, H, W] in [0, 1]).
@@ -146,11 +177,14 @@ class LabelPipeline(DiffusionPipeline):
         x = randn_tensor((len(labels), *shape), generator=generator, device=self.device, dtype=torch.float32)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        low, high = self.interval(guidance_interval)
+        sigma = self.sigma(self.scheduler.timesteps)
+        guided = ((sigma >= low) & (sigma <= high)).tolist() if guidance != 1 else [False] * len(sigma)
         bar: Any = self.progress_bar
-        for t in bar(self.scheduler.timesteps):
+        for t, is_guided in zip(bar(self.scheduler.timesteps), guided, strict=True):
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
             output = self.predict(scaled, t.expand(len(x)), labels)
-            if guidance != 1.0:
+            if is_guided:
                 without = self.predict(scaled, t.expand(len(x)), torch.full_like(labels, -1))
                 output = without + guidance * (output - without)
             x = self.scheduler.step(output, t, x).prev_sample

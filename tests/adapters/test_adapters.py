@@ -105,6 +105,53 @@ def test_guidance_is_a_line_through_the_two_predictions() -> None:
     torch.testing.assert_close(made, torch.full_like(made, -(0.1 + 2 * 0.2)), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("sampler", [None, "euler", "heun", "dpm++"])
+@pytest.mark.parametrize("adapter", [DDPM(), DDPM(noise_schedule="squaredcos_cap_v2"), EDM(), Flow(), Flow(shift=3.0)])
+def test_guidance_is_limited_to_an_interval_of_noise_levels(adapter: DDPM | EDM | Flow, sampler: str | None) -> None:
+    """The network without labels is called at the noise levels of the interval alone; they fall along the schedule."""
+    from pretrain.adapters._sampling import generate, make_scheduler, sigma_of
+
+    calls: list[tuple[float, bool]] = []
+
+    class Labelled(nn.Module):
+        def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+            calls.append((time[0].item(), bool((label < 0).all())))
+            return torch.zeros_like(x)
+
+    scheduler = make_scheduler(adapter, sampler)
+    scheduler.set_timesteps(7)
+    sigma = sigma_of(scheduler, scheduler.timesteps)
+    assert (sigma.diff() <= 1e-9).all() and sigma[0] > 5 and sigma[-1] < 1
+    if hasattr(scheduler, "sigmas") and sampler != "heun" and not isinstance(adapter, Flow):
+        known = scheduler.sigmas[: len(sigma)].double()  # diffusers' own, where they are relative to the signal
+        torch.testing.assert_close(sigma, known, rtol=0.02, atol=1e-3)
+    low, high = 0.3, 4.0
+    noise, label = torch.zeros(2, *SHAPE), torch.tensor([0, 1])
+    generate(Labelled(), adapter, noise, label, steps=7, guidance=2.0, guidance_interval=(low, high), sampler=sampler)
+    without = [time for time, unlabelled in calls if unlabelled]
+    times = scheduler.timesteps.tolist()
+    inside = [time for time, s in zip(times, sigma.tolist(), strict=True) if low <= s <= high]
+    assert 0 < len(inside) < len(times) and without == pytest.approx(inside)
+
+
+def test_autoguidance_extrapolates_from_the_worse_model() -> None:
+    """Both are called with the labels, so the model need not know images without one."""
+    from pretrain.adapters._sampling import generate
+
+    class Constant(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+            assert (label >= 0).all()
+            return torch.full_like(x, self.value)
+
+    noise, label = torch.zeros(2, *SHAPE), torch.tensor([0, 1])
+    made = generate(Constant(0.3), Flow(), noise, label, steps=1, guidance=2.0, guide=Constant(0.1))
+    torch.testing.assert_close(made, torch.full_like(made, -(0.1 + 2 * 0.2)), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("most_masked", [None, 0.9])
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_mae_loss_and_gradient_are_the_reference_formulas(norm_pix: bool, most_masked: float | None) -> None:

@@ -10,6 +10,7 @@ from programs import common, train
 
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.mae import MAE
+from pretrain.config.schema import Evaluate
 from pretrain.core.errors import UserError
 from pretrain.evaluation import previews, visualize
 
@@ -46,7 +47,7 @@ def test_a_training_goes_on_without_its_picture(
 
 def test_settings_that_would_fail_later_fail_at_once() -> None:
     with pytest.raises(UserError, match=r"--evaluate.guidance 2 needs"):
-        previews.GeneratedImages(DDPM(), (1, 8, 8), 0, 4, 2, 2.0, 0)
+        previews.GeneratedImages(DDPM(), (1, 8, 8), 0, Evaluate(images=4, steps=2, guidance=2.0), 0)
 
 
 def test_pictures_that_find_no_place_are_one_sentence(pictures: Path, tmp_path: Path, monkeypatch) -> None:

@@ -74,6 +74,22 @@ def test_labels_cycle_through_the_classes_or_are_one(conditional: Path, tmp_path
         assert [(both[name] == same[name]).all() for name in both] == [n % 2 == label for n in range(4)]
 
 
+def test_guidance_by_levels_and_by_another_run(conditional: Path, finished: Path, tmp_path: Path) -> None:
+    """An interval without noise levels is no guidance, nor is a run that guides itself."""
+    few = ("--num-images", 3, "--steps", 3)
+    plain = made(conditional, tmp_path / "plain", *few)
+
+    def differs(name: str, *words: object) -> bool:
+        found = made(conditional, tmp_path / name, *few, "--guidance", 3, *words)
+        return any((found[file] != plain[file]).any() for file in plain)
+
+    assert differs("all") and differs("interval", "--guidance-interval", 0.1, 10)
+    assert not differs("empty", "--guidance-interval", 1e6, 1e7)
+    assert not differs("itself", "--guide", conditional)
+    with pytest.raises(UserError, match="it must have the objective, classes and shape of"):
+        differs("other", "--guide", finished)
+
+
 @pytest.mark.slow
 def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
     words = [*WORDS, "--batch-size", 2]
@@ -95,6 +111,8 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
         ("--num-images 0", "--num-images must be at least 1, got 0"),
         ("--steps 2000", "--steps 2000"),
         ("--guidance nan", "--guidance must be a finite number, got nan"),
+        ("--guidance 2 --guidance-interval 3 1", "--guidance-interval must be two noise levels .*, got 3 1"),
+        ("--guide nowhere", "nowhere: it is not the folder of a run"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, message: str, conditional: Path, tmp_path: Path) -> None:

@@ -93,10 +93,11 @@ def exported(name: str, folder: Path) -> tuple[str, torch.Tensor]:
     index = json.loads((folder / "model_index.json").read_text())
     assert (index["_class_name"] == "DDPMPipeline") == stock == ("trust_remote_code" not in message)
     assert stock != (folder / "pipeline.py").is_file()
-    more = "label=[0, 1, 1], guidance=2.0, " if classes else "batch_size=3, "
+    more = "label=[0, 1, 1], guidance=2.0, guidance_interval=(0.1, 8), " if classes else "batch_size=3, "
     noise = torch.randn(3, *shape_of(name), generator=torch.Generator().manual_seed(7))
     label = torch.tensor([0, 1, 1] if classes else [-1, -1, -1])
-    made = generate(model, adapter, noise, label, steps=4, guidance=2.0 if classes else 1.0)
+    guided: dict[str, Any] = {"guidance": 2.0, "guidance_interval": (0.1, 8.0)} if classes else {}
+    made = generate(model, adapter, noise, label, steps=4, **guided)
     assert (made.abs() < 1).float().mean() > 0.2, "images in which one could see a difference"
     return OPENED.format(name="model", message=message, more=more), (made + 1) / 2
 

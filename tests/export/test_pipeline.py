@@ -146,6 +146,7 @@ def test_arguments_out_of_their_range_are_one_sentence(tmp_path: Path) -> None:
         "num_inference_steps": (0, -1, 2.5, "4", None),
         "batch_size": (0, -1, 1.5, "2"),
         "guidance": (float("nan"), float("inf"), "2", [1, 2], None),
+        "guidance_interval": (1, "ab", (1, 1), (2, 1), (-1, 2), (float("nan"), 1), (1, 2, 3)),
         "output_type": ("latent", "jpg", None),
         "generator": (5, [g], [g] * 3, [g, 5]),
     }
