@@ -133,13 +133,16 @@ class PartialForwardBlocking:
         objective: the adapter; it must call the model once.
         settings: share of the samples that is blocked, and the method.
         progress: returns the progress of the training.
+
+    Attributes:
+        blocked: samples that this object has blocked so far, over all processes.
     """
 
     name = "blocking"  # of its file in a checkpoint
 
     def __init__(self, objective: Adapter, settings: Blocking, progress: Callable[[], float]) -> None:
         self.objective, self.settings, self.progress = objective, settings, progress
-        self.density = FeatureDensity()
+        self.density, self.blocked = FeatureDensity(), 0
 
     def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """The losses of a batch; those of blocked samples are 0."""
@@ -165,6 +168,7 @@ class PartialForwardBlocking:
             return torch.arange(len(feature), device=feature.device), torch.zeros(len(feature), device=feature.device)
         index, features, random = index[order], features[order], random[order]
         kept, weight = self._select(features, random)
+        self.blocked += len(features) - len(kept)
         self.density.update(features[kept])
         own = torch.searchsorted(index, batch.index.cpu()).clamp(max=len(index) - 1)
         mine = index[own] == batch.index.cpu()  # False for padding
