@@ -50,7 +50,7 @@ class ResNet(nn.Module):
     def __init__(self, name: str, shape: tuple[int, int, int], classes: int, width: float = 1.0) -> None:
         super().__init__()
         channels = tuple(max(1, round(width * each)) for each in (64, 128, 256, 512))
-        stem = {"stem_width": max(1, round(32 * width))}  # of deep stems; others have 64 channels
+        stem = {"stem_width": max(4, round(32 * width))}  # of stems of several layers; others have 64 channels
         try:
             self.net: Any = timm.create_model(
                 name, num_classes=classes, in_chans=shape[0], channels=channels, **(stem if width != 1 else {})

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from other_methods import METHODS, OtherMethod
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pretrain import InfoBatch
 from pretrain.adapters import Batch
@@ -26,9 +26,15 @@ from pretrain.core.files import atomic_write
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import Images, on_device
 from pretrain.data.loader import EpochSampler, make_loader
-from pretrain.training.blocking import PartialForwardBlocking
+from pretrain.training.blocking import PartialForwardBlocking, blocked_flops
 
-COUNTED = 8  # FLOPs are counted in every eighth step
+COUNTED = 8  # FLOPs are counted in every eighth step; with Partial Forward Blocking in the first one, which has none
+ATTENTION = {  # on a CPU; torch's counter does not know it. Functions of the shapes of its arguments
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: 2 * sdpa_flop_count(q, k, v)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,9 @@ def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
         raise UserError(f"--training.optimizer {training.optimizer}: {error}; give a name of timm's, as sgd") from None
 
 
-def _selection(training: Training, size: int, blocking: Blocking, weights: Tensor | None) -> InfoBatch | OtherMethod:
+def _selection(
+    training: Training, size: int, blocking: Blocking, weights: Tensor | None, over: str
+) -> InfoBatch | OtherMethod:
     if blocking.share and training.policy != "full":
         raise UserError(
             "--blocking.share excludes pruning, because a blocked sample has no score; add --training.policy full"
@@ -121,7 +129,8 @@ def _selection(training: Training, size: int, blocking: Blocking, weights: Tenso
     settings: dict[str, Any] = {"epochs": training.epochs, "budget": training.budget, "seed": training.seed}
     try:
         if training.policy not in METHODS:
-            return InfoBatch(size, policy=training.policy, weights=weights, warn=print, **settings, **training.settings)
+            own = ({"over": over} if training.policy == "importance" else {}) | training.settings
+            return InfoBatch(size, policy=training.policy, weights=weights, warn=print, **settings, **own)
         if weights is not None:
             raise ValueError(f"--training.policy {training.policy} ignores the weights of a subset; use another policy")
         return METHODS[training.policy](size, **settings, **training.settings)
@@ -134,6 +143,28 @@ def _selection(training: Training, size: int, blocking: Blocking, weights: Tenso
         ) from None
 
 
+class Flops:
+    """FLOPs of matrix products and convolutions in some of the steps: forward, backward, and their samples."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = self.samples = 0
+
+    @contextmanager
+    def count(self, part: Literal["forward", "backward"], samples: int) -> Iterator[None]:
+        """A context whose FLOPs are counted unless `samples`, those of the step, is 0."""
+        if not samples:
+            yield
+            return
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+            yield
+        setattr(self, part, getattr(self, part) + counter.get_total_flops())
+        self.samples += samples * (part == "forward")
+
+    def total(self, samples: int, no_backward: int) -> float:
+        """FLOPs of samples of which some have no backward pass."""
+        return (samples * (self.forward + self.backward) - no_backward * self.backward) / self.samples
+
+
 def fit(
     training: Training,
     model: nn.Module,
@@ -142,6 +173,7 @@ def fit(
     batches: Callable[[Any], Iterable[Any]],
     blocking: Blocking = Blocking(),
     weights: Tensor | None = None,
+    over: str = "samples",
 ) -> Fitted:
     """Train a model and print a line per epoch.
 
@@ -154,34 +186,33 @@ def fit(
             an `index`.
         blocking: settings of Partial Forward Blocking, for networks with a keyword `choose`.
         weights: [N]; of each sample, see `InfoBatch`.
+        over: what the policy importance chooses: samples, or both if the objective uses InfoBatch's levels.
 
     Raises:
         UserError: there is no such optimizer or policy, or a setting does not fit it.
     """
-    infobatch = _selection(training, size, blocking, weights)
+    infobatch = _selection(training, size, blocking, weights, over)
     optimizer = _optimizer(training, model)
     blocked = PartialForwardBlocking(adapter, blocking, lambda: infobatch.progress) if blocking.share else None
     objective = blocked or adapter
     schedule = one_cycle if training.schedule == "one-cycle" else lambda progress: 1 - progress
-    forward = backward = counted = step = 0
+    flops, step, one = Flops(), 0, None
     began = time.monotonic()
     for epoch in infobatch.epochs():
         model.train()
         for batch in batches(infobatch):
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * schedule(infobatch.progress)
-            counter = nullcontext() if step % COUNTED else FlopCounterMode(display=False)
-            with counter, torch.autocast(device().type, torch.bfloat16, enabled=training.bf16):
+            counted = 0 if step % COUNTED or (blocked and step) else len(batch.index)
+            with flops.count("forward", counted), torch.autocast(device().type, torch.bfloat16, enabled=training.bf16):
                 losses = objective(model, batch, SampleRNG(training.seed, epoch, index=batch.index))
-            if isinstance(counter, FlopCounterMode):
-                forward, counted = forward + counter.get_total_flops(), counted + len(batch.index)
             optimizer.zero_grad()
-            with counter:
+            with flops.count("backward", counted):
                 infobatch(losses.loss, batch.index, losses.score).backward()
-            if isinstance(counter, FlopCounterMode):
-                backward += counter.get_total_flops()
             optimizer.step()
             step += 1
+            if blocked and one is None:
+                one = type(batch)(*(field[:1].to("meta") for field in batch))
         known = infobatch.reliability
         reliability = "" if known is None else f"  reliability of scores {known:.2f}"
         print(
@@ -192,11 +223,15 @@ def fit(
     seconds = time.monotonic() - began
     model.eval()
     no_backward = infobatch.forward_only if isinstance(infobatch, OtherMethod) else 0
-    flops = (infobatch.samples_used * (forward + backward) - no_backward * backward) / counted
-    used = infobatch.samples_used - no_backward - (blocked.blocked if blocked else 0)
-    fitted = Fitted(infobatch, {"samples_used": used, "flops": flops, "seconds": seconds})
-    full = size * training.epochs
-    print(f"{used:,} samples used instead of {full:,}: {fitted.skipped:.1%} skipped; {flops:.3g} training FLOPs")
+    used, total = infobatch.samples_used, flops.total(infobatch.samples_used, no_backward)
+    if blocked and one:
+        used -= blocked.blocked
+        total = flops.total(used, 0) + blocked.blocked * blocked_flops(adapter, model, one)
+    fitted = Fitted(infobatch, {"samples_used": used - no_backward, "flops": total, "seconds": seconds})
+    print(
+        f"{used - no_backward:,} samples used instead of {size * training.epochs:,}: {fitted.skipped:.1%} skipped; "
+        f"{total:.3g} training FLOPs"
+    )
     return fitted
 
 

@@ -266,16 +266,29 @@ def mean_flops(adapter: Adapter, model: nn.Module, source: Source, flops: int, s
         flops: of a sample that goes on.
         share: of the samples that are blocked.
     """
+    blocked = share * (ACTIVE[1] - ACTIVE[0])
+    one = black_image(source.shape, source.classes, torch.device("meta"))
+    return round((1 - blocked) * flops + blocked * blocked_flops(adapter, model, one))
+
+
+def blocked_flops(adapter: Callable[..., Any], model: nn.Module, one: Any) -> int:
+    """FLOPs of a sample that is blocked: its forward pass through the first blocks.
+
+    The backward pass there, which autograd runs for the whole batch, is not counted: of this sample it is one of zeros.
+
+    Args:
+        adapter: the objective.
+        model: the bare network.
+        one: a batch of one sample, on torch's meta device.
+    """
 
     def stop(feature: Tensor) -> Tensor:
         raise _Blocked
 
-    one = black_image(source.shape, source.classes, torch.device("meta"))
     network: Any = _Choosing(on_meta_device(model).train(), stop)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), suppress(_Blocked):
         adapter(network, one, SampleRNG(0, index=one.index))
-    blocked = share * (ACTIVE[1] - ACTIVE[0])
-    return round((1 - blocked) * flops + blocked * counter.get_total_flops())
+    return counter.get_total_flops()
 
 
 def build_blocking(
