@@ -225,6 +225,8 @@ OTHER_FLAGS = {
     *("max-restarts", "kills", "processes", "version", "config", "help", "adapter.delta", "pruning", "shares"),
     *("rates", "compensations", "images", "diffusers", "mae", "transformers", "networks", "repetitions", "threads"),
     *("workers", "warmup", "size", "use-ema"),
+    *("program", "seed-flag", "output", "shift", "adapter.mixup"),
+    *(f"training.{name}" for name in ("policy", "epochs", "optimizer", "schedule", "settings")),
 }
 
 
