@@ -121,6 +121,7 @@ def one_run(comparison: Comparison, arm: Arm, seed: int, flags: Sequence[str], c
     name = run_name(arm, seed)
     output, log = (comparison.output_dir / "runs" / f"{name}.{kind}" for kind in ("json", "log"))
     words = [*flags, *arm.flags, f"--{comparison.seed_flag}", str(seed), "--output", str(output)]
+    output.unlink(missing_ok=True)
     load = os.getloadavg()[0]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log.open("w") as file:

@@ -277,7 +277,10 @@ def run(main: Callable[..., Any]) -> None:
     `--config FILE` starts from a recipe (YAML); settings on the command line take precedence.
     """
     with exit_on_user_error():
-        run_command(main, Path(sys.argv[0]).name, with_recipe(sys.argv[1:]))
+        try:
+            run_command(main, Path(sys.argv[0]).name, with_recipe(sys.argv[1:]))
+        except FloatingPointError as error:
+            raise UserError(f"{error}; try a smaller --training.lr") from None
 
 
 def with_recipe(arguments: list[str]) -> list[str]:

@@ -88,11 +88,17 @@ class OtherMethod(Sampler[int]):
         return self._total / max(self.seen, 1)
 
     def epochs(self) -> Iterator[int]:
-        """Select each epoch's samples and yield its number."""
+        """Select each epoch's samples and yield its number.
+
+        Raises:
+            FloatingPointError: a loss of the epoch was not finite.
+        """
         while self.epoch < self.total_epochs:
             selected = self.select()
             self._index, self._total = selected[torch.randperm(len(selected), generator=self.draws(0))], 0.0
             yield self.epoch
+            if not math.isfinite(self._total):
+                raise FloatingPointError(f"epoch {self.epoch + 1}: a loss is not finite")
             self.used_before += self.seen
             self.epoch, self.seen = self.epoch + 1, 0
 

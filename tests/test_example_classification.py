@@ -112,6 +112,19 @@ def test_what_does_not_fit_is_refused(training: Training, share: float, message:
         fit.fit(training, model, Classification(), 10, lambda infobatch: [], Blocking(share))
 
 
+@pytest.mark.parametrize("policy", ["infobatch", "ies"])
+def test_a_learning_rate_that_is_too_large_is_one_sentence(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", draw_images(tmp_path / "images", 40), "--model", "resnet10t", "--width", 0.1]
+    words += ["--training.epochs", 2, "--training.optimizer", "sgd", "--training.lr", 1e30, "--training.policy", policy]
+    monkeypatch.setattr(sys, "argv", ["classification.py", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        fit.run(classification.main)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--training.lr" in error and "Traceback" not in error
+
+
 def test_images_without_labels_and_other_networks_are_refused(tmp_path: Path) -> None:
     folder = draw_images(tmp_path / "images", 12, classes=1)
     flat = tmp_path / "flat"
