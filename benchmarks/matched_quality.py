@@ -21,6 +21,14 @@ import yaml
 MEASURES = {"samples_used": "samples", "flops": "training FLOPs", "seconds": "seconds of training"}
 NOT_SETUP = ("epochs", "optim.lr", "optim.compensation", "infobatch")  # nor settings of pruning
 LEVELS = "validation_loss_by_level"
+NAMES = {  # of the settings of examples/fit.py, in this project's programs
+    "training.epochs": "epochs",
+    "training.lr": "optim.lr",
+    "training.optimizer": "optim",
+    "training.policy": "pruning.policy",
+    "training.budget": "pruning.budget",
+    "training.settings": "pruning.settings",
+}
 DRAWS = 4000  # of the bootstrap
 Setup = frozenset[tuple[str, str]]  # a run's optimizer, and its flags other than of pruning, length and learning rate
 ADAMW: Setup = frozenset({("optim", "adamw")})  # and the recipe's network and objective
@@ -72,7 +80,20 @@ class Ratio(NamedTuple):
 
 def better_is_lower(metric: str) -> bool:
     """Whether low values of a metric are good: True for losses and distances, False for accuracies."""
-    return not metric.endswith(("accuracy", "probe"))
+    return not metric.endswith(("accuracy", "probe", "iou"))
+
+
+def prunes(setting: str, value: str) -> bool:
+    """Whether a setting means that samples are skipped, or leave the network early."""
+    return setting == "infobatch" or (
+        setting.startswith(("pruning.", "blocking.")) and (setting, value) != ("pruning.policy", "full")
+    )
+
+
+def common_name(setting: str) -> str:
+    """The name by which a setting is known here: `optim.name` is `optim`, `training.lr` of an example `optim.lr`."""
+    setting = setting.replace("_", "-").removesuffix(".name")
+    return NAMES.get(setting, setting)
 
 
 def parsed(words: Iterable[str]) -> dict[str, str]:
@@ -82,7 +103,7 @@ def parsed(words: Iterable[str]) -> dict[str, str]:
     for word in words:
         if word.startswith("--"):
             name, _, value = word[2:].replace("_", "-").partition("=")
-            settings[name := name.removesuffix(".name")] = value
+            settings[name := common_name(name)] = value
         elif name:
             settings[name] = f"{settings[name]} {word}".strip()
     return settings
@@ -97,7 +118,7 @@ def recipe(path: str) -> dict[str, str]:
     def flatten(value: Any, name: str) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                flatten(inner, f"{name}.{key}".lstrip(".").replace("_", "-").removesuffix(".name"))
+                flatten(inner, common_name(f"{name}.{key}".lstrip(".")))
         else:
             settings[name] = str(value)
 
@@ -128,7 +149,11 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
     arms = []
     for name, runs in grouped.items():
         settings, flags = settings_of(runs[0]), parsed(runs[0].get("flags", []))
-        own = {(key, value) for key, value in flags.items() if key not in NOT_SETUP and not key.startswith("pruning.")}
+        own = {
+            (key, value)
+            for key, value in flags.items()
+            if key not in NOT_SETUP and not key.startswith(("pruning.", "blocking."))
+        }
         quality: dict[str, dict[int, float]] = {}
         for run in runs:
             for metric, value in quality_of(run).items():
@@ -140,7 +165,7 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
                 name,
                 runs[0]["family"],
                 frozenset({*own, ("optim", settings.get("optim", "adamw"))}),
-                any(key == "infobatch" or key.startswith("pruning.") for key in flags),
+                any(prunes(key, value) for key, value in flags.items()),
                 float(settings.get("optim.lr", "nan")),
                 {m: float(np.median(cost) if m == "seconds" else np.mean(cost)) for m, cost in costs.items()},
                 quality,
@@ -148,6 +173,11 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
             )
         )
     return sorted(arms, key=lambda arm: -arm.cost["samples_used"])
+
+
+def base_of(arms: Sequence[Arm]) -> Setup:
+    """The setup of the arm called full: the recipe's optimizer, network and objective; `ADAMW` without that arm."""
+    return next((arm.setup for arm in arms if arm.name == "full"), ADAMW)
 
 
 def ordinary(arms: Sequence[Arm], setup: Setup) -> list[Arm]:

@@ -6,6 +6,7 @@ benchmarks/README.md defines ratio, baselines and the columns of the tables; mat
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 import numpy as np
 import tyro
 from matched_quality import (
-    ADAMW,
     MEASURES,
     Arm,
     Curve,
     Setup,
     arms_of,
+    base_of,
     best_of,
     by_length,
     curve_of,
@@ -35,7 +36,7 @@ HEADLINES = ("validation_loss", "mean_log_loss", "frechet_distance", "linear_pro
 PREDICTED = "gradient_variance.json"  # written by gradient_variance.py
 EDGE = "† The best learning rate lies at an edge of those tried: the baseline may be better than this."
 OWN = """
-Not listed: arms with AdamW and the recipe's network and objective, whose ratio is that above, and ordinary training of
+Not listed: arms with {} and the recipe's network and objective, whose ratio is that above, and ordinary training of
 other networks and objectives, which is the baseline here.
 """
 
@@ -54,7 +55,10 @@ class Results:
         names = {metric for arm in self.arms for metric in arm.quality}
         self.metrics = sorted(names, key=lambda m: (HEADLINES.index(m) if m in HEADLINES else len(HEADLINES), m))
         self.draws = {metric: resampled(self.arms, metric) for metric in self.metrics}
-        self.baseline = ordinary(self.arms, ADAMW)
+        self.base = base_of(self.arms)
+        name = dict(self.base)["optim"]
+        self.optimizer = {"adamw": "AdamW", "sgd": "SGD"}.get(name, name)  # of the baseline
+        self.baseline = ordinary(self.arms, self.base)
         self.others = [arm for arm in self.arms if arm not in self.baseline]
         full = by_length(self.baseline or self.arms, self.metrics[0])[-1]
         self.full = {measure: float(np.median([arm.cost[measure] for arm in full])) for measure in MEASURES}
@@ -86,8 +90,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def described(found: Results) -> str:
-    """The recipe with its objective, and its noise schedule if it has one."""
+    """The recipe with its objective, and its noise schedule if it has one; of an example its file in place of both."""
     settings = settings_of(found.records[0])
+    if example := re.search(r"examples/\w+\.py", found.records[0].get("command", "")):
+        return f"{example[0]}, recipe {settings.get('config', 'none')}"
     schedule = settings.get("adapter.noise-schedule", "")
     objective = settings.get("adapter", "not stated") + f", {schedule} noise schedule" * bool(schedule)
     return f"Recipe {settings.get('config', 'not stated')}, objective {objective}"
@@ -97,7 +103,7 @@ def scan_table(found: Results) -> str:
     """Ordinary training: each length with its learning rates, and the best by each metric."""
     rows = []
     setups = {arm.setup for arm in found.arms if not arm.pruned}
-    for setup in sorted(setups, key=lambda setup: (setup != ADAMW, sorted(setup))):
+    for setup in sorted(setups, key=lambda setup: (setup != found.base, sorted(setup))):
         flags = sorted(f"{key} {value}" for key, value in setup if key != "optim")
         for group in reversed(by_length(ordinary(found.arms, setup), found.metrics[0])):
             row = [", ".join([dict(setup)["optim"], *flags]), found.share(group[0], "flops")]
@@ -112,7 +118,7 @@ def scan_table(found: Results) -> str:
 
 
 def ratio_table(found: Results) -> str:
-    """Cost, quality and ratio to shortened training with AdamW."""
+    """Cost, quality and ratio to shortened training with the recipe's optimizer, network and objective."""
     rows = []
     for arm in found.others:
         row = [
@@ -122,7 +128,7 @@ def ratio_table(found: Results) -> str:
             found.share(arm, "seconds"),
         ]
         for metric in found.metrics:
-            row += [spread(arm, metric) if metric in arm.quality else "", found.ratio(arm, ADAMW, metric)]
+            row += [spread(arm, metric) if metric in arm.quality else "", found.ratio(arm, found.base, metric)]
         rows.append(row)
     both = [name for metric in found.metrics for name in (plain(metric), f"{plain(metric)}: ratio")]
     return markdown(["arm", "seeds", "FLOPs", "seconds", *both], rows)
@@ -130,10 +136,10 @@ def ratio_table(found: Results) -> str:
 
 def own_table(found: Results) -> str:
     """Ratio to shortened training with the arm's own optimizer, network and objective."""
-    arms = [arm for arm in found.others if arm.setup != ADAMW]
+    arms = [arm for arm in found.others if arm.setup != found.base]
     rows = [[arm.name, *(found.ratio(arm, arm.setup, metric) for metric in found.metrics)] for arm in arms]
     rows = [row for row in rows if any(row[1:])]
-    return (markdown(["arm", *map(plain, found.metrics)], rows) if rows else "") + OWN
+    return (markdown(["arm", *map(plain, found.metrics)], rows) if rows else "") + OWN.format(found.optimizer)
 
 
 def full_table(found: Results) -> str:
@@ -188,9 +194,9 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
     """
     sections = {
         "Ordinary training: the best learning rate at each length": scan_table(found),
-        "Ratio to shortened training with AdamW": ratio_table(found),
+        f"Ratio to shortened training with {found.optimizer}": ratio_table(found),
         "Ratio to shortened training with the same optimizer, network and objective": own_table(found),
-        "FLOPs for the quality of full training with AdamW, as a share of its FLOPs": full_table(found),
+        f"FLOPs for the quality of full training with {found.optimizer}, as a share of its FLOPs": full_table(found),
     }
     if predicted:
         title = "Variance of the gradient relative to uniform sampling, which predicts the ratio, and the ratio"
@@ -200,7 +206,7 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
         sections[title] = level_table(found)
     whole = ", ".join(f"{found.full[measure]:.4g} {unit}" for measure, unit in MEASURES.items())
     head = f"{described(found)}. `benchmarks/README.md` defines the columns.\n"
-    head += f"FLOPs and seconds are shares of those of full training with AdamW ({whole}).\n"
+    head += f"FLOPs and seconds are shares of those of full training with {found.optimizer} ({whole}).\n"
     return head + "".join(f"\n## {title}\n\n{text.lstrip()}" for title, text in sections.items())
 
 
@@ -227,7 +233,7 @@ def figure(found: Results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    curves = {"full and shortened, AdamW": found.baseline}
+    curves = {f"full and shortened, {found.optimizer}": found.baseline}
     for arm in found.others:
         curves.setdefault(arm.family, []).append(arm)
     colours = ["black", *pyplot.get_cmap("tab10").colors * 3]  # type: ignore[attr-defined]

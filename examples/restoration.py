@@ -149,7 +149,7 @@ def train(network: nn.Module, source: Source, adapter: Restoration, training: Tr
     def objective(model: nn.Module, batch: Batch, rng: SampleRNG) -> Any:
         return adapter(model, batch, rng, used[-1].progress)
 
-    fit(training, network, objective, len(source.train), batches)
+    fit(training, network, objective, len(source.train), batches, over="both")
     return network
 
 

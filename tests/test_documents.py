@@ -227,6 +227,8 @@ OTHER_FLAGS = {
     *("workers", "warmup", "size", "use-ema"),
     *("masks", "encoder", "stages", "ade20k", "crop", "flip", "pretrained", "save", "lora.rank", "max-length"),
     *("packed", "subset", "held-out"),
+    *("program", "seed-flag", "output", "shift", "adapter.mixup"),
+    *(f"training.{name}" for name in ("policy", "epochs", "optimizer", "schedule", "settings")),
 }
 
 

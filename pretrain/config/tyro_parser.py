@@ -130,12 +130,13 @@ def call_with_options(function: Callable[..., Any], prog: str, arguments: list[s
         raise UserError(f"{_sentence(message.getvalue())} (--help lists the options)") from None
 
 
-def run_command(function: Callable[..., None], prog: str) -> None:
-    """Call a function with the options of this process's command line; an error is one sentence and exit status 2.
+def run_command(function: Callable[..., Any], prog: str, line: list[str] | None = None) -> None:
+    """Call a function with the options of a command line; an error is one sentence and exit status 2.
 
     Args:
         function: its parameters are the options, its docstring is the help.
         prog: the command's name in the help.
+        line: the command line; None: that of this process.
     """
     with exit_on_user_error():
 
@@ -143,5 +144,5 @@ def run_command(function: Callable[..., None], prog: str) -> None:
         def arguments(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return positional, named
 
-        positional, named = call_with_options(arguments, prog, sys.argv[1:])
+        positional, named = call_with_options(arguments, prog, sys.argv[1:] if line is None else line)
         function(*positional, **named)

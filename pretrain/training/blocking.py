@@ -133,13 +133,16 @@ class PartialForwardBlocking:
         objective: the adapter; it must call the model once.
         settings: share of the samples that is blocked, and the method.
         progress: returns the progress of the training.
+
+    Attributes:
+        blocked: samples that this object has blocked so far, over all processes.
     """
 
     name = "blocking"  # of its file in a checkpoint
 
     def __init__(self, objective: Adapter, settings: Blocking, progress: Callable[[], float]) -> None:
         self.objective, self.settings, self.progress = objective, settings, progress
-        self.density = FeatureDensity()
+        self.density, self.blocked = FeatureDensity(), 0
 
     def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
         """The losses of a batch; those of blocked samples are 0."""
@@ -165,6 +168,7 @@ class PartialForwardBlocking:
             return torch.arange(len(feature), device=feature.device), torch.zeros(len(feature), device=feature.device)
         index, features, random = index[order], features[order], random[order]
         kept, weight = self._select(features, random)
+        self.blocked += len(features) - len(kept)
         self.density.update(features[kept])
         own = torch.searchsorted(index, batch.index.cpu()).clamp(max=len(index) - 1)
         mine = index[own] == batch.index.cpu()  # False for padding
@@ -262,16 +266,29 @@ def mean_flops(adapter: Adapter, model: nn.Module, source: Source, flops: int, s
         flops: of a sample that goes on.
         share: of the samples that are blocked.
     """
+    blocked = share * (ACTIVE[1] - ACTIVE[0])
+    one = black_image(source.shape, source.classes, torch.device("meta"))
+    return round((1 - blocked) * flops + blocked * blocked_flops(adapter, model, one))
+
+
+def blocked_flops(adapter: Callable[..., Any], model: nn.Module, one: Any) -> int:
+    """FLOPs of a sample that is blocked: its forward pass through the first blocks.
+
+    The backward pass there, which autograd runs for the whole batch, is not counted: of this sample it is one of zeros.
+
+    Args:
+        adapter: the objective.
+        model: the bare network.
+        one: a batch of one sample, on torch's meta device.
+    """
 
     def stop(feature: Tensor) -> Tensor:
         raise _Blocked
 
-    one = black_image(source.shape, source.classes, torch.device("meta"))
     network: Any = _Choosing(on_meta_device(model).train(), stop)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), suppress(_Blocked):
         adapter(network, one, SampleRNG(0, index=one.index))
-    blocked = share * (ACTIVE[1] - ACTIVE[0])
-    return round((1 - blocked) * flops + blocked * counter.get_total_flops())
+    return counter.get_total_flops()
 
 
 def build_blocking(
