@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
-from fit import Training, device, fit
+from fit import Training, device, fit, run, write_record
 from language_adapter import Instruction, Sequences, means
 from language_data import Bytes, Sample, collate, encoded, made, read_alpaca, split
 from torch import nn
@@ -32,7 +31,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from pretrain import Indexed, InfoBatch
-from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.errors import UserError
 from pretrain.core.files import expand
 
 HEADS = 4  # of a new model
@@ -147,6 +146,7 @@ def main(
     lora: Lora = Lora(),
     save: str | None = None,
     training: Training = Training(),
+    output: Path | None = None,
 ) -> float:
     """Train a language model and print its accuracy on held-out instructions.
 
@@ -162,6 +162,7 @@ def main(
         lora: adapters of a model that is given.
         save: folder to write the trained model to, or with LoRA its adapters.
         training: settings of the training.
+        output: JSON file for what the run cost and reached.
     """
     torch.manual_seed(training.seed)
     if min(samples, held_out) < 1 or width < 1 or width % HEADS:
@@ -186,9 +187,11 @@ def main(
             yield batch.to(device())
 
     adapter = Instruction(packed)
-    fit(training, network, adapter, len(train), partial(batches, train))
+    fitted = fit(training, network, adapter, len(train), partial(batches, train))
     loss, by_token, by_answer = evaluate(network, adapter, batches(test))
     print(f"loss {loss:.4f}, accuracy of the answers' tokens {by_token:.3f}, of whole answers {by_answer:.3f}")
+    quality = {"validation_loss": loss, "token_accuracy": by_token, "answer_accuracy": by_answer}
+    write_record(output, training, network, fitted, quality)
     if folder:
         network.save_pretrained(folder)
         if model:
@@ -198,5 +201,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        tyro.cli(main)
+    run(main)

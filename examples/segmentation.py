@@ -13,20 +13,21 @@ a batch depend on each other, so the weighted gradient is not exactly unbiased.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import timm
 import torch
 import torch.nn.functional as F
 import tyro
-from fit import Training, device, fit
+from fit import Training, device, fit, run, write_record
 from segmentation_adapter import IGNORED, Masked, Segmentation
 from segmentation_data import Pairs, Pictures, open_pairs
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from pretrain import InfoBatch
-from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.errors import UserError
 from pretrain.data.loader import EpochSampler
 
 
@@ -109,6 +110,7 @@ def main(
     stages: tuple[int, ...] = (0, 1, 2),
     pretrained: bool = False,
     training: Training = Training(),
+    output: Path | None = None,
 ) -> float:
     """Train a network and print its mean intersection over union on images that are not trained on.
 
@@ -118,6 +120,7 @@ def main(
         stages: its stages whose features are used, from 0.
         pretrained: start from timm's weights.
         training: settings of the training.
+        output: JSON file for what the run cost and reached.
     """
     train, test, channels, classes = open_pairs(data, training.seed)
     torch.manual_seed(training.seed)
@@ -127,12 +130,12 @@ def main(
         for image, masks, index in train.batches(EpochSampler(infobatch), training.batch_size):
             yield Masked(image.to(device()), torch.stack(masks).to(device()), index.to(device()))
 
-    fit(training, network, Segmentation(), len(train), batches)
+    fitted = fit(training, network, Segmentation(), len(train), batches)
     result = evaluate(network, test, classes, training.batch_size)
     print(f"mean IoU {result:.3f}")
+    write_record(output, training, network, fitted, {"mean_iou": result})
     return result
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        tyro.cli(main)
+    run(main)

@@ -79,6 +79,7 @@ def texts(count: int, seed: int, longest: int = 40) -> list[tuple[int, torch.Ten
     return [*zip(range(7, 7 + count), tokens, prompts, strict=True)]
 
 
+@pytest.mark.slow
 def test_made_instructions_are_learned(capsys) -> None:
     training = Training(epochs=6, batch_size=32, lr=4e-3)
     trained = language.main(samples=1500, width=64, training=training)
