@@ -43,7 +43,8 @@ def main(config: Config) -> None:
         evaluators=evaluators(settings.metrics, context),
         preview=preview if isinstance(adapter, Generative) else None,
     )
-    publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder, vae))
+    names = source.class_names
+    publish(run, summary, lambda model, folder: export_model(model, config, source.shape, folder, vae, names))
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pretrain.adapters import Batch, Losses, drop_labels
 from pretrain.adapters._posterior import References
 from pretrain.adapters._uncertainty import normal_quantile
+from pretrain.adapters._velocity import VelocityFromImage, shrinkage
 from pretrain.core.rng import SampleRNG
 
 
@@ -25,6 +26,9 @@ class Flow:
         std: standard deviation of logit(t), with times logit_normal.
         shift: changes the objective, and the steps of sampling: t becomes shift t / (1 + (shift - 1) t); above 1: more
             noise, for larger images (Esser et al., 2024, equation 23); 1: no change.
+        prediction: changes the objective at times below 0.05: what the network puts out, the velocity, or the image
+            ("sample"), from which the velocity of the loss and of sampling is computed, for transformers on large
+            patches of pixels (JiT; Li and He, 2025).
         posterior_mean: replace the image in the target by its posterior mean over all training images, which gives the
             same expected gradient with less noise (Bertrand et al., 2025); for small data sets.
         label_dropout: share of labels replaced by "no label", for classifier-free guidance, in [0, 1].
@@ -36,6 +40,7 @@ class Flow:
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
+    prediction: Literal["velocity", "sample"] = "velocity"
     posterior_mean: bool = False
     label_dropout: float = 0.1
 
@@ -48,6 +53,10 @@ class Flow:
             raise ValueError(f"std and shift must be above 0, got {self.std} and {self.shift}")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network; one that predicts images inside a `VelocityFromImage`."""
+        return VelocityFromImage(model) if self.prediction == "sample" else model
 
     def time(self, level: Tensor) -> Tensor:
         """The times t in [0, 1] of levels in [0, 1), float32 [B]; t = 1 is pure noise."""
@@ -62,7 +71,8 @@ class Flow:
     def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG, references: References | None = None) -> Losses:
         """The squared error of the velocity at `time(level)`; the network is called with 1000 t.
 
-        With `references` the target is its posterior mean, (x_t - E[x | x_t]) / t.
+        With `references` the target is its posterior mean, (x_t - E[x | x_t]) / t. With a predicted image the loss is
+        the image's squared error over max(t, 0.05)^2; a model that does not come from `prepare` raises ValueError.
         """
         x, noise, time = batch.image, rng.normal(*batch.image.shape[1:]), self.time(batch.level)
         t = rearrange(time, "b -> b 1 1 1")
@@ -71,7 +81,8 @@ class Flow:
         velocity = model(x_t, 1000 * time, label)
         if references is not None:
             x, noise = references.means(x, noise, x_t, 1 - time, time, label)
-        return Losses(reduce((velocity - (noise - x)).square(), "b c h w -> b", "mean"))
+        target = noise - x if self.prediction == "velocity" else (noise - x) * shrinkage(model, t)
+        return Losses(reduce((velocity - target).square(), "b c h w -> b", "mean"))
 
     def scheduler(self) -> Any:
         """Euler's method from t = 1 to 0, its steps spaced by `shift`."""

@@ -13,7 +13,7 @@ from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, warn
-from pretrain.core.files import expand
+from pretrain.core.files import expand, read_json
 from pretrain.data.autoencoder import SUBFOLDERS, Autoencoder, open_autoencoder
 from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.sources import Source, open_data
@@ -66,6 +66,16 @@ class LoadedRun:
         if changes := describe_changes(self.state.tensors["data"], fingerprints(source), source):
             warn(f"{self.folder}: the run's data, {self.config.data.source}, have changed since: {changes}")
         return source
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, from the run's data.json; empty if the network has no classes, or it has no names."""
+        try:
+            found = read_json(self.folder / "data.json")["class_names"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return ()
+        right = isinstance(found, list) and len(found) == self.classes and all(isinstance(name, str) for name in found)
+        return tuple(found) if right else ()
 
     @cached_property
     def whole_source(self) -> Source:

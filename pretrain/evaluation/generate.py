@@ -25,7 +25,7 @@ def main(
     guide_sigma_rel: float | None = None,
     steps: int = 30,
     sampler: str | None = None,
-    label: int | None = None,
+    label: int | str | None = None,
     sigma_rel: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -45,7 +45,8 @@ def main(
         steps: sampling steps.
         sampler: euler, heun (two network calls per step), dpm++, or, for ddpm, ddim; default: ddim for ddpm, euler for
             flow, dpm++ for edm.
-        label: class of all images; default: class n modulo the number of classes for image n of a conditional run.
+        label: class of all images, by number or name; default: class n modulo the number of classes for image n of a
+            conditional run.
         sigma_rel: use the power-function EMA of this length, reconstructed from the run's snapshots; default: the
             plain EMA.
         seed: of the noise.
@@ -78,8 +79,7 @@ def main(
     check_sampling(
         adapter, classes, sampler, steps, guidance, interval=guidance_interval, guided_by_labels=worse is None
     )
-    if label is not None and not 0 <= label < classes:
-        raise UserError(f"--label {label}: the run has {f'classes 0 to {classes - 1}' if classes else 'no classes'}")
+    label = _class_number(label, trained)
     folder = output_dir or run / "generated"
     files = _new_folder(folder, state, of_run=output_dir is None)
     autoencoder, model = trained.autoencoder, trained.model.to(state.device)
@@ -96,6 +96,23 @@ def main(
     state.wait_for_everyone()
     if state.is_main_process:
         _write_grid(files, num_images)
+
+
+def _class_number(label: int | str | None, trained: Any) -> int | None:
+    """The number of a class of a run, which is given by number or name.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    classes, names = trained.classes, trained.class_names
+    known = f"classes 0 to {classes - 1}" if classes else "no classes"
+    if names:
+        known += f": {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    if label in names:
+        return names.index(label)
+    if isinstance(label, str) or (label is not None and not 0 <= label < classes):
+        raise UserError(f"--label {label}: the run has {known}")
+    return label
 
 
 def _write_grid(files: Path, count: int) -> None:

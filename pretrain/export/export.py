@@ -3,6 +3,7 @@
 pretrain export RUN --push-to-hub NAME
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def export_model(
     shape: tuple[int, int, int],
     folder: Path,
     autoencoder: Autoencoder | None = None,
+    class_names: Sequence[str] = (),
 ) -> str:
     """Write the model of a run: an encoder for timm and transformers, a denoiser for diffusers.
 
@@ -41,6 +43,7 @@ def export_model(
         shape: (C, H, W) of its images or latents.
         folder: where to write.
         autoencoder: decodes latents.
+        class_names: of the data set.
 
     Returns:
         A Python expression that opens it.
@@ -49,20 +52,25 @@ def export_model(
         OSError: it can't be written, or the folder holds a link.
     """
     require_plain(folder)
-    how = _exported(model, config, shape, folder, autoencoder)
+    how = _exported(model, config, shape, folder, autoencoder, class_names if config.class_conditional else ())
     usual_mode(folder)
     return how
 
 
 def _exported(
-    model: nn.Module, config: Config, shape: tuple[int, int, int], folder: Path, autoencoder: Autoencoder | None
+    model: nn.Module,
+    config: Config,
+    shape: tuple[int, int, int],
+    folder: Path,
+    autoencoder: Autoencoder | None,
+    class_names: Sequence[str],
 ) -> str:
     if hasattr(model, "encoder"):
         component = config.component("model")
         to_transformers(bare(model), config.component("adapter"), folder / "transformers")
         return to_timm(bare(model), component.encoder, component.timm_arguments(shape), folder)
     try:
-        return to_diffusers(model, config.component("adapter"), folder, autoencoder)
+        return to_diffusers(model, config.component("adapter"), folder, autoencoder, class_names)
     except SafetensorError as error:  # for example on a full disk
         raise OSError(str(error)) from None
 
@@ -126,10 +134,10 @@ def main(
         model=trained.model,
         evaluations=evaluations,
     )
-    summary |= {"sigma_rel": sigma_rel, "notes": notes}
+    summary |= {"sigma_rel": sigma_rel, "notes": notes, "class_names": [*trained.class_names]}
     try:
         summary["open_model_with"] = export_model(
-            trained.model, config, trained.shape, run / "model", trained.autoencoder
+            trained.model, config, trained.shape, run / "model", trained.autoencoder, trained.class_names
         )
         model_card.write(config, summary, licence=license)
     except OSError as error:

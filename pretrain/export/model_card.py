@@ -173,7 +173,8 @@ def _use(config: Config, summary: dict[str, Any], name: str) -> list[str]:
     lines = [f"import {library}{'.torch' if library == 'safetensors' else ''}", ""]
     text = []
     if library == "diffusers":
-        call = "batch_size=4, label=0, guidance=1.5" if config.class_conditional else "batch_size=4"
+        first = next(iter(summary.get("class_names", [])), 0)
+        call = f"batch_size=4, label={first!r}, guidance=1.5" if config.class_conditional else "batch_size=4"
         lines += [f"pipeline = {expression}", f"images = pipeline({call}).images"]
     elif library == "timm":
         lines += [f"model = {expression}"]

@@ -20,17 +20,20 @@ class LabelPipeline(DiffusionPipeline):
             whose last class means "no label".
         scheduler: a noise scheduler of diffusers.
         vae: an autoencoder of diffusers, if the network is one of latents.
+        class_names: of the classes, in their order.
+        prediction: "sample" if the network predicts images of a rectified flow, from which velocities are computed.
     """
 
     _optional_components = ["vae"]  # noqa: RUF012
     model_cpu_offload_seq = "network->vae"
 
-    def __init__(self, network, scheduler, vae=None) -> None:
+    def __init__(self, network, scheduler, vae=None, class_names=None, prediction=None) -> None:
         super().__init__()
         for buffer in network.buffers():  # from_pretrained(torch_dtype=...) casts only what a file contains
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(network.dtype)
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
+        self.register_to_config(class_names=class_names, prediction=prediction)
 
     @property
     def classes(self) -> int | None:
@@ -44,8 +47,9 @@ class LabelPipeline(DiffusionPipeline):
         """Labels, int64 [B], -1 for no label, of the argument `label` of a call.
 
         Raises:
-            ValueError: it is no whole number or sequence of whole numbers, or out of range.
+            ValueError: it is no whole number, name or sequence of these, or out of range.
         """
+        label = self.numbers(label)
         allowed = f"give one of the {self.classes} classes from 0, a list of them, or None"
         if self.classes is None:
             allowed = "give a class, a list of classes, or None"
@@ -70,8 +74,31 @@ class LabelPipeline(DiffusionPipeline):
             raise ValueError(f"there is no label {wrong[0]}; {allowed}")
         return labels
 
+    def numbers(self, label):
+        """A label, or a sequence of them, with the numbers of classes in place of their names.
+
+        Raises:
+            ValueError: there is no class of this name.
+        """
+        if isinstance(label, (list, tuple)):
+            return [self.numbers(item) if isinstance(item, str) else item for item in label]
+        names = self.config.get("class_names")
+        if not isinstance(label, str) or not names:
+            return label
+        if label not in names:
+            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise ValueError(f"there is no class {label[:80]!r}; the classes are {known}")
+        return names.index(label)
+
     def predict(self, x, t, label):
-        """The network's output, float32 like x; label int64 [B], -1: no label."""
+        """The prediction for the scheduler, float32 like x; label int64 [B], -1: no label."""
+        output = self.call(x, t, label)
+        if self.config.get("prediction") != "sample":
+            return output
+        return (x - output) / (t / self.scheduler.config.num_train_timesteps).clamp(min=0.05).view(-1, 1, 1, 1)
+
+    def call(self, x, t, label):
+        """The network's output, float32 like x."""
         config, inputs = self.network.config, x.to(self.network.dtype)
         if "num_class_embeds" not in config:
             return self.network(inputs, t, label).float()
@@ -136,7 +163,8 @@ class LabelPipeline(DiffusionPipeline):
 
         Args:
             batch_size: number of images, if `label` does not give it.
-            label: a class for all images, or a list, tuple, array or tensor with the class of each; None: no labels.
+            label: a class, by number or name, for all images, or a list, tuple, array or tensor with the class of
+                each; None: no labels.
             guidance: scale of classifier-free guidance; 1: none.
             guidance_interval: noise levels sigma, low and high, between which guidance is used (Kynkäänniemi et al.,
                 2024); None: all.

@@ -65,10 +65,15 @@ class Record:
         return found and found[1]
 
     @property
+    def _later(self) -> list[dict[str, Any]]:
+        """What `pretrain evaluate` measured of the EMA that is measured in training, too."""
+        return [record.get("found", {}) for record in self.later if record.get("sigma_rel") is None]
+
+    @property
     def quality(self) -> dict[str, float]:
         """The newest value of every metric that is one number."""
         found: dict[str, float] = {}
-        for record in [*self.evaluations, self.summary.get("quality", {}), *(r.get("results", {}) for r in self.later)]:
+        for record in [*self.evaluations, self.summary.get("quality", {}), *self._later]:
             found |= {name: value for name, value in record.items() if isinstance(value, float)}
         return found
 

@@ -1,5 +1,6 @@
 """Denoisers as diffusers pipelines."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ from torch import nn
 from pretrain.adapters import Generative
 from pretrain.adapters._sampling import make_scheduler
 from pretrain.adapters._uncertainty import UncertaintyHead
+from pretrain.adapters._velocity import VelocityFromImage
 from pretrain.checkpoint.storage import write
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.export.pipeline import LabelPipeline
 
 
-def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: Autoencoder | None = None) -> str:
+def to_diffusers(
+    model: nn.Module,
+    adapter: object,
+    folder: Path,
+    autoencoder: Autoencoder | None = None,
+    class_names: Sequence[str] = (),
+) -> str:
     """Write a denoiser as a diffusers pipeline.
 
     The pipeline is diffusers' own where it computes the same, see `_stock_pipeline`. Else it is `LabelPipeline`, whose
@@ -26,6 +34,7 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: A
         adapter: provides the noise scheduler.
         folder: where to write.
         autoencoder: decodes latents.
+        class_names: of the network's classes.
 
     Returns:
         A Python expression that opens it.
@@ -34,6 +43,8 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: A
         OSError: it can't be written.
     """
     model = model.network if isinstance(model, UncertaintyHead) else model  # the head is for training alone
+    image = isinstance(model, VelocityFromImage)
+    model = model.network if isinstance(model, VelocityFromImage) else model
     network: Any = getattr(model, "network", model)
     if not isinstance(network, ModelMixin) or not isinstance(adapter, Generative):
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,10 +53,11 @@ def to_diffusers(model: nn.Module, adapter: object, folder: Path, autoencoder: A
             autoencoder.network.save_pretrained(folder / "vae")
         return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
     scheduler = make_scheduler(adapter, None, latents=autoencoder is not None)
-    if (pipeline := _stock_pipeline(network, scheduler, autoencoder)) is not None:
+    if not image and (pipeline := _stock_pipeline(network, scheduler, autoencoder)) is not None:
         pipeline.save_pretrained(folder)
         return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})"
-    LabelPipeline(network, scheduler, autoencoder.network if autoencoder else None).save_pretrained(folder)
+    vae, prediction = autoencoder.network if autoencoder else None, "sample" if image else None
+    LabelPipeline(network, scheduler, vae, [*class_names] or None, prediction).save_pretrained(folder)
     return f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)"
 
 

@@ -10,6 +10,7 @@ from pretrain.models.dit import DiTConfig
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Losses
+from pretrain.adapters._sampling import generate
 from pretrain.adapters._uncertainty import UncertaintyHead
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
@@ -36,6 +37,23 @@ def test_flow_is_the_straight_path() -> None:
     torch.testing.assert_close(x, (1 - t) * b.image + t * noise)
     torch.testing.assert_close(time, 1000 * b.level)
     torch.testing.assert_close(asked(Flow(), b, noise - b.image + 0.5)[0].loss, torch.full((6,), 0.25))
+
+
+def test_flow_with_predicted_images_is_their_weighted_error_and_samples_them() -> None:
+    """Error over max(t, 0.05)^2 (Li and He, 2025); a network that knows the image arrives at it, whatever the noise."""
+    b, adapter = batch(40), Flow(prediction="sample")
+    b = b._replace(level=torch.arange(40) / 40)
+    error = 0.1 * torch.randn(b.image.shape, generator=generator(2))
+    oracle = Oracle(b.image + error)
+    losses = adapter(adapter.prepare(oracle), b, SampleRNG(0, index=b.index))
+    expected = error.square().mean(dim=(1, 2, 3)) / b.level.clamp(min=0.05) ** 2
+    torch.testing.assert_close(losses.loss, expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match=r"pass the module that prepare\(model\) returns"):
+        adapter(oracle, b, SampleRNG(0, index=b.index))
+    image = b.image.clamp(-1, 1)
+    for sampler in (None, "heun", "dpm++"):
+        made = generate(adapter.prepare(Oracle(image)), adapter, noise_of(b), b.label, steps=30, sampler=sampler)
+        torch.testing.assert_close(made, image, atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])

@@ -108,6 +108,7 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
     [
         ("--sampler hein", "sampler must be one of ddim, euler, heun, dpm[+][+] for DDPM, got hein"),
         ("--label 2", "the run has classes 0 to 1"),
+        ("--label sneaker", "--label sneaker: the run has classes 0 to 1: class 0, class 1"),
         ("--num-images 0", "--num-images must be at least 1, got 0"),
         ("--steps 2000", "--steps 2000"),
         ("--guidance nan", "--guidance must be a finite number, got nan"),

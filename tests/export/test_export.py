@@ -67,6 +67,8 @@ COMBINATIONS = {
     "rope": (Flow(), DiTConfig(**SMALL_DIT, position="rope", qk_norm=True), 0, False),
     "neither square nor grey nor RGB": (Flow(), UNET, 0, True),
     "the same with labels": (Flow(), DIT, 2, False),
+    "predicted images": (Flow(prediction="sample"), DIT, 2, False),
+    "a UNet's predicted images": (Flow(prediction="sample"), UNET, 0, False),
 }
 OPENED = """
 import json, diffusers
@@ -88,7 +90,7 @@ def exported(name: str, folder: Path) -> tuple[str, torch.Tensor]:
     model = part.build(shape_of(name), classes).eval()
     for parameter in model.parameters():  # also those initialized to 0, so that every parameter matters
         torch.nn.init.normal_(parameter, std=0.2)
-    model = adapter.prepare(model) if isinstance(adapter, EDM) else model
+    model = adapter.prepare(model) if isinstance(adapter, EDM | Flow) else model
     message = to_diffusers(model, adapter, folder)
     index = json.loads((folder / "model_index.json").read_text())
     assert (index["_class_name"] == "DDPMPipeline") == stock == ("trust_remote_code" not in message)

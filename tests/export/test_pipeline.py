@@ -119,6 +119,21 @@ def test_labels_are_what_a_sequence_of_whole_numbers_can_be(tmp_path: Path) -> N
         assert torch.equal(made(pipe, label=one, batch_size=2), made(pipe, label=[1, 1]))
 
 
+def test_classes_by_their_names(tmp_path: Path) -> None:
+    """Also after it is saved again; a name that looks like a number is a name."""
+    torch.manual_seed(0)
+    model = NETWORKS["dit"].build(SHAPE, CLASSES).eval()
+    names = ["2", "cat", *(f"class {n}" for n in range(2, CLASSES))]
+    to_diffusers(model, Flow(), tmp_path / "a", class_names=names)
+    opened(str(tmp_path / "a")).save_pretrained(tmp_path / "b")
+    for folder in "ab":
+        pipe = opened(str(tmp_path / folder))
+        assert torch.equal(made(pipe, label=["cat", "2", 1]), made(pipe, label=[1, 0, 1]))
+        assert torch.equal(made(pipe, label="cat", batch_size=2), made(pipe, label=[1, 1]))
+        with pytest.raises(ValueError, match=r"^there is no class 'dog'; the classes are 2, cat, class 2"):
+            made(pipe, label=[0, "dog"])
+
+
 @pytest.mark.parametrize("network", ["dit", "unet"])
 def test_what_is_no_label_is_one_sentence(network: str, tmp_path: Path) -> None:
     pipe = opened(exported(tmp_path / "a", network, "flow"))
