@@ -26,9 +26,8 @@ class Flow:
         std: standard deviation of logit(t), with times logit_normal.
         shift: changes the objective, and the steps of sampling: t becomes shift t / (1 + (shift - 1) t); above 1: more
             noise, for larger images (Esser et al., 2024, equation 23); 1: no change.
-        prediction: changes the objective at times below 0.05: what the network puts out, the velocity, or the image
-            ("sample"), from which the velocity of the loss and of sampling is computed, for transformers on large
-            patches of pixels (JiT; Li and He, 2025).
+        prediction: "sample": the network puts out the image, from which the velocity is computed, for transformers on
+            large patches of pixels (JiT; Li and He, 2025); changes the objective at times below 0.05.
         posterior_mean: replace the image in the target by its posterior mean over all training images, which gives the
             same expected gradient with less noise (Bertrand et al., 2025); for small data sets.
         label_dropout: share of labels replaced by "no label", for classifier-free guidance, in [0, 1].

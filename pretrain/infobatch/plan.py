@@ -102,11 +102,11 @@ class Plan:
 
         The second value: whether all samples from position `count` on are among them.
         """
-        used = used.cpu().numpy()
+        table = used.cpu().numpy()
 
         def find(first: int) -> tuple[np.ndarray, bool]:
             index = self.at(np.arange(first, min(first + CHUNK, self.length)))
-            marked = used[index]
+            marked = table[index]
             return index[~marked], not marked[max(count - first, 0) :].any()
 
         found = list(map_chunks(find, self.length))
