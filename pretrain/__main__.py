@@ -56,7 +56,14 @@ def main() -> None:
         if name not in COMMANDS:
             raise UserError(f"pretrain {name}: there is no such command; the commands are {', '.join(COMMANDS)}")
         sys.argv = [f"pretrain {name}", *arguments]
-        import_module(COMMANDS[name][0]).run()
+        try:
+            command = import_module(COMMANDS[name][0])
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in ("pretrain", "models"):
+                raise
+            install = "pip install 'infobatch-pretrain[train]'"
+            raise UserError(f"pretrain {name} needs {error.name}, which is not installed; {install}") from None
+        command.run()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,21 @@ def test_both_programs_train_from_an_empty_folder_where_the_user_has_models_too(
     assert (tmp_path / "runs" / command / "summary.json").is_file()
 
 
+def test_infobatch_alone_needs_torch_and_numpy(site: Path) -> None:
+    """What the wheel requires without its extras; and it says that it has types."""
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    required = [line.split(": ")[1] for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist")]
+    assert sorted(line.partition(">=")[0] for line in required if "extra ==" not in line) == ["numpy", "torch"]
+    assert (site / "pretrain" / "py.typed").is_file()
+
+
+def test_a_command_without_its_packages_names_the_extra(site: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['tyro'] = None; sys.argv[1:] = ['report']; import pretrain.__main__ as m; m.main()"
+    done = run(site, tmp_path, "-c", code)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "pretrain report needs tyro, which is not installed; pip install 'infobatch-pretrain[train]'" in done.stderr
+
+
 def test_the_commands_are_listed_without_torch(site: Path, tmp_path: Path) -> None:
     code = "import sys; import pretrain.__main__ as m; sys.argv[1:] = ['-h']; m.main(); print('torch' in sys.modules)"
     done = run(site, tmp_path, "-c", code)
