@@ -41,8 +41,15 @@ class NanGuard:
         return {"set_aside": sorted(self.excluded), "streak": int(self._streak)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        self.excluded = {*state["set_aside"]}
+        """Continue from a `state_dict`.
+
+        Raises:
+            ValueError: the excluded samples are no indices.
+        """
+        excluded = state["set_aside"]
+        if not all(type(index) is int and index >= 0 for index in excluded):
+            raise ValueError("the excluded samples are no indices")
+        self.excluded = {*excluded}
         self._streak = self._longest = torch.tensor(state["streak"], device=self._streak.device)
 
     def filter(self, batch: Batch, problems: Iterable[str]) -> Batch:

@@ -1,6 +1,7 @@
 """Scores and their reliability (law 10 of docs/architecture.md)."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -160,7 +161,9 @@ def test_where_levels_do_not_matter_scores_follow_the_losses() -> None:
 
 
 @pytest.mark.parametrize(("seed", "threads"), [(0, 1), (1, 2), (2, 3)])
-def test_an_epoch_of_many_chunks_is_what_its_samples_are_one_by_one(seed: int, threads: int, monkeypatch) -> None:
+def test_an_epoch_of_many_chunks_is_what_its_samples_are_one_by_one(
+    seed: int, threads: int, monkeypatch, request: pytest.FixtureRequest
+) -> None:
     """Chunks, threads and the order of storage change nothing; fewer samples for the statistics change little."""
     draw = generator(seed)
     size = int(torch.randint(70_000, 120_000, (), generator=draw))
@@ -188,7 +191,8 @@ def test_an_epoch_of_many_chunks_is_what_its_samples_are_one_by_one(seed: int, t
         store.update(loss, plan)
         return store
 
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     for module in (chunks, scores, plans):
         monkeypatch.setattr(module, "CHUNK", 1 << 15)
     store = updated()
@@ -196,6 +200,7 @@ def test_an_epoch_of_many_chunks_is_what_its_samples_are_one_by_one(seed: int, t
     torch.testing.assert_close(store.levels.sums, levels.sums)
     sums = reliability_sums(score[order].double(), new, weight)
     torch.testing.assert_close(store.reliability.sums, sums, rtol=1e-5, atol=1e-6)
+    assert torch.get_num_threads() == threads
     monkeypatch.setattr(scores, "STATISTICS", size // 3)
     torch.testing.assert_close(updated().score, expected, rtol=0.1, atol=0.1, equal_nan=True)
     assert (updated().levels.mean / levels.mean - 1).abs().max() < 0.1
