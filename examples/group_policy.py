@@ -1,0 +1,235 @@
+"""Reinforcement learning of a small language model by GRPO, with pruned prompts and completions.
+
+    python examples/group_policy.py                                                  # every completion of every prompt
+    python examples/group_policy.py --rule dppo --share 0.5 --prune-ratio 0.5 --output record.json
+
+The instructions are those of language.py, and an answer is rewarded if it is exactly right. A short supervised training
+comes first. Then prompts are the samples of InfoBatch, and group_policy_adapter.py chooses among their completions.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from fit import Training, device, fit
+from group_policy_adapter import GroupPolicy, Rollouts
+from language import END, LENGTH, accuracy, encoded, instructions
+from language_adapter import Instruction, Sequences
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+
+from pretrain import InfoBatch
+from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.rng import SampleRNG
+
+ANSWER = 8  # most tokens of a completion: seven letters and the end token
+HELD_OUT = 500  # prompts
+WARM = 2000  # instructions of the supervised training
+CHOICE = 1  # in the key of random numbers that choose completions; those that sample them have none
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the example.
+
+    Attributes:
+        rule: how completions are chosen: all, random, cppo (biased), dppo, proportional, nonzero.
+        share: of the completions that the rule drops, in [0, 1); all and nonzero ignore it.
+        prune_ratio: share of the prompts with scores below the mean that an epoch skips, in [0, 1); 0: none.
+        epochs: passes over the prompts; a shorter run has fewer.
+        lr: initial learning rate of AdamW; it decreases linearly to 0.
+        seed: of everything.
+        output: JSON file for the record of the run.
+        group: completions per prompt, G.
+        prompts: number of prompts.
+        batch_size: prompts per step.
+        width: embedding dimension of the model.
+        warm_epochs: epochs of the supervised training before.
+        warm_lr: its learning rate.
+    """
+
+    rule: str = "all"
+    share: float = 0.5
+    prune_ratio: float = 0.0
+    epochs: int = 12
+    lr: float = 1e-3
+    seed: int = 0
+    output: Path | None = None
+    group: int = 8
+    prompts: int = 512
+    batch_size: int = 32
+    width: int = 96
+    warm_epochs: int = 12
+    warm_lr: float = 4e-3
+
+
+@torch.no_grad()
+def rollouts(model: nn.Module, data: Sequences, uniform: Tensor) -> Rollouts:
+    """Sample a group of completions for each prompt, and reward those that are exactly right with 1.
+
+    The prompt's keys and values are computed once per group.
+
+    Args:
+        model: a causal language model of transformers.
+        data: the prompts and their right answers, [Q, LENGTH].
+        uniform: float32 [Q, G, ANSWER] in [0, 1); the token of cumulative probability `uniform` is drawn.
+    """
+    count, groups = uniform.shape[:2]
+    prompt = data.answer.int().argmax(dim=1)
+    shown = torch.arange(LENGTH, device=prompt.device) < prompt[:, None]
+    given = data.tokens.where(shown, END)
+    last = int(prompt.max())
+    cache = DynamicCache()
+    returned: Any = model(input_ids=given[:, :last], attention_mask=shown[:, :last].long(), cache=cache, use_cache=True)
+    row = torch.arange(count * groups, device=prompt.device)
+    cache.batch_repeat_interleave(groups)
+    start, visible = prompt.repeat_interleave(groups), shown[:, :last].long().repeat_interleave(groups, dim=0)
+    logits = returned.logits[torch.arange(count, device=prompt.device), prompt - 1].repeat_interleave(groups, dim=0)
+    tokens = given.repeat_interleave(groups, dim=0)
+    old, length = torch.zeros(count * groups, LENGTH - 1, device=prompt.device), start.clone()
+    unfinished = torch.ones_like(start, dtype=torch.bool)
+    for step in range(ANSWER):
+        log_probability = logits.float().log_softmax(dim=-1)
+        cumulative = log_probability.exp().cumsum(dim=-1)
+        drawn = (cumulative <= uniform.reshape(-1, ANSWER)[:, step, None] * cumulative[:, -1:]).sum(dim=-1)
+        token = drawn.clamp(max=logits.shape[-1] - 1).where(unfinished, END)
+        tokens[row, start + step] = token
+        old[row, start + step - 1] = log_probability[row, token].where(unfinished, 0.0)
+        length += unfinished
+        unfinished &= token != END
+        if step == ANSWER - 1 or not unfinished.any():
+            break
+        visible = torch.cat([visible, torch.ones_like(visible[:, :1])], dim=1)
+        position = (start + step)[:, None]
+        returned = model(input_ids=token[:, None], attention_mask=visible, position_ids=position, cache=cache)
+        logits = returned.logits[:, -1]
+    right = (tokens == data.tokens.repeat_interleave(groups, dim=0)).all(dim=1) & ~unfinished
+    shape = (count, groups)
+    return Rollouts(
+        tokens.view(*shape, -1), prompt, length.view(shape), old.view(*shape, -1), right.float().view(shape), data.index
+    )
+
+
+def warmed(settings: Settings, tokens: Tensor, answer: Tensor) -> nn.Module:
+    """A new model after supervised training on instructions with their answers."""
+    torch.manual_seed(settings.seed)
+    ends = {"bos_token_id": END, "eos_token_id": END}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # samples are of the policy that is trained
+    config = GPT2Config(
+        vocab_size=256, n_positions=LENGTH, n_embd=settings.width, n_layer=3, n_head=4, **ends, **dropout
+    )
+    model = GPT2LMHeadModel(config).to(device())
+
+    def batches(infobatch: InfoBatch) -> Iterator[Sequences]:
+        for index in DataLoader(range(len(tokens)), 64, sampler=infobatch):  # type: ignore[arg-type]
+            yield Sequences(tokens[index], answer[index], index)
+
+    training = Training(settings.warm_epochs, lr=settings.warm_lr, policy="full", seed=settings.seed)
+    fit(training, model, Instruction(), len(tokens), batches)
+    return model
+
+
+class Cost:
+    """Floating-point operations of rollouts and updates: 2 or 6 per parameter and token, and what was skipped.
+
+    A prompt's tokens count once per group in a rollout, as their keys and values are shared, and once per kept
+    completion in an update. Padding is not counted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.rollout = self.update = self.prompts = self.completions = self.kept = 0
+
+    def add(self, batch: Rollouts, mask: Tensor) -> None:
+        """Count a step; mask, bool [Q, G], is True for completions that are kept."""
+        prompt, length = batch.prompt[:, None], batch.length
+        self.rollout += 2 * self.parameters * int(prompt.sum() + (length - prompt).sum())
+        self.update += 6 * self.parameters * int(length[mask].sum())
+        self.prompts += len(mask)
+        self.completions += mask.numel()
+        self.kept += int(mask.sum())
+
+
+def train(settings: Settings, model: nn.Module, data: Sequences, held_out: Sequences) -> dict[str, Any]:
+    """GRPO with one update per rollout; returns the record."""
+    adapter = GroupPolicy(settings.rule, settings.share)
+    policy = (
+        {"policy": "infobatch", "prune_ratio": settings.prune_ratio} if settings.prune_ratio else {"policy": "full"}
+    )
+    infobatch = InfoBatch(settings.prompts, epochs=settings.epochs, anneal=0.0, seed=settings.seed, **policy)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.0)
+    cost, history = Cost(model), []
+
+    def report(reward: float | None) -> None:
+        exact = accuracy(model, Instruction(), held_out)[1]  # greedy completions: all tokens are the most probable ones
+        history.append({"exact": exact, "reward": reward, "rollout_flops": cost.rollout, "update_flops": cost.update})
+        print(f"after {(cost.rollout + cost.update) / 1e9:,.1f} GFLOPs  exact match {exact:.3f}  mean reward {reward}")
+
+    report(None)
+    for epoch in infobatch.epochs():
+        rewards = []
+        for index in DataLoader(range(settings.prompts), settings.batch_size, sampler=infobatch):  # type: ignore[arg-type]
+            optimizer.param_groups[0]["lr"] = settings.lr * (1 - infobatch.progress)
+            rng = SampleRNG(settings.seed, epoch, index=index)
+            prompts = Sequences(data.tokens[index], data.answer[index], index)
+            batch = rollouts(model, prompts, rng.uniform(settings.group, ANSWER).to(data.tokens.device))
+            cost.add(batch, adapter.chosen(batch, SampleRNG(settings.seed, epoch, CHOICE, index=index))[1])
+            losses = adapter(model, batch, SampleRNG(settings.seed, epoch, CHOICE, index=index))
+            loss = infobatch(losses.loss, index, losses.score)
+            if loss.requires_grad:  # else no completion of the batch was kept
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            rewards.append(batch.reward.mean().item())
+        report(round(sum(rewards) / len(rewards), 4))
+    return {
+        "settings": {**asdict(settings), "output": None},
+        "exact_before": history[0]["exact"],
+        "exact": history[-1]["exact"],
+        "rollout_flops": cost.rollout,
+        "update_flops": cost.update,
+        "prompts_skipped": 1 - cost.prompts / (settings.prompts * settings.epochs),
+        "completions_skipped": 1 - cost.kept / cost.completions,
+        "history": history,
+    }
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Train a language model, print its accuracy on held-out prompts and the cost, and return the record.
+
+    Raises:
+        UserError: a setting is out of its range.
+    """
+    if not 0 <= settings.prune_ratio < 1:
+        raise UserError(f"prune_ratio must be in [0, 1), got {settings.prune_ratio}")
+    try:
+        GroupPolicy(settings.rule, settings.share)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    tokens, answer = (
+        each.to(device()) for each in encoded(instructions(WARM + settings.prompts + HELD_OUT, settings.seed))
+    )
+    model = warmed(settings, tokens[:WARM], answer[:WARM])
+    rest = Sequences(tokens[WARM:], answer[WARM:], torch.arange(settings.prompts + HELD_OUT))
+    data, held_out = (
+        Sequences(*(field[part] for field in rest)) for part in (slice(settings.prompts), slice(settings.prompts, None))
+    )
+    record = train(settings, model, data, held_out)
+    print(
+        f"exact match {record['exact_before']:.3f} -> {record['exact']:.3f}, "
+        f"rollouts {record['rollout_flops'] / 1e9:,.1f} GFLOPs, updates {record['update_flops'] / 1e9:,.1f} GFLOPs, "
+        f"skipped {record['prompts_skipped']:.1%} of prompts, {record['completions_skipped']:.1%} of completions"
+    )
+    if settings.output is not None:
+        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(tyro.cli(Settings))
