@@ -29,7 +29,7 @@ from pretrain.core.rng import SampleRNG
 
 ANSWER = 8  # most tokens of a completion: seven letters and the end token
 HELD_OUT = 500  # prompts
-WARM = 2000  # instructions of the supervised training
+WARM = 4000  # instructions of the supervised training
 CHOICE = 1  # in the key of random numbers that choose completions; those that sample them have none
 
 
@@ -57,7 +57,7 @@ class Settings:
     share: float = 0.5
     prune_ratio: float = 0.0
     epochs: int = 12
-    lr: float = 1e-3
+    lr: float = 3e-4
     seed: int = 0
     output: Path | None = None
     group: int = 8
@@ -65,7 +65,7 @@ class Settings:
     batch_size: int = 32
     width: int = 96
     warm_epochs: int = 12
-    warm_lr: float = 4e-3
+    warm_lr: float = 2e-3
 
 
 @torch.no_grad()
@@ -118,12 +118,14 @@ def rollouts(model: nn.Module, data: Sequences, uniform: Tensor) -> Rollouts:
 def warmed(settings: Settings, tokens: Tensor, answer: Tensor) -> nn.Module:
     """A new model after supervised training on instructions with their answers."""
     torch.manual_seed(settings.seed)
-    ends = {"bos_token_id": END, "eos_token_id": END}
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # samples are of the policy that is trained
+    ends: dict[str, Any] = {"bos_token_id": END, "eos_token_id": END}
+    # No dropout, so that the samples are those of the policy that is trained.
+    dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = GPT2Config(
         vocab_size=256, n_positions=LENGTH, n_embd=settings.width, n_layer=3, n_head=4, **ends, **dropout
     )
-    model = GPT2LMHeadModel(config).to(device())
+    model: nn.Module = GPT2LMHeadModel(config)
+    model.to(device())
 
     def batches(infobatch: InfoBatch) -> Iterator[Sequences]:
         for index in DataLoader(range(len(tokens)), 64, sampler=infobatch):  # type: ignore[arg-type]
@@ -158,7 +160,7 @@ class Cost:
 def train(settings: Settings, model: nn.Module, data: Sequences, held_out: Sequences) -> dict[str, Any]:
     """GRPO with one update per rollout; returns the record."""
     adapter = GroupPolicy(settings.rule, settings.share)
-    policy = (
+    policy: dict[str, Any] = (
         {"policy": "infobatch", "prune_ratio": settings.prune_ratio} if settings.prune_ratio else {"policy": "full"}
     )
     infobatch = InfoBatch(settings.prompts, epochs=settings.epochs, anneal=0.0, seed=settings.seed, **policy)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,13 @@ from group_policy_adapter import GroupPolicy, Rollouts, advantages, kept, pack, 
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG, generator
 
-ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
 DROPS = ("random", "dppo", "proportional")  # the unbiased rules that draw
 
 
 def language_model(attention: str = "sdpa") -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    drop: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = GPT2Config(vocab_size=40, n_positions=24, n_embd=16, n_layer=2, n_head=2, **ENDS, **drop)
     config._attn_implementation = attention
     return GPT2LMHeadModel(config)
@@ -291,6 +292,6 @@ def test_the_example_runs_and_reports_its_cost(tiny, tmp_path: Path, capsys) -> 
         ({"prune_ratio": -0.5}, r"prune_ratio must be in \[0, 1\), got -0.5"),
     ],
 )
-def test_a_wrong_setting_is_an_error(wrong: dict[str, object], message: str) -> None:
+def test_a_wrong_setting_is_an_error(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         group_policy.main(replace(SMALL, **wrong))
