@@ -48,6 +48,7 @@ from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, exit_on_user_error
 from pretrain.data.sources import open_data
 from pretrain.evaluation.feature_extractors import load
+from pretrain.evaluation.knn import KNN
 
 FAMILIES = ("full", "shortened", "random", "infobatch", "samples", "levels", "importance")
 
@@ -206,6 +207,9 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
     if not generative:
         if run.source.classes:
             measured["linear_probe"] = quality.linear_probe(run)
+            if config.data.subset is not None:  # neighbours among all training images, as in the other arms
+                whole = run.whole_source
+                measured |= KNN(whole.train, whole.test, whole.classes)(run.model)
     elif comparison.images:
         weights = comparison.features or comparison.output_dir / "features.safetensors"
         measured["frechet_distance"] = quality.frechet_distance(run, str(weights), comparison.images, comparison.steps)

@@ -114,8 +114,11 @@ def _encoded(run: LoadedRun, images: Images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def linear_probe(run: LoadedRun) -> float:
-    """Accuracy on held-out images of a logistic regression on the frozen encoder's standardized features."""
-    feature, label = _encoded(run, run.source.train)
+    """Accuracy on held-out images of a logistic regression on the frozen encoder's standardized features.
+
+    It learns from all training images, also of a run on a subset of them.
+    """
+    feature, label = _encoded(run, run.whole_source.train)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))
     return float(probe.fit(feature, label).score(*_encoded(run, run.source.test)))
 

@@ -20,6 +20,7 @@ COMMANDS = {
         "draw reconstructions, attention and features of a masked autoencoder",
     ),
     "export": ("pretrain.export.export", "export a run's model to diffusers, timm or transformers, or upload it"),
+    "coreset": ("pretrain.evaluation.coreset", "select a subset of the training images, for --data.subset"),
     "encode-latents": (
         "pretrain.data.encode_latents",
         "encode a data set with an autoencoder, for training on latents",

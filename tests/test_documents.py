@@ -17,7 +17,7 @@ from pretrain import InfoBatch, evaluation
 from pretrain.adapters.flow import Flow
 from pretrain.checkpoint import ema_snapshots, verify_resume
 from pretrain.checkpoint.load_run import load_run
-from pretrain.config.registry import KINDS, declared, load, names
+from pretrain.config.registry import KINDS, load, names
 from pretrain.config.schema import Config, Data, Evaluate
 from pretrain.config.tyro_parser import settings_of
 from pretrain.core.errors import UserError
@@ -25,7 +25,7 @@ from pretrain.core.rng import SampleRNG, generator
 from pretrain.data import encode_latents
 from pretrain.data.images import on_device
 from pretrain.data.sources import open_data
-from pretrain.evaluation import evaluate, generate, visualize
+from pretrain.evaluation import coreset, evaluate, generate, visualize
 from pretrain.evaluation.context import EvalContext
 from pretrain.export import export
 from pretrain.infobatch.policies import POLICIES
@@ -237,9 +237,10 @@ def settings() -> set[str]:
             if isinstance(kind, type) and is_dataclass(kind)
             else {name}
         )
-    known |= {f"{kind}.{item.name}" for kind in KINDS for name in names(kind) for item in fields(declared(kind, name))}
+    for kind in KINDS:
+        known |= {setting for name in names(kind) for setting, _ in settings_of(load(kind, name), f"{kind}.")}
     known |= {item.name for item in fields(evaluate.Command)}
-    for command in (generate, export, visualize, encode_latents, ema_snapshots):
+    for command in (generate, export, visualize, coreset, encode_latents, ema_snapshots):
         known |= {*inspect.signature(command.main).parameters}
     known |= {*re.findall(r'"--([\w-]+)"', Path(verify_resume.__file__).read_text())}
     return {name.replace("_", "-") for name in known}

@@ -1,5 +1,6 @@
 """The examples run as they are and do what they claim."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, draw_images
+from pretrain.models.nm import NMConfig
 from rank_worker import run_example
 
 sys.path.insert(0, str(ROOT / "examples"))  # as for a script that is started there
@@ -21,13 +23,19 @@ import language
 import language_adapter
 import lightning_module
 import plain_loop
+import restoration
+import restoration_adapter
 import segmentation
 import segmentation_adapter
 import toy
 from fit import Training
 
+import train_diffusion
 from pretrain.adapters import Batch
+from pretrain.config.cli import parse
 from pretrain.config.schema import Data
+from pretrain.core.errors import UserError
+from pretrain.core.rng import SampleRNG, generator
 from tests.faults.trainers import CONTEXT, free_port
 
 # Warnings of these libraries; ours must not warn.
@@ -179,6 +187,79 @@ def test_language(capsys) -> None:
     visited, full = message(capsys)
     assert visited < 0.9 * full
     assert trained > 0.3 > language.main(samples=100, width=64, training=Training(epochs=1))
+
+
+def test_restoration(tmp_path: Path, capsys) -> None:
+    """InfoBatch prunes it, images get better, and FLOPs are those of the budget."""
+    data = Data(str(draw_images(tmp_path / "images", 80, size=11)), held_out=16)
+    training = Training(epochs=8, batch_size=16, lr=1e-2, policy="importance", budget=0.8)
+    arms = ("dense", "narrow", "2:4", "level", "reversed", "image")
+    file = tmp_path / "out" / "found.json"
+    found = restoration.main(data=data, arms=arms, width=16, blocks=2, training=training, output=file)
+    visited, full = message(capsys)
+    assert visited == round(0.8 * full) and json.loads(file.read_text())["arms"] == found
+    for values in found.values():
+        assert values["psnr_by_level"][2] > values["noisy"][2] + 0.5 and values["noisy"] == found["dense"]["noisy"]
+        assert values["psnr"] == pytest.approx(sum(values["psnr_by_level"]) / 3, rel=0.02)
+    flops = {arm: values["flops"] / found["dense"]["flops"] for arm, values in found.items()}
+    assert 0.5 < flops["2:4"] < 0.6 < flops["level"] < 0.7
+    assert flops["reversed"] == pytest.approx(flops["level"], rel=0.06) and flops["image"] < 1.1
+    assert flops["level"] < 1.02 * flops["narrow"] < 1.2 * flops["level"]
+
+
+def test_what_restoration_refuses(tmp_path: Path) -> None:
+    data = Data(str(draw_images(tmp_path / "images", 12, size=8)), held_out=4)
+    for settings, words in (({"budget": 0.2}, "budget must lie between 0.25 and 1"), ({"width": 6}, "group = 4")):
+        with pytest.raises(UserError, match=words):
+            restoration.main(data=data, arms=("level",), **settings)
+    for settings in ({"low": 0.0}, {"low": 60.0}, {"equal": -1.0}):
+        with pytest.raises(ValueError, match="must be"):
+            restoration_adapter.Restoration(**settings)
+
+
+def test_a_restored_images_loss_is_its_own_and_its_score_the_error() -> None:
+    """At every stage of the training, also of a network of models/nm.py that is called in the loop by its name."""
+    adapter, rng = restoration_adapter.Restoration(), generator(0)
+    image = torch.rand(8, 1, 9, 9, generator=rng) * 2 - 1
+    batch = Batch(image, torch.full((8,), -1), torch.arange(8), torch.rand(8, generator=rng))
+    for by in ("level", "image"):
+        torch.manual_seed(0)
+        model = NMConfig(by=by).wrap(restoration.ResidualCNN(1, 8, 2), 1).train()
+        for progress in (0.0, 0.3, 0.8):
+            usage = model.usage.clone() if by == "image" else None
+            loss, score = adapter(model, batch, SampleRNG(0, index=batch.index), progress)
+            assert score is not None and not score.requires_grad and loss.requires_grad
+            assert torch.equal(loss, score) == (by == "level" or progress < 0.5)
+            for row in range(8):
+                if usage is not None:
+                    model.usage.copy_(usage)
+                alone = Batch(*(field[row : row + 1] for field in batch))
+                found = adapter(model, alone, SampleRNG(0, index=alone.index), progress)
+                torch.testing.assert_close(found.score[0], score[row], rtol=1e-4, atol=1e-5)
+
+
+def test_the_terms_of_a_classifier_have_the_gradient_of_the_batchs() -> None:
+    """At the running mean of the probabilities: of confident choices, equal use and the excess over the budget."""
+    adapter = restoration_adapter.Restoration(confident=0.3, equal=0.2, excess=1.5)
+    for seed in range(20):
+        logits = torch.randn(7, 4, generator=generator(seed), requires_grad=True)
+        cost, budget = torch.rand(4, generator=generator(seed, 1)), 0.4
+        p = logits.softmax(1)
+        mean = p.mean(0)
+        pairs = sum((p[:, i] - p[:, j]).abs().mean() for i in range(4) for j in range(i))
+        whole = 1.5 * (mean @ cost - budget).relu() ** 2 + 0.2 * (mean - 0.25).abs().sum() - 0.3 * pairs
+        (expected,) = torch.autograd.grad(whole, logits, retain_graph=True)
+        each = adapter.choice_loss(p, mean.detach(), cost, budget)
+        torch.testing.assert_close(torch.autograd.grad(each.mean(), logits)[0], expected)
+
+
+def test_the_restoration_objective_trains_a_classifier_in_the_loop(tmp_path: Path, pictures: Path) -> None:
+    words = ["--data", pictures, "--epochs", 1, "--batch-size", 43, "--evaluate.images", 4, "--infobatch"]
+    words += ["--model", "nm", "--model.by", "image", "--model.unet.channels", 8, 16, "--model.unet.attention", 0]
+    words += ["--adapter", ROOT / "examples" / "restoration_adapter.py", "--output-dir", tmp_path / "run"]
+    config = parse([*map(str, words)], **train_diffusion.START, output_dir="", help="")
+    train_diffusion.main(config)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
 def test_masks_show_the_label_where_something_is_shown() -> None:

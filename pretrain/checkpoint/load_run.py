@@ -1,6 +1,6 @@
 """Loading a finished or stopped run from its folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -65,6 +65,17 @@ class LoadedRun:
         if changes := describe_changes(self.state.tensors["data"], fingerprints(source), source):
             warn(f"{self.folder}: the run's data, {self.config.data.source}, have changed since: {changes}")
         return source
+
+    @cached_property
+    def whole_source(self) -> Source:
+        """The run's data set with all of its training images, also if it was trained on a subset.
+
+        Raises:
+            UserError: it is missing, or has changed.
+        """
+        if self.config.data.subset is None or self.state.values["images"].get("opened_by_program"):
+            return self.source
+        return open_data(replace(self.config.data, subset=None), self.config.seed)
 
     @cached_property
     def autoencoder(self) -> Autoencoder | None:

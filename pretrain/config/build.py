@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.adapters import Prepares
 from pretrain.config import registry
@@ -34,13 +34,14 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 
-def build_infobatch(config: Config, size: int, warn: Callable[[str], Any]) -> InfoBatch:
+def build_infobatch(config: Config, size: int, warn: Callable[[str], Any], weights: Tensor | None = None) -> InfoBatch:
     """The InfoBatch of a run.
 
     Args:
         config: of the run.
         size: number of training images.
         warn: called with messages for the user.
+        weights: float32 [size]; what each image counts for. None: all alike.
 
     Raises:
         UserError: the policy can't have these settings.
@@ -63,6 +64,7 @@ def build_infobatch(config: Config, size: int, warn: Callable[[str], Any]) -> In
             anneal=pruning.anneal,
             smoothing=pruning.smoothing,
             seed=config.seed,
+            weights=weights,
             warn=warn,
             **{name: value for name, value in settings.items() if value is not None},
         )

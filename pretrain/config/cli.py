@@ -233,13 +233,15 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """The settings with absolute paths of the user's own .py files, so that a run is resumed from any folder."""
+    """The settings with absolute paths of the user's own .py files and subset, to resume a run from any folder."""
 
     def absolute(name: str) -> str:
         return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
 
+    subset = config.data.subset and str(Path(config.data.subset).expanduser().resolve())
     return dataclasses.replace(
         config,
+        data=dataclasses.replace(config.data, subset=subset),
         adapter=dataclasses.replace(config.adapter, name=absolute(config.adapter.name)),
         model=dataclasses.replace(config.model, name=absolute(config.model.name)),
         pruning=dataclasses.replace(config.pruning, policy=absolute(config.pruning.policy)),

@@ -39,6 +39,8 @@ class Data:
         flip: mirror each image left to right with probability 1/2.
         crop: smallest area of a random crop, as a share of the image's; 1: no random crop.
         limit: largest number of training images, a random subset that is always the same; default: all.
+        subset: JSON file of the training images to use: a list of indices, or what `pretrain coreset` wrote; default:
+            all.
         range: values of the images that become black and white; values outside are cut off; default: 8 bits, or, of
             other images, what the largest value of those that are looked at needs.
         pages: first: use the first page or frame of images that have several; default: such an image is a bad one.
@@ -59,14 +61,15 @@ class Data:
     flip: bool = False
     crop: float = 1.0
     limit: int | None = None
+    subset: str | None = None
     held_out: int = 1000
     on_bad_image: Annotated[Literal["stop", "skip"], tyro.conf.arg(aliases=["--on-bad-image"])] = "stop"
     workers: int = 0
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "data", "images", "an empty name")
-        names = (self.train_split, self.test_split, self.image, self.label)
-        _require("" not in names, "data.train_split, test_split, image and label", "names", "an empty one")
+        names = (self.train_split, self.test_split, self.image, self.label, self.subset)
+        _require("" not in names, "data.train_split, test_split, image, label and subset", "names", "an empty one")
         low, high = self.range or (0, 1)
         _require(-1e30 < low < high < 1e30, "data.range", "LOW and HIGH, LOW below HIGH", self.range)
         _require(self.size is None or self.size >= 1, "data.size", "at least 1", self.size)

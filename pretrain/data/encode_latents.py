@@ -26,7 +26,12 @@ from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write, own_folder, read_json, require_plain, require_utf8
 
 DEFAULT_DATA = Data()
-NOT_STORED = ("source", "workers", "on_bad_image")  # settings that may differ when the command is started again
+NOT_STORED = (
+    "source",
+    "workers",
+    "on_bad_image",
+    "subset",
+)  # settings that may differ when the command is started again
 SPLITS = ("train", "test")
 SHARD_SIZE = 4096  # images; each process of a stopped command encodes at most so many of them again
 
@@ -55,6 +60,8 @@ def main(
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     if data.crop < 1:
         raise UserError(f"--data.crop {data.crop:g}: a random crop can't be encoded once; leave it out")
+    if data.subset is not None:
+        raise UserError(f"--data.subset {data.subset}: latents are encoded of all images; give it to the training")
     require_utf8(output_dir)
     state = launch.join()
     autoencoder, source = open_autoencoder(vae), open_data(data, 0)

@@ -1,10 +1,11 @@
 """Fingerprints of a data set, 4 bytes per sample, to refuse resuming a run on other images than its scores are of."""
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,16 +13,25 @@ from torch import Tensor
 
 from pretrain.data.files import from_text
 from pretrain.data.images import Images
-from pretrain.data.sources import Source
+
+if TYPE_CHECKING:  # it imports `digest`
+    from pretrain.data.sources import Source
 
 MAX_HASHED_BYTES = 256 * 1024**2  # of a data set whose content is hashed; of larger ones only names and sizes are
 MAX_STAT_FILES = 100_000  # of a data set whose file sizes are read; a million of them would take minutes
 CHUNK = 1000  # rows processed at a time
 
 
-def fingerprints(source: Source) -> dict[str, Tensor]:
+def fingerprints(source: "Source") -> dict[str, Tensor]:
     """The `fingerprint` of the training images ("train") and of the held-out ones ("test")."""
     return {"train": fingerprint(source.train), "test": fingerprint(source.test)}
+
+
+def digest(images: Images, index: np.ndarray | slice = slice(None)) -> str:
+    """A hash of the `fingerprint` of some of the images, int64 [n], as if there were no others."""
+    some = copy.copy(images)
+    some.rows = images.rows[index]
+    return hashlib.sha256(fingerprint(some).numpy().tobytes()).hexdigest()[:16]
 
 
 def fingerprint(images: Images) -> Tensor:
@@ -88,7 +98,7 @@ def _read(name: str, images: Images) -> bytes:
         return b""
 
 
-def describe_changes(before: dict[str, Tensor], now: dict[str, Tensor], source: Source) -> str:
+def describe_changes(before: dict[str, Tensor], now: dict[str, Tensor], source: "Source") -> str:
     """Describe how a data set has changed since a checkpoint, for a message.
 
     Args:

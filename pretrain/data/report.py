@@ -6,6 +6,7 @@ from typing import Any
 
 from pretrain.core.text import printable
 from pretrain.data.splits import EVERYTHING
+from pretrain.data.subset import describe
 from pretrain.data.tables import listed
 
 
@@ -22,6 +23,7 @@ class Report:
         shape: (C, H, W).
         size: how images are brought to one size.
         range: which values are black and white.
+        subset: which training images are used, see `pretrain.data.subset.Subset.to_dict`; {}: all.
         notes: decisions and what is not used.
         passed_over: number of files and folders that are not used, by kind.
     """
@@ -34,6 +36,7 @@ class Report:
     shape: tuple[int, int, int] = (0, 0, 0)
     size: str = ""
     range: str = ""
+    subset: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
@@ -65,6 +68,8 @@ class Report:
             lines.append("  no labels")
         shape = "x".join(map(str, self.shape))
         lines.append("  " + ", ".join(part for part in (shape, self.images, self.size, self.range) if part))
+        if self.subset:
+            lines.append(printable(f"  subset: {describe(self.subset)}"))
         lines += [f"  note: {note}" for note in self.notes]
         if self.passed_over:
             kinds = [f"{kind} {count:,}" for kind, count in self.passed_over.most_common()]

@@ -22,10 +22,12 @@ from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
 from pretrain.data.decode import ImageInfo, Reading, decode, image_info
 from pretrain.data.find import Part, find_parts
+from pretrain.data.fingerprint import digest
 from pretrain.data.images import Images
 from pretrain.data.ranges import find_range, largest_of
 from pretrain.data.report import Report
 from pretrain.data.splits import NONE, class_key
+from pretrain.data.subset import Subset, read_subset
 from pretrain.data.tables import array_type, class_names, listed, match
 
 MAX_LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set
@@ -42,6 +44,7 @@ class Source(NamedTuple):
         autoencoder: that encoded the latents, in a data set of latents.
         class_names: of the classes.
         report: how the data set was interpreted; None if a program made the source itself.
+        subset: which of the training images `train` has; None: all.
     """
 
     train: Images
@@ -51,6 +54,12 @@ class Source(NamedTuple):
     autoencoder: Autoencoder | None = None
     class_names: tuple[str, ...] = ()
     report: Report | None = None
+    subset: Subset | None = None
+
+    @property
+    def weights(self) -> Tensor | None:
+        """float32 [N], 1 on average; what each training image counts for. None: all alike."""
+        return self.subset.weights if self.subset else None
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
@@ -192,6 +201,8 @@ def open_data(data: Data, seed: int) -> Source:
         chosen, rows = np.split(order, [max(1, min(data.held_out, len(train) // 10))])
         chosen = np.sort(chosen)
     rows = _some(rows, data.limit, 1)
+    subset = read_subset(data.subset, len(rows)) if data.subset else None
+    rows = rows if subset is None else rows[subset.index]
     shape, reading = _look(table, data, report, reading)
     found = Source(
         Images(table, rows, shape, data, seed, f"{data.source}, {train.name}", reading),
@@ -209,13 +220,25 @@ def open_data(data: Data, seed: int) -> Source:
         None,
         tuple(names),
         report,
+        subset,
     )
     _complete(report, found, labels[rows], train, test)
     return found
 
 
 def _complete(report: Report, source: Source, labels: np.ndarray, train: Part, test: Part | None) -> None:
-    """Enter the counts."""
+    """Enter the counts, and check that a subset is of these images.
+
+    Raises:
+        UserError: it is of others.
+    """
+    if (subset := source.subset) is not None:
+        report.subset = subset.to_dict()
+        if subset.fingerprint not in ("", digest(source.train)):
+            raise UserError(
+                f"--data.subset {subset.file}: it is of other images than those of --data {report.source}; give the "
+                "data set that it was made of, with the same --data.* settings, or make a new subset"
+            )
     report.shape = source.shape
     report.images, report.labels = train.images, train.labels
     report.splits = {
@@ -298,9 +321,11 @@ def _latents(folder: Path, data: Data, seed: int) -> Source:
     for images, most, stream in ((splits["train"], data.limit, 1), (splits["test"], data.held_out, 0)):
         images.rows = _some(images.rows, most, stream)
     train, test = splits["train"], splits["test"]
+    subset = read_subset(data.subset, len(train)) if data.subset else None
+    train.rows = train.rows if subset is None else train.rows[subset.index]
     names = tuple(manifest.get("class_names") or map(str, range(manifest["classes"])))
     report = Report(data.source)
-    source = Source(train, test, train.shape, manifest["classes"], autoencoder, names, report)
+    source = Source(train, test, train.shape, manifest["classes"], autoencoder, names, report, subset)
     labels = np.asarray(train.table["label"], np.int64)[train.rows]
     parts = [
         Part(name, [None] * rows, None, None, f"latents of {autoencoder.fingerprint}", "the images' labels")

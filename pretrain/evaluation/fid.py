@@ -70,7 +70,9 @@ def _open_reference(context: EvalContext) -> Source:
     size, flag = height if height == width else None, f"{context.flag('reference')} {name}"
     if is_cache(name):
         raise UserError(f"{flag}: it holds latents; give images, or omit it")
-    data = replace(context.source.train.data, source=name, size=size, channels=channels, flip=False, crop=1.0)
+    data = replace(
+        context.source.train.data, source=name, subset=None, size=size, channels=channels, flip=False, crop=1.0
+    )
     try:
         reference = open_data(data, 0)
     except UserError as error:

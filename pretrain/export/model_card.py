@@ -191,16 +191,17 @@ def _use(config: Config, summary: dict[str, Any], name: str) -> list[str]:
 def _cost(summary: dict[str, Any]) -> list[str]:
     used, full, flops = summary["samples_used"], summary["full_samples"], summary["train_flops"]
     epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
+    whole = "subset" if summary.get("subset") else "full data set"
     if used == full:
         time = duration(summary["seconds"])
         return ["## Cost", f"Training used {used:,} samples ({epochs}) and {flops:.3g} FLOPs, and took {time}."]
     return [
         "## Cost",
-        f"| | this model | {epochs} of the full data set |\n|---|---|---|\n"
+        f"| | this model | {epochs} of the {whole} |\n|---|---|---|\n"
         f"| samples used | {used:,} | {full:,} |\n"
         f"| training FLOPs | {flops:.3g} | {summary['full_train_flops']:.3g} |\n"
         f"| training time | {duration(summary['seconds'])} | |",
-        f"Training used {summary['saved_fraction']:.1%} fewer samples than {epochs} of the full data set. This says "
+        f"Training used {summary['saved_fraction']:.1%} fewer samples than {epochs} of the {whole}. This says "
         "nothing about quality: compare that with ordinary training which is shortened to the same cost.",
     ]
 

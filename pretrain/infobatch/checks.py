@@ -86,14 +86,20 @@ def checked_state(state: Mapping[str, Any], like: Mapping[str, Any], epochs: int
     Raises:
         ValueError: it is none, is of a data set of another size, or lies beyond the last epoch.
     """
-    missing = [name for name in like if not isinstance(state, Mapping) or name not in state]
+    needed = [name for name in like if name != "weights"]
+    missing = [name for name in needed if not isinstance(state, Mapping) or name not in state]
     if missing:
         raise ValueError(
             f"this is not what InfoBatch.state_dict() returns: {', '.join(missing)} is missing; pass load_state_dict "
             "that part of the checkpoint"
         )
+    if state.get("weights") != like.get("weights"):
+        found_with = "without weights of samples" if state.get("weights") is None else "with other weights of samples"
+        raise ValueError(
+            f"the state is of a run {found_with}; pass InfoBatch the argument `weights` that it began with"
+        )
     found: dict[str, Any] = {}
-    for name, own in like.items():
+    for name, own in ((name, like[name]) for name in needed):
         try:
             table = torch.as_tensor(state[name])
             found[name] = table.to(own.device, own.dtype) if isinstance(own, Tensor) else type(own)(table.item())

@@ -33,6 +33,7 @@ from pretrain.infobatch.epoch_losses import HINT, UNSEEN, EpochLosses
 from pretrain.infobatch.indexed import length
 from pretrain.infobatch.plan import Plan
 from pretrain.infobatch.policies import Policy, SamplingRule, ScoreStats, checked, full, uses_raw_losses, with_settings
+from pretrain.infobatch.sample_weights import SampleWeights
 from pretrain.infobatch.scores import ScoreStore
 
 MIN_RELIABILITY = 0.3  # of scores; below it samples are drawn uniformly
@@ -50,6 +51,8 @@ class InfoBatch(Sampler[int]):
         anneal: share of the epochs, the last ones, that use every sample, rounded up; None: 0.125, or 0 with a budget.
         smoothing: weight of a sample's old score in its new one, in [0, 1).
         seed: of all random draws; no global generator is read or seeded.
+        weights: [N], positive; of each sample in the loss and in `mean`, times those of the plan; plans and scores
+            don't depend on them. Their mean scales the loss. None: 1.
         rank, world: of this process; each gets its share of one global order. None: those of `torch.distributed`.
         merge: element-wise maximum of a tensor over all ranks, in place or not; all ranks call it at an epoch's end and
             in `synchronize`. None: that of `torch.distributed`. (A maximum, so that merging twice changes nothing.)
@@ -78,6 +81,7 @@ class InfoBatch(Sampler[int]):
         anneal: float | None = None,
         smoothing: float = 0.7,
         seed: int = 0,
+        weights: Tensor | Sequence[float] | None = None,
         rank: int | None = None,
         world: int | None = None,
         merge: Callable[[Tensor], Tensor] | None = None,
@@ -102,7 +106,7 @@ class InfoBatch(Sampler[int]):
         ):
             if not good:
                 raise ValueError(f"{name} must be {allowed}, got {value}")
-        self.size, self.total_epochs, self.seed = size, epochs, seed
+        self.size, self.total_epochs, self.seed, self.weights = size, epochs, seed, SampleWeights(weights, size)
         self.rank, self.world, self.merge, self.warn = rank, world, merge or collectives.all_reduce_max, warn
         self.first_full = epochs - math.ceil(anneal * epochs - 1e-9)  # less what floats add
         self.budget = None if budget is None else Budget(budget, size, epochs, self.first_full)
@@ -113,8 +117,7 @@ class InfoBatch(Sampler[int]):
         self._rest: np.ndarray | None = None  # samples that were left at a resume, if not the last ones of the plan
         self.raw = uses_raw_losses(policy)
         self.scores = ScoreStore(size, 0.0 if self.raw else smoothing, self.raw)
-        self.ignores_scores = False
-        self.losses = EpochLosses(size)
+        self.ignores_scores, self.losses = False, EpochLosses(size)
         self._score = self.scores.score  # on the losses' device; the same storage on a CPU
         self._plan: Plan | None = None
         rule = self._rule(self.score[:1], 0.5)  # so that wrong settings of a policy raise now
@@ -177,7 +180,7 @@ class InfoBatch(Sampler[int]):
         if self._plan is None:
             self._draw()
         if self.world > 1:
-            check_agreement(fold_seed(self.plan.fingerprint(), self.epoch, self.seen), self.merge)
+            check_agreement(fold_seed(self.plan.fingerprint(), self.epoch, self.seen, *self.weights.mark), self.merge)
 
     def _rule(self, score: Tensor, share: float) -> SamplingRule:
         """What the policy returns for an epoch that may use `share` of the samples."""
@@ -277,9 +280,9 @@ class InfoBatch(Sampler[int]):
         return scale * self._weight(index.to(self._score.device)).to(index.device)
 
     def _weight(self, index: Tensor) -> Tensor:
-        """float32 [B]; the weights that the plan gives, 0 for padding."""
+        """float32 [B]; the weights of the plan times those of the samples, 0 for padding."""
         sample = sample_of(index).clamp(max=self.size - 1)  # an index out of range raises elsewhere
-        return self.plan.weight_of(sample, self._score[sample]) * ~is_padding(index)
+        return self.weights.times(self.plan.weight_of(sample, self._score[sample]) * ~is_padding(index), sample)
 
     def __call__(self, loss: Tensor, index: Tensor | Sequence[int], score: Tensor | None = None) -> Tensor:
         """Store the losses for the scores and return the weighted mean loss.
@@ -334,7 +337,7 @@ class InfoBatch(Sampler[int]):
         The same on every rank and after a resume; all ranks must call it.
         """
         self._merge()
-        return self.scores.mean(self.losses.loss[:-1].cpu(), self.plan)
+        return self.scores.mean(self.losses.loss[:-1].cpu(), self.plan, self.weights)
 
     def _close(self) -> None:
         """End the epoch: turn the losses of all ranks into scores."""
@@ -398,7 +401,7 @@ class InfoBatch(Sampler[int]):
             "loss": self.losses.loss[: self.size if self.seen else 0].cpu().clone(),
             "merged": self._merged,
             "plan": self.plan.fingerprint() if self.seen else 0,
-        }
+        } | self.weights.state_dict()
 
     def synchronize(self) -> None:
         """Merge this epoch's losses of all ranks, for `state_dict`; all ranks must call it."""
@@ -411,8 +414,8 @@ class InfoBatch(Sampler[int]):
         Inside an epoch the samples without a loss are left, also if the loop had skipped some of them.
 
         Raises:
-            ValueError: it is no such state, or one of a data set of another size, of more epochs, or inside an epoch
-                with another plan. This object is then as it was before.
+            ValueError: it is no such state, or one of a data set of another size, of other `weights`, of more epochs,
+                or inside an epoch with another plan. This object is then as it was before.
         """
         before = self.state_dict()
         try:

@@ -7,6 +7,7 @@ from pretrain.infobatch.chunks import CHUNK, map_chunks
 from pretrain.infobatch.epoch_losses import UNSEEN
 from pretrain.infobatch.level_stats import BINS, DECAY, LevelStats, bins_of, level_sums
 from pretrain.infobatch.plan import Plan
+from pretrain.infobatch.sample_weights import SampleWeights
 
 STATISTICS = 1 << 22  # samples from which means by level and the reliability are estimated; of more, evenly spaced ones
 
@@ -72,17 +73,19 @@ class ScoreStore:
         self.smoothing, self.raw = smoothing, raw
         self.levels, self.reliability = LevelStats(), ScoreReliability()
 
-    def mean(self, loss: Tensor, plan: Plan) -> float:
+    def mean(self, loss: Tensor, plan: Plan, sample_weights: SampleWeights | None = None) -> float:
         """Weighted mean of an epoch's losses, an estimate of the data set's mean loss; NaN if there are none.
 
         Args:
             loss: float32 [N] on the CPU; `UNSEEN` where there is none.
             plan: of the epoch.
+            sample_weights: beside the plan's; None: 1.
         """
+        sample_weights = sample_weights or SampleWeights(None, len(loss))
 
         def sums(first: int) -> Tensor:
             index = _present(loss, first)
-            weight = plan.weight_of(index, self.score[index]).double()
+            weight = sample_weights.times(plan.weight_of(index, self.score[index]).double(), index)
             return torch.stack([weight @ loss[index].double(), weight.sum()])
 
         total, weights = sum(map_chunks(sums, len(loss)), torch.zeros(2, dtype=torch.float64)).tolist()

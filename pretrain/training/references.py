@@ -69,6 +69,8 @@ def _obstacle(source: Source, share: float) -> str:
     """
     if source.autoencoder:
         return "latents are sampled anew in every epoch"
+    if source.weights is not None:
+        return "the images of --data.subset have different weights"
     if source.train.data.crop < 1:
         return "images are cropped at random"
     count = len(source.train)

@@ -71,7 +71,7 @@ def setup(
     display = Display(main)
     if source.report is not None:
         display.print(str(source.report))
-    infobatch = build_infobatch(config, len(source.train), display.print)
+    infobatch = build_infobatch(config, len(source.train), display.print, source.weights)
     cost = profile_objective(config, adapter, model, source)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
@@ -316,6 +316,12 @@ def check_data(path: Path, state: storage.State, now: dict[str, Tensor], source:
             "latents of another autoencoder" if made_by and source.made_by else "no latents" if made_by else "latents"
         )
         raise UserError(f"--resume {path}: --data {name} has {kind} now; restore the data that the run began with")
+    if state.values["images"].get("subset") != (source.subset and source.subset.digest):
+        given = f"--data.subset {source.subset.file}" if source.subset else "no --data.subset"
+        raise UserError(
+            f"--resume {path}: {given}, and the run began with another subset of the data or with all of it; scores "
+            "belong to images by their index, so give what it began with, or start a new run"
+        )
     if what := describe_changes(state.tensors["data"], now, source):
         raise UserError(
             f"--resume {path}: the data set has changed: {what}; scores belong to images by their index, "

@@ -128,6 +128,7 @@ class TrainState:
                 "shape": source.shape,
                 "classes": source.classes,
                 "autoencoder": source.made_by,
+                "subset": source.subset and source.subset.digest,
                 "opened_by_program": source.report is None,
             },
             "code": code_hashes(config),

@@ -45,6 +45,7 @@ def summarise(
         "epochs": config.epochs,
         "progress": values["progress"],
         "dataset_size": size,
+        "subset": values["images"].get("subset"),
         "samples_used": used,
         "full_samples": full,
         "saved_fraction": 1 - used / full if full else 0.0,
@@ -74,7 +75,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "samples",
             f"{summary['samples_used']:,} used, {1 - summary['saved_fraction']:.1%} of the {summary['full_samples']:,} "
-            f"of {epochs} of the full data set",
+            f"of {epochs} of the {'subset' if summary.get('subset') else 'full data set'}",
         ),
         ("time", f"{duration(summary['seconds'])} of training, {speed}"),
         ("cost", f"{summary['train_flops']:.3g} training FLOPs instead of {summary['full_train_flops']:.3g}"),

@@ -114,7 +114,7 @@ def test_help_does_not_import_torch(script: str) -> None:
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("name", ["export", "generate", "encode-latents", "ema"])
+@pytest.mark.parametrize("name", ["export", "generate", "coreset", "encode-latents", "ema"])
 @pytest.mark.parametrize(
     ("words", "message"),
     [

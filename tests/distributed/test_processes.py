@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,19 @@ def test_a_run_of_two_processes_is_resumed_by_one(pictures: Path, finished: Path
     train("train_diffusion.py", "--resume", "--output-dir", folder)
     for name, value in final(finished).items():
         torch.testing.assert_close(value, final(folder)[name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_on_a_subset_with_weights_are_one_run(pictures: Path, tmp_path: Path) -> None:
+    subset = {"indices": [*range(0, 40, 2)], "weights": [1 + n % 3 for n in range(20)]}
+    (tmp_path / "subset.json").write_text(json.dumps(subset))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, run in ((one, train), (two, partial(train_on, 2, tmp_path / "output.txt"))):
+        words = [*common(pictures, folder, 2), "--data.subset", tmp_path / "subset.json", "--micro-batch", 6]
+        run("train_diffusion.py", *words, *PRUNED, "--evaluate.metrics", "loss")
+    for name, value in final(one).items():
+        torch.testing.assert_close(value, final(two)[name], rtol=1e-3, atol=1e-5)
+    losses = [[record["loss"] for record in read_metrics(run) if "loss" in record] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_skipped_images_of_all_processes_are_reported(pictures: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from programs import common, train
 from pretrain.checkpoint import ema_snapshots
 from pretrain.core.errors import UserError
 from pretrain.data.find import EMBEDDED
-from pretrain.evaluation import evaluate, generate, visualize
+from pretrain.evaluation import coreset, evaluate, generate, visualize
 from pretrain.export import export
 from tests.faults.test_disks import disk, fill, mount  # noqa: F401 — disk is a fixture
 
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "evaluate": lambda runs: evaluate.main([str(runs / "diffusion"), "--metrics", "loss"]),
     "export": lambda runs: export.main(runs / "mae"),
     "encode-latents": lambda runs: encode(runs / "vae", EMBEDDED["fashion-mnist"], runs / "latents", size=8, limit=8),
+    "coreset": lambda runs: coreset.main(runs / "mae", 0.5, "random", runs / "subset.json"),
     "ema": lambda runs: ema_snapshots.main(runs / "diffusion", 0.1, runs / "diffusion" / "ema.safetensors"),
 }
 PLACES = {
@@ -43,6 +44,7 @@ PLACES = {
     "generate": ["diffusion/generated"],
     "evaluate": ["diffusion/evaluation.json", "diffusion/evaluation.json.part"],
     "export": ["mae/model", "mae/model/config.json", "mae/model/transformers", "mae/model/model.safetensors.part"],
+    "coreset": ["subset.json", "subset.json.part"],
     "ema": ["diffusion/ema.safetensors", "diffusion/ema.safetensors.part"],
 }
 
