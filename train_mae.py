@@ -35,7 +35,7 @@ def main(config: Config) -> None:
     if not hasattr(model, "encoder"):
         raise UserError(f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one")
     if (init := getattr(config.model, "init", None)) and config.resume in (None, "auto"):
-        message = start_from(model, Path(init).expanduser(), config.model.encoder)
+        message = start_from(model, Path(init), config.model.encoder)
         Display(os.environ.get("RANK", "0") == "0").print(message)
     context = EvalContext(adapter, source, 0, True, config.evaluate, during_training=True)
     preview = Reconstructions(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None

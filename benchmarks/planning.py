@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -195,8 +196,12 @@ def child(name: str, size: int, device: str, processes: int, threads: int) -> di
             for rank in range(processes)
         ]
         outputs = [job.communicate() for job in jobs]
-    if failed := [errors for job, (_, errors) in zip(jobs, outputs, strict=True) if job.returncode]:
-        raise SystemExit(failed[0])
+    for job, (_, errors) in zip(jobs, outputs, strict=True):
+        if job.returncode == -signal.SIGKILL:
+            cause = "a process was killed, probably for lack of memory: choose fewer --sizes or --processes"
+            raise SystemExit(f"{name} with {size:,} samples: {cause}")
+        if job.returncode:
+            raise SystemExit(errors)
     found = [json.loads(text.splitlines()[-1]) for text, _ in outputs]
     return {key: max(numbers[key] for numbers in found) for key in found[0]}
 

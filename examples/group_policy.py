@@ -5,29 +5,39 @@
 
 The instructions are those of language.py, and an answer is rewarded if it is exactly right. A short supervised training
 comes first. Then prompts are the samples of InfoBatch, and group_policy_adapter.py chooses among their completions.
+
+GRPO maximizes the expected reward of sampled completions, so that is the result, on held-out prompts. Only one
+completion of a prompt is right, so its expected reward is the probability of the right answer, which one forward pass
+gives without sampling. Exact match of greedy completions is reported beside it; it may fall while the expected reward
+rises.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import tyro
 from fit import Training, device, fit
 from group_policy_adapter import GroupPolicy, Rollouts
-from language import END, LENGTH, accuracy, encoded, instructions
-from language_adapter import Instruction, Sequences
+from language_adapter import Instruction, Sequences, means
+from language_data import Bytes, Sample, collate, encoded, made
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from pretrain import InfoBatch
+from pretrain import Indexed, InfoBatch
 from pretrain.core.errors import UserError, exit_on_user_error
 from pretrain.core.rng import SampleRNG
 
-ANSWER = 8  # most tokens of a completion: seven letters and the end token
+END = Bytes.eos_token_id
+ANSWER = 8  # maximum tokens of a completion: seven letters and the end token
+LENGTH = 13 + ANSWER  # of a sequence; the longest prompts are "copy", "turn" or "sort", a space, 7 letters and "="
 HELD_OUT = 500  # prompts
 WARM = 4000  # instructions of the supervised training
 CHOICE = 1  # in the key of random numbers that choose completions; those that sample them have none
@@ -69,6 +79,20 @@ class Settings:
 
 
 @torch.no_grad()
+def evaluate(model: nn.Module, data: Sequences) -> tuple[float, float]:
+    """Expected reward of a sampled completion, and share of greedy completions that are exactly right.
+
+    Both are means over the prompts. Greedy completions are right where every token of the right answer is the most
+    probable one.
+    """
+    logits, target, sequence = Instruction().logits(model, data)
+    log_probability = -F.cross_entropy(logits, target, reduction="none")
+    expected = logits.new_zeros(len(data.index)).index_add(0, sequence, log_probability).exp()
+    exact = means((logits.argmax(dim=-1) == target).float(), sequence, len(data.index)) == 1
+    return expected.mean().item(), exact.float().mean().item()
+
+
+@torch.no_grad()
 def rollouts(model: nn.Module, data: Sequences, uniform: Tensor) -> Rollouts:
     """Sample a group of completions for each prompt, and reward those that are exactly right with 1.
 
@@ -76,21 +100,27 @@ def rollouts(model: nn.Module, data: Sequences, uniform: Tensor) -> Rollouts:
 
     Args:
         model: a causal language model of transformers.
-        data: the prompts and their right answers, [Q, LENGTH].
+        data: Q prompts and their right answers, one in a row.
         uniform: float32 [Q, G, ANSWER] in [0, 1); the token of cumulative probability `uniform` is drawn.
+
+    Returns:
+        The completions; sequences are padded to LENGTH.
     """
     count, groups = uniform.shape[:2]
+    right = F.pad(data.tokens, (0, LENGTH - data.tokens.shape[1]), value=END)
     prompt = data.answer.int().argmax(dim=1)
     shown = torch.arange(LENGTH, device=prompt.device) < prompt[:, None]
-    given = data.tokens.where(shown, END)
+    question = right.where(shown, END)
     last = int(prompt.max())
     cache = DynamicCache()
-    returned: Any = model(input_ids=given[:, :last], attention_mask=shown[:, :last].long(), cache=cache, use_cache=True)
+    returned: Any = model(
+        input_ids=question[:, :last], attention_mask=shown[:, :last].long(), cache=cache, use_cache=True
+    )
     row = torch.arange(count * groups, device=prompt.device)
     cache.batch_repeat_interleave(groups)
     start, visible = prompt.repeat_interleave(groups), shown[:, :last].long().repeat_interleave(groups, dim=0)
     logits = returned.logits[torch.arange(count, device=prompt.device), prompt - 1].repeat_interleave(groups, dim=0)
-    tokens = given.repeat_interleave(groups, dim=0)
+    tokens = question.repeat_interleave(groups, dim=0)
     old, length = torch.zeros(count * groups, LENGTH - 1, device=prompt.device), start.clone()
     unfinished = torch.ones_like(start, dtype=torch.bool)
     for step in range(ANSWER):
@@ -108,14 +138,19 @@ def rollouts(model: nn.Module, data: Sequences, uniform: Tensor) -> Rollouts:
         position = (start + step)[:, None]
         returned = model(input_ids=token[:, None], attention_mask=visible, position_ids=position, cache=cache)
         logits = returned.logits[:, -1]
-    right = (tokens == data.tokens.repeat_interleave(groups, dim=0)).all(dim=1) & ~unfinished
+    reward = (tokens == right.repeat_interleave(groups, dim=0)).all(dim=1) & ~unfinished
     shape = (count, groups)
-    return Rollouts(
-        tokens.view(*shape, -1), prompt, length.view(shape), old.view(*shape, -1), right.float().view(shape), data.index
-    )
+    tokens, old = tokens.view(*shape, -1), old.view(*shape, -1)
+    return Rollouts(tokens, prompt, length.view(shape), old, reward.float().view(shape), data.index)
 
 
-def warmed(settings: Settings, tokens: Tensor, answer: Tensor) -> nn.Module:
+def batches(samples: list[Sample], batch_size: int, sampler: InfoBatch | None = None) -> Iterator[Sequences]:
+    """Padded batches on the device: an epoch of the sampler, or without one all samples in their order."""
+    for batch in DataLoader(Indexed(samples), batch_size, sampler=sampler, collate_fn=collate):
+        yield batch.to(device())
+
+
+def warmed(settings: Settings, samples: list[Sample]) -> nn.Module:
     """A new model after supervised training on instructions with their answers."""
     torch.manual_seed(settings.seed)
     ends: dict[str, Any] = {"bos_token_id": END, "eos_token_id": END}
@@ -124,15 +159,10 @@ def warmed(settings: Settings, tokens: Tensor, answer: Tensor) -> nn.Module:
     config = GPT2Config(
         vocab_size=256, n_positions=LENGTH, n_embd=settings.width, n_layer=3, n_head=4, **ends, **dropout
     )
-    model: nn.Module = GPT2LMHeadModel(config)
+    model: Any = GPT2LMHeadModel(config)
     model.to(device())
-
-    def batches(infobatch: InfoBatch) -> Iterator[Sequences]:
-        for index in DataLoader(range(len(tokens)), 64, sampler=infobatch):  # type: ignore[arg-type]
-            yield Sequences(tokens[index], answer[index], index)
-
     training = Training(settings.warm_epochs, lr=settings.warm_lr, policy="full", seed=settings.seed)
-    fit(training, model, Instruction(), len(tokens), batches)
+    fit(training, model, Instruction(), len(samples), partial(batches, samples, training.batch_size))
     return model
 
 
@@ -157,7 +187,7 @@ class Cost:
         self.kept += int(mask.sum())
 
 
-def train(settings: Settings, model: nn.Module, data: Sequences, held_out: Sequences) -> dict[str, Any]:
+def train(settings: Settings, model: nn.Module, data: list[Sample], held_out: Sequences) -> dict[str, Any]:
     """GRPO with one update per rollout; returns the record."""
     adapter = GroupPolicy(settings.rule, settings.share)
     policy: dict[str, Any] = (
@@ -168,18 +198,22 @@ def train(settings: Settings, model: nn.Module, data: Sequences, held_out: Seque
     cost, history = Cost(model), []
 
     def report(reward: float | None) -> None:
-        exact = accuracy(model, Instruction(), held_out)[1]  # greedy completions: all tokens are the most probable ones
-        history.append({"exact": exact, "reward": reward, "rollout_flops": cost.rollout, "update_flops": cost.update})
-        print(f"after {(cost.rollout + cost.update) / 1e9:,.1f} GFLOPs  exact match {exact:.3f}  mean reward {reward}")
+        expected, exact = evaluate(model, held_out)
+        flops = {"rollout_flops": cost.rollout, "update_flops": cost.update}
+        history.append({"expected_reward": expected, "exact": exact, "reward": reward, **flops})
+        print(
+            f"after {(cost.rollout + cost.update) / 1e9:,.1f} GFLOPs  expected reward {expected:.4f}  "
+            f"greedy exact match {exact:.3f}  mean reward of the rollouts {reward}"
+        )
 
     report(None)
     for epoch in infobatch.epochs():
         rewards = []
-        for index in DataLoader(range(settings.prompts), settings.batch_size, sampler=infobatch):  # type: ignore[arg-type]
+        for prompts in batches(data, settings.batch_size, infobatch):
+            index = prompts.index
             optimizer.param_groups[0]["lr"] = settings.lr * (1 - infobatch.progress)
             rng = SampleRNG(settings.seed, epoch, index=index)
-            prompts = Sequences(data.tokens[index], data.answer[index], index)
-            batch = rollouts(model, prompts, rng.uniform(settings.group, ANSWER).to(data.tokens.device))
+            batch = rollouts(model, prompts, rng.uniform(settings.group, ANSWER))
             cost.add(batch, adapter.chosen(batch, SampleRNG(settings.seed, epoch, CHOICE, index=index))[1])
             losses = adapter(model, batch, SampleRNG(settings.seed, epoch, CHOICE, index=index))
             loss = infobatch(losses.loss, index, losses.score)
@@ -191,6 +225,8 @@ def train(settings: Settings, model: nn.Module, data: Sequences, held_out: Seque
         report(round(sum(rewards) / len(rewards), 4))
     return {
         "settings": {**asdict(settings), "output": None},
+        "expected_reward_before": history[0]["expected_reward"],
+        "expected_reward": history[-1]["expected_reward"],
         "exact_before": history[0]["exact"],
         "exact": history[-1]["exact"],
         "rollout_flops": cost.rollout,
@@ -202,7 +238,7 @@ def train(settings: Settings, model: nn.Module, data: Sequences, held_out: Seque
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    """Train a language model, print its accuracy on held-out prompts and the cost, and return the record.
+    """Train a language model, print its expected reward on held-out prompts and the cost, and return the record.
 
     Raises:
         UserError: a setting is out of its range.
@@ -213,17 +249,15 @@ def main(settings: Settings) -> dict[str, Any]:
         GroupPolicy(settings.rule, settings.share)
     except ValueError as error:
         raise UserError(str(error)) from None
-    tokens, answer = (
-        each.to(device()) for each in encoded(instructions(WARM + settings.prompts + HELD_OUT, settings.seed))
-    )
-    model = warmed(settings, tokens[:WARM], answer[:WARM])
-    rest = Sequences(tokens[WARM:], answer[WARM:], torch.arange(settings.prompts + HELD_OUT))
-    data, held_out = (
-        Sequences(*(field[part] for field in rest)) for part in (slice(settings.prompts), slice(settings.prompts, None))
-    )
-    record = train(settings, model, data, held_out)
+    pairs = made(WARM + settings.prompts + HELD_OUT, settings.seed)
+    ends = (0, WARM, WARM + settings.prompts, len(pairs))
+    uses = zip(("warm up", "train", "evaluate"), pairwise(ends), strict=True)
+    warm, data, held_out = (encoded(pairs, range(*span), Bytes(), LENGTH, use) for use, span in uses)
+    model = warmed(settings, warm)
+    record = train(settings, model, data, next(batches(held_out, HELD_OUT)))
     print(
-        f"exact match {record['exact_before']:.3f} -> {record['exact']:.3f}, "
+        f"expected reward {record['expected_reward_before']:.4f} -> {record['expected_reward']:.4f}, "
+        f"greedy exact match {record['exact_before']:.3f} -> {record['exact']:.3f}, "
         f"rollouts {record['rollout_flops'] / 1e9:,.1f} GFLOPs, updates {record['update_flops'] / 1e9:,.1f} GFLOPs, "
         f"skipped {record['prompts_skipped']:.1%} of prompts, {record['completions_skipped']:.1%} of completions"
     )

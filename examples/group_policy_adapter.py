@@ -10,9 +10,12 @@ and the packing of sequences, follow the abstract and a summary.
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from language_adapter import Instruction, means
+from language_data import collate
 from torch import Tensor, nn
 
 from pretrain.adapters import Losses
@@ -21,6 +24,7 @@ from pretrain.core.rng import SampleRNG
 RULES = ("all", "random", "cppo", "dppo", "proportional", "nonzero")
 FLOOR = 0.1  # least inclusion probability of rule proportional, so that no weight is above 10
 STEPS = 60  # of the bisection for the scale of inclusion probabilities
+WIDTH = 64  # tokens of a row of packed sequences
 
 
 class Rollouts(NamedTuple):
@@ -128,69 +132,6 @@ def kept(advantage: Tensor, rule: str, share: float, rng: SampleRNG) -> tuple[Te
     return mask, (mask / probability).float()
 
 
-def pack(lengths: list[int], tokens: int) -> list[list[int]]:
-    """Distribute sequences over bins: first fit by decreasing length. A sequence is never split.
-
-    Args:
-        lengths: of the sequences.
-        tokens: that a bin holds at most.
-
-    Returns:
-        The bins, each a list of positions in `lengths`.
-
-    Raises:
-        ValueError: a sequence is longer than a bin.
-    """
-    if max(lengths, default=0) > tokens:
-        raise ValueError(f"a sequence has {max(lengths)} tokens and a bin holds {tokens}; give bins of more tokens")
-    bins: list[list[int]] = []
-    free: list[int] = []
-    for sequence in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
-        place = next((i for i, room in enumerate(free) if room >= lengths[sequence]), len(bins))
-        if place == len(bins):
-            bins.append([])
-            free.append(tokens)
-        bins[place].append(sequence)
-        free[place] -= lengths[sequence]
-    return bins
-
-
-def packed_logits(model: nn.Module, tokens: Tensor, length: Tensor, budget: int) -> Tensor:
-    """Logits of sequences in one forward pass without their padding, as if each were alone.
-
-    Sequences are packed into rows of `budget` tokens. Positions restart with each sequence, and the attention mask is
-    causal and block-diagonal; it is added to the attention's scores, by which it works for eager and sdpa attention.
-
-    Args:
-        model: a causal language model of transformers.
-        tokens: int64 [S, L], padded on the right.
-        length: int64 [S].
-        budget: tokens of a row, not below the longest sequence.
-
-    Returns:
-        float32 [S, L, V]; from a sequence's end on, its last token's logits.
-    """
-    bins = pack(length.tolist(), budget)
-    row, first = torch.zeros_like(length), torch.zeros_like(length)
-    packed, position = (tokens.new_zeros(len(bins), budget) for _ in range(2))
-    sequence = tokens.new_full((len(bins), budget), -1)  # padding attends to padding, so that no softmax is empty
-    for number, members in enumerate(bins):
-        at = 0
-        for each in members:
-            n = int(length[each])
-            row[each], first[each] = number, at
-            packed[number, at : at + n] = tokens[each, :n]
-            position[number, at : at + n] = torch.arange(n, device=tokens.device)
-            sequence[number, at : at + n] = each
-            at += n
-    visible = (sequence[:, :, None] == sequence[:, None, :]).tril()[:, None]  # [rows, 1, budget, budget]
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-    returned: Any = model(input_ids=packed, attention_mask=mask, position_ids=position, use_cache=False)
-    step = torch.arange(tokens.shape[1], device=tokens.device).minimum(length[:, None] - 1)
-    return returned.logits[row[:, None], first[:, None] + step].float()
-
-
 @dataclass(frozen=True)
 class GroupPolicy:
     """GRPO's clipped objective, one loss per prompt; the score is the mean |A| of its group.
@@ -203,13 +144,11 @@ class GroupPolicy:
         rule: how completions are chosen, one of `RULES`; see `kept`.
         share: of the completions that are dropped, in [0, 1).
         clip: epsilon; the ratio of probabilities counts up to 1 - epsilon and 1 + epsilon.
-        tokens: of a row of packed sequences.
     """
 
     rule: str = "all"
     share: float = 0.5
     clip: float = 0.2
-    tokens: int = 64
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -229,13 +168,18 @@ class GroupPolicy:
         loss = torch.zeros_like(score)
         if mask.any():
             prompt = mask.nonzero()[:, 0]
-            tokens, length, gain = batch.tokens[mask], batch.length[mask], advantage[mask][:, None]
-            logits = packed_logits(model, tokens, length, self.tokens)[:, :-1]
-            log_probability = logits.log_softmax(dim=-1).gather(2, tokens[:, 1:, None])[:, :, 0]
-            target = torch.arange(1, tokens.shape[1], device=tokens.device)  # position of the token that is predicted
-            answer = (target >= batch.prompt[prompt, None]) & (target < length[:, None])
-            ratio = (log_probability - batch.old[mask]).masked_fill(~answer, 0).exp()
+            tokens, length, gain = batch.tokens[mask], batch.length[mask], advantage[mask]
+            start = batch.prompt[prompt]
+            lengths = zip(length.tolist(), start.tolist(), strict=True)
+            items = [(i, tokens[i, :end], first) for i, (end, first) in enumerate(lengths)]
+            packed = collate(items, WIDTH).to(tokens.device)
+            logits, target, sequence = Instruction(packed=True).logits(model, packed)
+            sequence, order = sequence.sort(stable=True)  # rows are packed in another order
+            log_probability = -F.cross_entropy(logits, target, reduction="none")[order]
+            step = torch.arange(1, tokens.shape[1], device=tokens.device)  # position of the token that is predicted
+            old = batch.old[mask][(step >= start[:, None]) & (step < length[:, None])]
+            ratio, gain = (log_probability - old).exp(), gain[sequence]
             value = torch.minimum(ratio * gain, ratio.clamp(1 - self.clip, 1 + self.clip) * gain)
-            each = -(value * answer).sum(dim=1) / answer.sum(dim=1)
+            each = -means(value, sequence, len(items))
             loss = loss.index_add(0, prompt, weight[mask] * each / groups)
         return Losses(loss, score)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,24 +12,55 @@ from pretrain.core.rng import SampleRNG
 
 
 class Sequences(NamedTuple):
-    """A batch of instructions with answers."""
+    """A batch of B instructions with answers in R rows: one a row, padded, or several, packed."""
 
-    tokens: Tensor  # int64 [B, L]; instruction, answer, padding tokens
-    answer: Tensor  # bool [B, L]; mask of the answers' tokens
+    tokens: Tensor  # int64 [R, L]
+    sequence: Tensor  # int64 [R, L]; which of the batch a token belongs to, 0 to B - 1; -1 is padding
+    position: Tensor  # int64 [R, L]; of a token in its sequence
+    answer: Tensor  # bool [R, L]; mask of the answers' tokens, of their end tokens, too
     index: Tensor  # int64 [B]; the samples
+
+    def to(self, device: torch.device) -> "Sequences":
+        """The same on a device."""
+        return Sequences(*(field.to(device) for field in self))
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Cross entropy of the answer's tokens, averaged over each answer: one loss per sequence."""
+    """Cross entropy of the answer's tokens, averaged over each answer: one loss per sequence.
 
-    def tokens(self, model: nn.Module, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the next tokens, [B, L - 1, V], the next tokens, and the mask of the answers, [B, L - 1]."""
-        returned: Any = model(batch.tokens)
-        return returned.logits[:, :-1].float(), batch.tokens[:, 1:], batch.answer[:, 1:]
+    Attributes:
+        packed: whether rows hold several sequences. Then the model gets their positions, and a 4-dimensional attention
+            mask by which tokens see earlier ones of their own sequence only; transformers 4 and 5 pass it on unchanged
+            to the attention implementations "sdpa", the default, and "eager". Else there is no mask: padding is on the
+            right, where causal attention doesn't see it.
+    """
 
-    def __call__(self, model: nn.Module, batch: Sequences, rng: SampleRNG) -> Losses:
+    packed: bool = False
+
+    def logits(self, model: nn.Module, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all A tokens of answers: their logits, float32 [A, V], the tokens, and their sequences, int64 [A]."""
+        settings: dict[str, Any] = {"use_cache": False}
+        if self.packed:
+            settings |= {"position_ids": batch.position, "attention_mask": attention_mask(model, batch.sequence)}
+        returned: Any = model(batch.tokens, **settings)
+        answer = batch.answer[:, 1:]
+        return returned.logits[:, :-1][answer].float(), batch.tokens[:, 1:][answer], batch.sequence[:, 1:][answer]
+
+    def __call__(self, model: nn.Module, batch: Sequences, rng: SampleRNG | None = None) -> Losses:
         """One forward pass; uses no rng."""
-        logits, target, answer = self.tokens(model, batch)
-        loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-        return Losses((loss * answer).sum(dim=1) / answer.sum(dim=1).clamp(min=1))
+        logits, target, sequence = self.logits(model, batch)
+        return Losses(means(F.cross_entropy(logits, target, reduction="none"), sequence, len(batch.index)))
+
+
+def means(values: Tensor, sequence: Tensor, count: int) -> Tensor:
+    """Means [count] of values [A] over the tokens of each sequence."""
+    zeros = values.new_zeros(count)
+    return zeros.index_add(0, sequence, values) / zeros.index_add(0, sequence, torch.ones_like(values))
+
+
+def attention_mask(model: Any, sequence: Tensor) -> Tensor:
+    """What is added to attention scores, [R, 1, L, L]: 0 for earlier tokens of the same sequence, else the minimum."""
+    dtype = model.get_input_embeddings().weight.dtype
+    seen = (sequence[:, :, None] == sequence[:, None, :]).tril()  # padding sees padding, so that no row is empty
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]

@@ -1,33 +1,31 @@
-"""Semantic segmentation as an objective, with masks made from the images by a threshold."""
+"""Semantic segmentation as an objective."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from pretrain.adapters import Batch, Losses
+from pretrain.adapters import Losses
 from pretrain.core.rng import SampleRNG
+
+IGNORED = 255  # in a mask: a pixel without a class
+
+
+class Masked(NamedTuple):
+    """A batch of images with masks."""
+
+    image: Tensor  # float32 [B, C, H, W] in [-1, 1]
+    mask: Tensor  # int64 [B, H, W]; the class of each pixel, or IGNORED
+    index: Tensor  # int64 [B]; the samples
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Cross entropy per pixel, averaged over the image.
+    """Cross entropy per pixel, averaged over the valid pixels of each image; 0 for an image that has none."""
 
-    Attributes:
-        background: class of the background pixels.
-        threshold: brightness in [-1, 1] above which a pixel has the class of its image.
-    """
-
-    background: int = 10
-    threshold: float = -0.5
-
-    def masks(self, batch: Batch) -> Tensor:
-        """The class of each pixel, int64 [B, H, W]."""
-        foreground = reduce(batch.image, "b c h w -> b h w", "mean") > self.threshold
-        return rearrange(batch.label, "b -> b 1 1").where(foreground, self.background)
-
-    def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG) -> Losses:
-        """One forward pass; uses neither levels nor rng."""
-        loss = F.cross_entropy(model(batch.image).float(), self.masks(batch), reduction="none")
-        return Losses(reduce(loss, "b h w -> b", "mean"))
+    def __call__(self, model: nn.Module, batch: Masked, rng: SampleRNG | None = None) -> Losses:
+        """One forward pass; uses no rng."""
+        loss = F.cross_entropy(model(batch.image).float(), batch.mask, reduction="none", ignore_index=IGNORED)
+        valid = (batch.mask != IGNORED).sum(dim=(1, 2))
+        return Losses(loss.sum(dim=(1, 2)) / valid.clamp(min=1))

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 from pretrain import __version__
-from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.errors import UserError, exit_on_user_error, writing_output
 
 # By name: the module with its function `run`, imported on use, and what it does.
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
         "pretrain.evaluation.visualize",
         "draw reconstructions, attention and features of a masked autoencoder",
     ),
+    "report": ("pretrain.export.report", "write a page about runs: curves, samples over time, cost, differences"),
     "export": ("pretrain.export.export", "export a run's model to diffusers, timm or transformers, or upload it"),
     "coreset": ("pretrain.evaluation.coreset", "select a subset of the training images, for --data.subset"),
     "encode-latents": (
@@ -49,7 +50,8 @@ def main() -> None:
     with exit_on_user_error():
         name, *arguments = sys.argv[1:] or ["--help"]
         if name in ("-h", "--help", "--version"):
-            sys.stdout.write((__version__ if name == "--version" else usage()) + "\n")
+            with writing_output():
+                sys.stdout.write((__version__ if name == "--version" else usage()) + "\n")
             return
         if name not in COMMANDS:
             raise UserError(f"pretrain {name}: there is no such command; the commands are {', '.join(COMMANDS)}")

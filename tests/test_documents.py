@@ -225,6 +225,8 @@ OTHER_FLAGS = {
     *("max-restarts", "kills", "processes", "version", "config", "help", "adapter.delta", "pruning", "shares"),
     *("rates", "compensations", "images", "diffusers", "mae", "transformers", "networks", "repetitions", "threads"),
     *("workers", "warmup", "size", "use-ema"),
+    *("masks", "encoder", "stages", "ade20k", "crop", "flip", "pretrained", "save", "lora.rank", "max-length"),
+    *("packed", "subset", "held-out"),
 }
 
 

@@ -19,14 +19,10 @@ sys.path.insert(0, str(ROOT / "examples"))  # as for a script that is started th
 import classification
 import classification_adapter
 import hf_trainer
-import language
-import language_adapter
 import lightning_module
 import plain_loop
 import restoration
 import restoration_adapter
-import segmentation
-import segmentation_adapter
 import toy
 from fit import Training
 
@@ -173,22 +169,6 @@ def test_classification(tmp_path: Path, capsys) -> None:
     assert visited < full == 5 * 144
 
 
-def test_segmentation(tmp_path: Path, capsys) -> None:
-    data = Data(str(draw_images(tmp_path / "images", 200, size=24)), held_out=20)
-    training = Training(epochs=8, batch_size=16, lr=3e-3, policy="importance", budget=0.8)
-    assert segmentation.main(data=data, training=training) > 0.5  # a third is what the background alone gives
-    visited, full = message(capsys)
-    assert visited == round(0.8 * full)
-
-
-def test_language(capsys) -> None:
-    training = Training(epochs=8, batch_size=32, lr=4e-3)
-    trained = language.main(samples=1500, width=64, training=training)
-    visited, full = message(capsys)
-    assert visited < 0.9 * full
-    assert trained > 0.3 > language.main(samples=100, width=64, training=Training(epochs=1))
-
-
 def test_restoration(tmp_path: Path, capsys) -> None:
     """InfoBatch prunes it, images get better, and FLOPs are those of the budget."""
     data = Data(str(draw_images(tmp_path / "images", 80, size=11)), held_out=16)
@@ -260,32 +240,6 @@ def test_the_restoration_objective_trains_a_classifier_in_the_loop(tmp_path: Pat
     config = parse([*map(str, words)], **train_diffusion.START, output_dir="", help="")
     train_diffusion.main(config)
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-
-
-def test_masks_show_the_label_where_something_is_shown() -> None:
-    image = torch.tensor([[[[-1.0, 0.0], [0.5, -0.9]]]])
-    batch = Batch(image, torch.tensor([3]), torch.tensor([0]), torch.zeros(1))
-    assert segmentation_adapter.Segmentation().masks(batch).tolist() == [[[10, 3], [3, 10]]]
-
-
-def test_a_sequences_loss_is_its_own() -> None:
-    """Neither padding, nor the instruction's tokens, nor other sequences are part of it."""
-    torch.manual_seed(0)
-    adapter = language_adapter.Instruction()
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    config = language.GPT2Config(vocab_size=256, n_positions=64, n_embd=32, n_layer=2, n_head=2, **ends)
-    model = language.GPT2LMHeadModel(config).eval()
-    tokens, answer = language.encoded([("copy abc", "abc"), ("sort hgfedcb", "bcdefgh"), ("add 1 2", "3")])
-    batch = language_adapter.Sequences(tokens, answer, torch.arange(3))
-    together = adapter(model, batch, None).loss
-    for row in range(3):
-        length = int(answer[row].nonzero().max()) + 1
-        alone = language_adapter.Sequences(
-            *(field[row : row + 1, :length] for field in (tokens, answer)), torch.arange(1)
-        )
-        torch.testing.assert_close(adapter(model, alone, None).loss[0], together[row])
-        labels = alone.tokens.masked_fill(~alone.answer, -100)
-        torch.testing.assert_close(model(alone.tokens, labels=labels).loss, together[row])
 
 
 def test_the_classification_score_has_no_label_smoothing() -> None:

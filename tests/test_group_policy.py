@@ -21,7 +21,9 @@ sys.path.insert(0, str(ROOT / "examples"))  # as for a script that is started th
 
 import group_policy
 import group_policy_adapter as adapter
-from group_policy_adapter import GroupPolicy, Rollouts, advantages, kept, pack, packed_logits
+from group_policy_adapter import GroupPolicy, Rollouts, advantages, kept
+from language_adapter import Sequences
+from language_data import collate, made
 
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG, generator
@@ -30,11 +32,10 @@ ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
 DROPS = ("random", "dppo", "proportional")  # the unbiased rules that draw
 
 
-def language_model(attention: str = "sdpa") -> GPT2LMHeadModel:
+def language_model() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     drop: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = GPT2Config(vocab_size=40, n_positions=24, n_embd=16, n_layer=2, n_head=2, **ENDS, **drop)
-    config._attn_implementation = attention
     return GPT2LMHeadModel(config)
 
 
@@ -165,34 +166,6 @@ def test_the_loss_is_grpos(example) -> None:
     assert score is not None and float(score) == pytest.approx(float(gain.abs().mean()))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_logits_are_those_of_each_sequence_alone(attention: str) -> None:
-    model = language_model(attention).eval()
-    length = torch.randint(1, 15, (9,), generator=generator(2))
-    tokens = torch.randint(1, 40, (9, 16), generator=generator(4))
-    with torch.no_grad():
-        together = packed_logits(model, tokens, length, 20)
-        assert len(pack(length.tolist(), 20)) < 9  # some share a row
-        for row, n in enumerate(length.tolist()):
-            alone = model(tokens[row : row + 1, :n]).logits[0]
-            torch.testing.assert_close(together[row, :n], alone, atol=1e-5, rtol=0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 30), max_size=40), st.integers(30, 60))
-def test_packing_loses_and_splits_nothing(lengths: list[int], tokens: int) -> None:
-    bins = pack(lengths, tokens)
-    assert sorted(each for members in bins for each in members) == list(range(len(lengths)))
-    used = [sum(lengths[each] for each in members) for members in bins]
-    assert sum(used) == sum(lengths) and all(0 < each <= tokens for each in used)
-    assert sum(2 * each <= tokens for each in used) <= 1  # else two bins would be one
-
-
-def test_a_sequence_longer_than_a_bin_is_an_error() -> None:
-    with pytest.raises(ValueError, match="a sequence has 31 tokens and a bin holds 30"):
-        pack([4, 31], 30)
-
-
 @pytest.mark.parametrize("rule", adapter.RULES)
 def test_groups_of_equal_rewards_have_zero_advantages(rule: str) -> None:
     reward = torch.tensor([[0.0], [1.0], [0.1], [1 / 3]]).expand(4, 8)
@@ -218,23 +191,28 @@ def test_the_kept_completions_do_not_depend_on_the_batch(seed: int, share: float
     assert rule == "nonzero" or (mask.sum(dim=1) >= max(1, int(8 * (1 - share) - 1e-6))).all() or rule == "dppo"
 
 
+def sequences(pairs: list[tuple[str, str]], rows: slice = slice(None)) -> Sequences:
+    """Some of the prompts with their answers, one in a row."""
+    texts = [(a, torch.tensor([*f"{a}{b}".encode(), group_policy.END])) for a, b in pairs]
+    return collate([(i, tokens, len(a)) for i, (a, tokens) in [*enumerate(texts)][rows]])
+
+
 def test_sampled_completions_have_the_models_probabilities() -> None:
     """Right-padded prompts and cached keys change nothing; neither do the other prompts of the batch."""
     torch.manual_seed(1)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=32, n_embd=16, n_layer=2, n_head=2, **ENDS)).eval()
     for parameter in model.parameters():
         parameter.data *= 3  # far from uniform
-    pairs = group_policy.instructions(12, 0)
-    data = group_policy.Sequences(*group_policy.encoded(pairs), torch.arange(12))
+    pairs = made(12, 0)
 
     def sampled(rows: slice) -> Rollouts:
-        part = group_policy.Sequences(*(field[rows] for field in data))
+        part = sequences(pairs, rows)
         return group_policy.rollouts(model, part, SampleRNG(0, index=part.index).uniform(4, group_policy.ANSWER))
 
     found, half = sampled(slice(None)), sampled(slice(0, None, 2))
     assert torch.equal(found.tokens[::2], half.tokens) and torch.equal(found.length[::2], half.length)
     for q, (instruction, answer) in enumerate(pairs):
-        assert int(found.prompt[q]) == len(instruction) + 1
+        assert int(found.prompt[q]) == len(instruction)
         for i in range(4):
             tokens, prompt, length = found.tokens[q, i], int(found.prompt[q]), int(found.length[q, i])
             with torch.no_grad():
@@ -246,19 +224,37 @@ def test_sampled_completions_have_the_models_probabilities() -> None:
             assert float(found.reward[q, i]) == (said == answer.encode() + b"\0")
 
 
+class Peaked(torch.nn.Module):
+    """Adds `scale` to the logit of the right next token of the only prompt, by position; all other logits are 0."""
+
+    def __init__(self, tokens: Tensor, scale: float) -> None:
+        super().__init__()
+        self.scale, self.next = scale, torch.nn.functional.pad(tokens[0, 1:], (0, group_policy.ANSWER))
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=True):
+        at = torch.arange(input_ids.shape[1])[None] if position_ids is None else position_ids
+        logits = torch.nn.functional.one_hot(self.next[at], 256) * self.scale
+        return SimpleNamespace(logits=logits.expand(len(input_ids), -1, -1))
+
+
 def test_the_right_answer_is_rewarded() -> None:
-    class Knows(torch.nn.Module):
-        """Predicts the answer of the only prompt, by position."""
-
-        def forward(self, input_ids, attention_mask, position_ids=None, cache=None, use_cache=True):
-            at = torch.arange(input_ids.shape[1])[None] if position_ids is None else position_ids
-            logits = torch.nn.functional.one_hot(tokens[0, at + 1], 256) * 100.0
-            return SimpleNamespace(logits=logits.expand(len(input_ids), -1, -1))
-
-    tokens, answer = group_policy.encoded([("copy abc", "abc")])
-    data = group_policy.Sequences(tokens, answer, torch.zeros(1, dtype=torch.int64))
-    found = group_policy.rollouts(Knows(), data, torch.full((1, 1, group_policy.ANSWER), 0.5))
+    data = sequences([("copy abc=", "abc")])
+    model = Peaked(data.tokens, 100.0)
+    found = group_policy.rollouts(model, data, torch.full((1, 1, group_policy.ANSWER), 0.5))
     assert float(found.reward) == 1 and int(found.length) == len("copy abc=abc") + 1
+
+
+@pytest.mark.parametrize(("answer", "scale"), [("7", 5.5), ("abc", 7.0), ("abcdefg", 8.0), ("abcdefg", 9.0)])
+def test_the_expected_reward_is_the_mean_reward_of_sampled_completions(answer: str, scale: float) -> None:
+    data = sequences([(f"copy {answer}=", answer)])
+    model, count = Peaked(data.tokens, scale), 2000
+    expected, exact = group_policy.evaluate(model, data)
+    uniform = SampleRNG(7, index=data.index).uniform(count, group_policy.ANSWER)
+    reward = float(group_policy.rollouts(model, data, uniform).reward.mean())
+    assert 0.1 < expected < 0.9 and exact == 1
+    assert abs(reward - expected) < 4 * (expected * (1 - expected) / count) ** 0.5
+    with_a_wrong_one = sequences([(f"copy {answer}=", answer), (f"copy {answer}=", f"{answer[:-1]}h")])
+    assert group_policy.evaluate(model, with_a_wrong_one) == (pytest.approx(expected / 2, rel=0.01), 0.5)
 
 
 SMALL = group_policy.Settings(
@@ -276,9 +272,8 @@ def test_the_example_runs_and_reports_its_cost(tiny, tmp_path: Path, capsys) -> 
     file = tmp_path / "record.json"
     record = group_policy.main(replace(SMALL, output=file))
     line = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(
-        r"exact match .* rollouts .* GFLOPs, updates .* GFLOPs, skipped .* of prompts, .*completions", line
-    )
+    cost = "rollouts .* GFLOPs, updates .* GFLOPs, skipped .* of prompts, .* of completions"
+    assert re.fullmatch(f"expected reward .* -> .*, greedy exact match .* -> .*, {cost}", line)
     assert json.loads(file.read_text()) == record
     assert len(record["history"]) == 3 and record["rollout_flops"] > 0 and record["update_flops"] > 0
     assert 0 <= record["prompts_skipped"] < 1 and 0 <= record["completions_skipped"] < 1

@@ -39,7 +39,7 @@ def test_the_wheel_has_one_top_level_name(site: Path) -> None:
     assert {path.name.partition("-")[0] for path in site.iterdir()} == {"pretrain", "infobatch_pretrain"}
 
 
-@pytest.mark.parametrize("command", ["diffusion", "mae"])
+@pytest.mark.parametrize("command", ["diffusion", pytest.param("mae", marks=pytest.mark.slow)])
 def test_both_programs_train_from_an_empty_folder_where_the_user_has_models_too(
     command: str, site: Path, tmp_path: Path
 ) -> None:

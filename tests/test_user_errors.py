@@ -1,24 +1,108 @@
 """What the programs can't use is a UserError in one sentence, and nothing is written."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from programs import common, final, refused, train
 
 import train_diffusion
 import train_mae
 from pretrain.config.cli import parse
-from pretrain.core.errors import UserError
+from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.distributed import launch
 
 
-@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
-def test_a_model_is_not_sharded(way: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+@pytest.mark.parametrize(("way", "flag"), [("FSDP", "true"), ("DEEPSPEED", "1")])
+def test_a_model_is_not_sharded(way: str, flag: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", flag)
     message = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
     assert f"launched with {way}, which shards the model" in message and not (tmp_path / "run").exists()
+
+
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        *(({name: "x"}, f"{name} must be a whole number") for name in launch.NUMBERS),
+        *(({**TWO, name: ""}, name) for name in TWO),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number from 1"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK is set and WORLD_SIZE is not"),
+        (TWO | {"RANK": "2"}, "RANK must be below 2"),
+        (TWO | {"MASTER_PORT": "65536"}, "MASTER_PORT must be a whole number from 0 to 65,535"),
+        (TWO, "can't meet at MASTER_ADDR 127.0.0.1, MASTER_PORT 29500: no route"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "give --compile instead"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "which shards the model"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "give --precision bf16"),
+    ],
+)
+def test_variables_of_launchers_that_are_wrong(
+    environment: dict[str, str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Whichever process notices it: one sentence, also if its rank is not to be read."""
+
+    def alone(**_: object) -> None:
+        raise torch.distributed.DistNetworkError("no route\nC++ stack")
+
+    monkeypatch.setattr(launch, "Accelerator", alone)
+    monkeypatch.setattr(launch, "PartialState", alone)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for begin in (lambda: launch.start(tmp_path / "run", "no", None), launch.join):
+        if "ACCELERATE" in str(environment) and begin is launch.join:
+            continue
+        with pytest.raises(SystemExit) as left, exit_on_user_error():
+            begin()
+        said = capsys.readouterr().err
+        assert left.value.code == 2 and message in said and said.count("\n") == 1 and said.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [
+        ("--config", "NAME/a.yaml"),
+        ("--adapter", "NAME/a.py"),
+        ("--resume", "NAME/checkpoints/step-1"),
+        ("--data", "NAME"),
+        ("--output-dir", "NAME"),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES])
+def test_a_path_that_the_system_refuses_is_one_sentence(
+    setting: str, path: str, number: int, pictures: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Too long, or in a folder of another user; Path.exists() raises for both."""
+    folder = tmp_path / ("n" * (256 if number == errno.ENAMETOOLONG else 9))
+    stat = os.stat
+
+    def refusing(path, *arguments, **more):
+        if isinstance(path, (str, os.PathLike)) and str(folder) in str(path) and number == errno.EACCES:
+            raise PermissionError(number, os.strerror(number), str(path))
+        return stat(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    words = [*common(pictures, tmp_path / "run"), setting, path.replace("NAME", str(folder))]
+    with pytest.raises(SystemExit) as left, exit_on_user_error():
+        train("train_diffusion.py", *words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and said.startswith("error: ") and str(folder) in said
+    assert os.strerror(number) in said and not (tmp_path / "run").exists()
+
+
+def test_a_loop_of_links_is_one_sentence(pictures: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(SystemExit) as left, exit_on_user_error():
+        train("train_diffusion.py", *common(pictures, tmp_path / "loop"))
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and str(tmp_path / "loop") in said
 
 
 def test_a_user_error_is_one_line_and_exit_status_2(tmp_path: Path, program) -> None:

@@ -64,6 +64,9 @@ class CheckpointWriter:
             flush()
         except OSError as error:
             self.failure = error
+            if error.filename:
+                self.failure = OSError(f"{error.filename} can't be written: {error.strerror}")
+                self.failure.__cause__ = error  # for `limit_reached`
         else:
             self._thread = Thread(target=self._write, args=(step, state.copied()), name="checkpoint", daemon=True)
             self._thread.start()

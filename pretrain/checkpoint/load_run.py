@@ -13,6 +13,7 @@ from pretrain.config.build import build_model
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, warn
+from pretrain.core.files import expand
 from pretrain.data.autoencoder import SUBFOLDERS, Autoencoder, open_autoencoder
 from pretrain.data.fingerprint import describe_changes, fingerprints
 from pretrain.data.sources import Source, open_data
@@ -90,7 +91,7 @@ class LoadedRun:
         made_by = self.state.values["images"].get("autoencoder")
         if made_by is None:
             return None
-        folders = [Path(self.config.data.source).expanduser() / "vae"]
+        folders = [expand(self.config.data.source) / "vae"]
         folders += [self.folder / "model" / name for name in SUBFOLDERS]
         for folder in (folder for folder in folders if (folder / "config.json").is_file()):
             if (found := open_autoencoder(folder)).fingerprint == made_by:

@@ -15,9 +15,10 @@ import yaml
 
 from pretrain import __version__
 from pretrain.checkpoint import storage
+from pretrain.config.cli import read_plain_yaml
 from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.core.errors import UserError
-from pretrain.core.files import atomic_write, hold, open_own, own_folder, release, require_plain, require_utf8
+from pretrain.core.files import atomic_write, expand, hold, open_own, own_folder, release, require_plain, require_utf8
 
 LOCK = ".lock"
 FILES = {
@@ -45,7 +46,7 @@ def resume_from(config: Config) -> storage.FoundCheckpoint | None:
     """
     folder = config.output_dir
     require_utf8(folder)
-    data = Path(config.data.source).expanduser()
+    data = expand(config.data.source)
     if data.exists() and folder.resolve() in (data.resolve(), *data.resolve().parents):
         raise UserError(f"--output-dir {folder}: --data {data} is inside it; name another folder")
     auto = config.resume == "auto"
@@ -75,7 +76,7 @@ def _checkpoint(folder: Path, resume: str) -> storage.FoundCheckpoint:
         if newest is None:
             raise UserError(f"--resume: {folder} has no checkpoint; start without --resume, or with --overwrite")
         return newest
-    path = Path(resume).expanduser()
+    path = expand(resume)
     if not path.is_dir() or path.resolve().parent.name != "checkpoints":
         raise UserError(f"--resume {resume}: there is no such checkpoint; those of a run are in its checkpoints/")
     if path.resolve().parent.parent != folder.resolve():
@@ -89,8 +90,8 @@ def _checkpoint(folder: Path, resume: str) -> storage.FoundCheckpoint:
 def _is_run(folder: Path) -> bool:
     """Whether the folder's config.yaml was written by `prepare`, not by another program."""
     try:
-        written = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        written = read_plain_yaml(folder / "config.yaml")
+    except (OSError, ValueError):
         return False
     return isinstance(written, dict) and {"adapter", "model", "output_dir", "pruning"} <= written.keys()
 
@@ -179,7 +180,7 @@ def prepare(config: Config, resumed: storage.FoundCheckpoint | None) -> Lock:
                 path.rename(path.with_suffix(".damaged"))
         with atomic_write(folder / "config.yaml") as file:  # the first file: it marks the folder as a run's
             settings = {name: value for name, value in config.to_dict().items() if name not in LAUNCH_ONLY}
-            file.write_text(_versions() + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            file.write_text(_versions() + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), "utf-8")
         own_folder(folder / "pictures")
     except OSError as error:
         raise UserError(f"--output-dir {folder}: can't be written to: {error}") from None

@@ -5,6 +5,7 @@ manifest has a hash of each file; a checkpoint that differs from its manifest is
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -171,7 +172,7 @@ def _remove(folder: Path, newest: Path, keep: int, hours: float | None) -> None:
     if hours is not None:
         first: dict[int, Path] = {}
         for path in earlier:
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
                 seconds = read_json(path / NAME)["seconds"]
                 first.setdefault(int(seconds // (3600 * hours)), path)
         kept |= {*first.values()}
@@ -209,6 +210,9 @@ def load(path: Path) -> State:
     try:
         names = verify(path)
         values = read_json(path / "state.json")
+        step = values.get("step") if isinstance(values, dict) else None
+        if _step(path) not in (None, step):
+            raise Damaged(f"it is the checkpoint of step {step} under the name of another one; rename it")
         return State({name[:-12]: load_file(path / name) for name in names if name.endswith(".safetensors")}, values)
     except (Damaged, OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
@@ -246,7 +250,7 @@ def restoring(found: FoundCheckpoint | None) -> Iterator[None]:
     values = found.state.values
     try:
         for name, kind in VALUE_TYPES.items():
-            if not isinstance(values[name], kind) or (kind is int and values[name] < 0):
+            if not isinstance(values[name], kind) or (kind in (int, float) and not 0 <= values[name] < math.inf):
                 raise TypeError(f"{name} is {values[name]!r}")
         if not all(isinstance(name, str) for name in values["bad_images"]):
             raise TypeError("bad_images are not names")

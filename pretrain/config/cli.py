@@ -6,10 +6,11 @@ torch: `--help` and the error for a wrong setting come at once.
 
 import dataclasses
 import os
+import re
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,14 +23,18 @@ from pretrain.config import registry, trusted_code
 from pretrain.config.schema import LAUNCH_ONLY, AdapterSection, Config, ModelSection, flat
 from pretrain.config.tyro_parser import parse_settings, settings_of, unknown_setting
 from pretrain.core.errors import UserError
-from pretrain.core.files import read_json
+from pretrain.core.files import expand, read_json
 
 # torch prints stack traces for C++ warnings, which would bury our own message (distributed/heartbeat.py).
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loads plain values: no aliases, by which a small file can expand without end, and no name twice."""
+    """Loads mappings, lists, null and text: a number is the text as written, for the type of its setting to decide.
+
+    YAML 1.1 reads `no` as false, 010 as 8, 1:30 as 90 and 1.10 as 1.1, also where a name is meant. There are no
+    aliases, by which a small file can expand without end, no name twice, and no tags of other types.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -37,14 +42,60 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.YAMLError(f"{name} is given twice")
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for name in names:
+                if names.count(name) > 1:
+                    raise yaml.YAMLError(f"{name} is given twice")
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        if "\0" in text:
+            raise yaml.YAMLError(f"{text!r} has a null character; remove it")
+        os.fsencode(text)  # a lone surrogate is a UnicodeEncodeError
+        return text
+
+
+_TAG = "tag:yaml.org,2002:"
+_PlainLoader.yaml_constructors = {
+    None: yaml.SafeLoader.construct_undefined,
+    **{_TAG + kind: yaml.SafeLoader.yaml_constructors[_TAG + kind] for kind in ("map", "seq", "null")},
+    **dict.fromkeys(
+        [_TAG + kind for kind in ("str", "int", "float", "bool", "timestamp", "value")], _PlainLoader.construct_text
+    ),
+}
 
 MAX_BYTES = 1 << 20  # of a recipe
+EMPTY = object()  # in place of a section without settings
+SECTIONS = {"adapter", "model"} | {
+    field.name for field in dataclasses.fields(Config) if field.default_factory is not dataclasses.MISSING
+}
+
+
+def read_plain_yaml(path: Path) -> Any:
+    """The content of a YAML file, UTF-8 or, with a byte-order mark, UTF-16: dicts, lists, None, and text as written.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is too large, or not plain YAML.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"a recipe has at most {MAX_BYTES:,} bytes, got {size:,}; name another file")
+    try:
+        return _PlainLoader(path.read_bytes()).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()).replace('in "<byte string>", line', "in line")
+        raise ValueError(f"not plain YAML: {reason}") from None
+
+
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a file by dotted name, in its order; a section without settings is `EMPTY`."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", EMPTY if value == {} else value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -52,21 +103,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = get_close_matches(path.name, [item.name for item in path.parent.glob("*.yaml")], 1, 0.3)
         raise UserError(f"--config {path}: there is no such file{f'; did you mean {near[0]}?' if near else ''}")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise UserError(f"--config {path}: a recipe has at most {MAX_BYTES:,} bytes, got {size:,}; name another file")
     try:
-        tree = _PlainLoader(path.read_text()).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config {path}: not plain YAML: {' '.join(str(error).split())}") from None
+        tree = read_plain_yaml(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config {path}: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"--config {path}: a recipe has settings, `name: value`, got {type(tree).__name__}")
-    settings = flat({str(k): v for k, v in tree.items()})
-    if given := [name for name in LAUNCH_ONLY if settings.pop(name, None)]:
-        flag = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"--config {path}: {given[0]} is taken from the command line only; remove it, and give {flag}")
+        found = {type(None): "nothing", str: "text"}.get(type(tree), "a list")
+        raise UserError(f"--config {path}: a recipe has settings, `name: value`, got {found}")
     # As on the command line, the name of a section is short for its first setting: `adapter: flow`.
     first = {"adapter": "adapter.name", "model": "model.name", "data": "data.source"}
-    return {first.get(name, name): value for name, value in settings.items()}
+    settings: dict[str, Any] = {}
+    for name, value in _leaves(tree):
+        if name in SECTIONS and (value is EMPTY or value is None):  # all its settings are comments
+            continue
+        long = first.get(name, name)
+        if long in settings:
+            raise UserError(f"--config {path}: {long} is given twice; remove one")
+        settings[long] = value
+    if given := [name for name in LAUNCH_ONLY if settings.pop(name, None) not in (None, "false", "")]:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"--config {path}: {given[0]} is taken from the command line only; remove it, and give {flag}")
+    return settings
 
 
 def _arguments(settings: dict[str, Any], cls: type, source: str) -> list[str]:
@@ -76,18 +133,27 @@ def _arguments(settings: dict[str, Any], cls: type, source: str) -> list[str]:
     for name, value in settings.items():
         if name not in known:
             raise unknown_setting(name, list(known), source)
+        kinds = (known[name], *typing.get_args(known[name]))  # of `tuple[float, float] | None` too
         if known[name] is bool:
-            if not isinstance(value, bool):
+            truth = value if isinstance(value, bool) else yaml.SafeLoader.bool_values.get(str(value).lower())
+            if truth is None:
                 raise UserError(f"{source}{name} must be true or false, got {value!r}")
             head, _, leaf = name.rpartition(".")
-            arguments.append(f"--{head}{'.' if head else ''}{'' if value else 'no-'}{leaf}")
+            arguments.append(f"--{head}{'.' if head else ''}{'' if truth else 'no-'}{leaf}")
+        elif value is EMPTY or (value is None and type(None) not in kinds):
+            raise UserError(f"{source}{name} must have a value, got {'null' if value is None else '{}'}; leave it out")
         elif isinstance(value, list):
-            if typing.get_origin(known[name]) is not tuple:
+            if not any(typing.get_origin(kind) is tuple for kind in kinds):
                 raise UserError(f"{source}{name} must be one value, got the list {value}")
             arguments += [f"--{name}", *(_item(item, f"{source}{name}") for item in value)]
         else:
-            arguments.append(f"--{name}={value}")
+            arguments.append(f"--{name}={_number(value)}")
     return arguments
+
+
+def _number(text: Any) -> str:
+    """YAML's `.inf` and `.nan` as Python spells them; anything else as it is."""
+    return re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", str(text), flags=re.IGNORECASE)
 
 
 def _item(value: Any, name: str) -> str:
@@ -96,9 +162,10 @@ def _item(value: Any, name: str) -> str:
     Raises:
         UserError: it is not a plain value, or begins like a flag.
     """
-    if not isinstance(value, (str, int, float)) or (isinstance(value, str) and value.startswith("-")):
+    flag = str(value).startswith("-") and not re.fullmatch(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", str(value))
+    if flag or not isinstance(value, (str, int, float)):
         raise UserError(f"{name} must be a list of plain values that don't begin with '-', got the item {value!r}")
-    return str(value)
+    return _number(value)
 
 
 def _value(arguments: list[str], *flags: str) -> str | None:
@@ -125,7 +192,10 @@ def _settings_of_run(folder: Path) -> tuple[Path, dict[str, Any]]:
         UserError: there are checkpoints, and no file has the settings.
     """
     if (folder / "config.yaml").is_file():
-        return folder / "config.yaml", _read_yaml(folder / "config.yaml")
+        try:
+            return folder / "config.yaml", _read_yaml(folder / "config.yaml")
+        except UserError as error:
+            raise UserError(f"{error}; without that file the settings are those of the newest checkpoint") from None
     for file in sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True):
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             found = flat(read_json(file)["config"])
@@ -151,9 +221,9 @@ def _find_recipe(arguments: list[str], recipe: Path, output_dir: str) -> tuple[l
     moved = {}  # the run may have been moved since its config.yaml was written
     if resume := _value(arguments, "--resume"):
         if resume not in ("newest", "auto"):  # <run>/checkpoints/<step>
-            output_dir = str(Path(resume).expanduser().resolve().parent.parent)
+            output_dir = str(expand(resume).resolve().parent.parent)
             moved = {"output_dir": output_dir}
-        folder = Path(_value(arguments, "--output-dir", "--output_dir") or output_dir).expanduser()
+        folder = expand(_value(arguments, "--output-dir", "--output_dir") or output_dir)
         if any(folder.glob("checkpoints/step-*")):
             recipe, settings = _settings_of_run(folder)
             return arguments, recipe, settings | {"output_dir": str(folder)}
@@ -227,18 +297,18 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     base = parse_settings(cls, _arguments(settings, cls, source), None, source)
     config = parse_settings(cls, arguments, base, "")
     for metric in config.evaluate.metrics:
-        in_file = metric if metric in (settings.get("evaluate.metrics") or ()) else ""
+        in_file = metric if metric in base.evaluate.metrics else ""
         _check_trust(in_file, None if in_file else metric, "--evaluate.metrics", recipe)
-    return _with_absolute_paths(dataclasses.replace(config, output_dir=config.output_dir.expanduser()))
+    return _with_absolute_paths(dataclasses.replace(config, output_dir=expand(config.output_dir)))
 
 
 def _with_absolute_paths(config: Config) -> Config:
     """The settings with absolute paths of the user's own .py files and subset, to resume a run from any folder."""
 
     def absolute(name: str) -> str:
-        return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+        return str(expand(name).resolve()) if name.endswith(".py") else name
 
-    subset = config.data.subset and str(Path(config.data.subset).expanduser().resolve())
+    subset = config.data.subset and str(expand(config.data.subset).resolve())
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, subset=subset),

@@ -1,5 +1,6 @@
-"""The largest whole numbers of settings; with larger ones a program would hang without an error."""
+"""Limits of the numbers in settings: whole ones with which a program would hang without an error, infinite ones."""
 
+import math
 from typing import Any
 
 MAX_INTEGER = 10**9
@@ -24,16 +25,20 @@ MAXIMA = {
 
 
 def require_in_range(settings: dict[str, Any]) -> None:
-    """Check the whole numbers among settings.
+    """Check the numbers among settings, except infinite ones of a component of the user's own.
 
     Args:
         settings: by dotted name.
 
     Raises:
-        ValueError: one is too large.
+        ValueError: one is too large, or not finite.
     """
     for name, value in settings.items():
         largest = MAXIMA.get(name, MAX_INTEGER)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and abs(number) > largest:
                 raise ValueError(f"{name} must be at most {largest:,}, got {number}")
+            section = name.partition(".")[0]
+            own = str(settings.get(f"{section}.name", "")).endswith(".py")
+            if isinstance(number, float) and not math.isfinite(number) and not own:
+                raise ValueError(f"{name} must be a finite number, got {number}")

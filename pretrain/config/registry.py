@@ -56,7 +56,7 @@ def find(kind: str, name: str) -> Path:
 
 def _parsed(path: Path, source: str) -> ast.Module:
     try:
-        return ast.parse(path.read_text(), str(path))
+        return ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: not a Python file: {error}") from None
 

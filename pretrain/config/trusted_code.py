@@ -11,22 +11,25 @@ from contextlib import suppress
 from pathlib import Path
 
 from pretrain.core.errors import UserError
+from pretrain.core.files import expand
 
 VARIABLE = "PRETRAIN_TRUST"  # environment variable: further files, for one command
 
 
 def _list_file() -> Path:
-    folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(folder).expanduser() / "infobatch-pretrain" / "named.txt"
+    folder = expand(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
+    if not folder.is_absolute():  # there is no home folder
+        raise OSError(f"{folder} is not an absolute path")
+    return folder / "infobatch-pretrain" / "named.txt"
 
 
 def _path(name: str) -> str:
-    return str(Path(name).expanduser().resolve())
+    return str(expand(name).resolve())
 
 
 def file_hash(name: str) -> str:
     """SHA-256 of a file's content; "" if it can't be read."""
-    with suppress(OSError), Path(name).expanduser().open("rb") as file:
+    with suppress(OSError), expand(name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
     return ""
 
@@ -34,7 +37,7 @@ def file_hash(name: str) -> str:
 def _trusted() -> set[tuple[str, str]]:
     """(hash, path) of the files that were named on a command line."""
     with suppress(OSError, UnicodeDecodeError):
-        lines = _list_file().read_text().splitlines()
+        lines = _list_file().read_text("utf-8", "surrogateescape").splitlines()
         return {(digest, path) for digest, _, path in (line.partition("  ") for line in lines)}
     return set()
 
@@ -50,7 +53,7 @@ def trust(name: str) -> None:
         return
     try:
         _list_file().parent.mkdir(parents=True, exist_ok=True)
-        with _list_file().open("a") as file:
+        with _list_file().open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write("  ".join(entry) + "\n")
     except OSError:  # without a home directory it holds for this command only
         os.environ[VARIABLE] = os.pathsep.join([*filter(None, [os.environ.get(VARIABLE)]), _path(name)])

@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import re
+import shutil
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,9 @@ from typing import Any
 
 import tyro
 
-from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.errors import UserError, exit_on_user_error, writing_output
+
+MIN_COLUMNS = 20  # below 10 tyro never ends to break lines
 
 
 def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -64,6 +68,15 @@ def _sentence(box: str) -> str:
     return sentence or box.strip()
 
 
+def _show_help(function: Callable[..., Any], **options: Any) -> None:
+    """Print the help, and exit."""
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
+    with writing_output():
+        tyro.cli(function, **options)
+    raise SystemExit(0)  # nothing could be written
+
+
 def parse_settings(cls: type, arguments: list[str], default: Any, source: str) -> Any:
     """An instance of a dataclass from arguments.
 
@@ -77,7 +90,7 @@ def parse_settings(cls: type, arguments: list[str], default: Any, source: str) -
         UserError: an argument is unknown or has a wrong value.
     """
     if {"-h", "--help"} & set(arguments):
-        return tyro.cli(cls, args=arguments, default=default)
+        _show_help(cls, args=arguments, default=default)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -108,7 +121,7 @@ def call_with_options(function: Callable[..., Any], prog: str, arguments: list[s
         UserError: an argument is unknown, missing or has a wrong value.
     """
     if {"-h", "--help"} & set(arguments):
-        tyro.cli(function, prog=prog, args=arguments)
+        _show_help(function, prog=prog, args=arguments)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):

@@ -5,9 +5,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from pretrain.core.text import printable
 
+# Errors of a path, and no program's: permissions, names, disks. Path.exists() raises some of them, too.
+OF_A_PATH = {
+    getattr(errno, name, None)
+    for name in ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EDQUOT", "EIO", "ESTALE")
+}
 OPEN_FILES = ("Too many open files", "received 0 items of ancdata")  # the second is torch's message
 
 
@@ -25,9 +31,15 @@ class UserError(ValueError):
         self.local = local
 
 
+def _rank() -> str:
+    """This process's rank in a launch of several; "0" without one, whatever else the environment has."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
+    return os.environ.get("RANK", "0") if several else "0"
+
+
 def warn(message: str) -> None:
     """Print a warning to stderr, on rank 0 only; for code that has no `Display`."""
-    if os.environ.get("RANK", "0") == "0":
+    if _rank() == "0":
         _print(f"warning: {printable(message)}")
 
 
@@ -59,10 +71,37 @@ def limit_reached(error: BaseException) -> str:
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Exit with one line on stderr: status 2 on `UserError` or if memory ran out, 130 on an interrupt."""
-    rank = os.environ.get("RANK", "0")
+def writing_output() -> Iterator[None]:
+    """A context for writing to stdout; it ends without an error if no process reads the pipe or the disk is full."""
     try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # what is still in the buffer
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_interpreter() -> None:
+    """Give libraries streams to write to if they were closed, and refuse to run without docstrings."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end of the process
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "python -OO (PYTHONOPTIMIZE=2) removes docstrings, which --help and diffusers need; use -O at most"
+        )
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Exit with one line on stderr: status 2 on `UserError`, a path that can't be used or memory that ran out; 130 on
+    an interrupt.
+    """
+    rank = _rank()
+    try:
+        _check_interpreter()
         yield
     except UserError as error:
         if rank == "0" or error.local:
@@ -71,6 +110,13 @@ def exit_on_user_error() -> Iterator[None]:
     except Exception as error:
         if limit := limit_reached(error):
             _print(f"error: [rank {rank}] {limit}; a run can be resumed from its last checkpoint with --resume")
+            sys.exit(2)
+        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_A_PATH:
+            path = printable(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
+            _print(f"error: [rank {rank}] {path}: {error.strerror}; give a path that this user can read or write")
+            sys.exit(2)
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # of Path.resolve()
+            _print(f"error: [rank {rank}] {printable(str(error))}; give a path without it")
             sys.exit(2)
         if not is_out_of_memory(error):
             raise

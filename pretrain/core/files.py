@@ -18,11 +18,29 @@ from pretrain.core.errors import UserError
 _held: dict[Path, tuple[int, int]] = {}  # device and inode of the folders of runs that this process writes
 
 
+def expand(path: str | Path) -> Path:
+    """The path with `~` and `~user` as their home folders; as it is if there is no such user or home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises a RuntimeError then
+
+
+def flush(handle: int) -> None:
+    """Wait until what was written to a file descriptor is on disk, where the file system can say so.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # of folders on some network file systems
+            raise
+
+
 def fsync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        flush(handle)
     finally:
         os.close(handle)
 
@@ -193,6 +211,6 @@ def read_json(path: Path) -> Any:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, f"{path} is not a regular file")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None

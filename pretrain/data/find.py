@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
-from pretrain.core.files import read_json
+from pretrain.core.files import expand, read_json
 from pretrain.core.text import printable
 from pretrain.data.files import SAVED_SPLITS, Node, Scan, scan, to_text
 from pretrain.data.report import Report
@@ -79,7 +79,7 @@ def find_parts(data: Data, report: Report) -> list[Part]:
     Raises:
         UserError: there are none, they can't be read, or what is meant is ambiguous.
     """
-    source, path = data.source, EMBEDDED.get(data.source, Path(data.source).expanduser())
+    source, path = data.source, EMBEDDED.get(data.source, expand(data.source))
     try:
         if path.is_file():
             if path.suffix.lower() != ".parquet":

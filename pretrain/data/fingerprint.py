@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.core.files import expand
 from pretrain.data.files import from_text
 from pretrain.data.images import Images
 
@@ -57,7 +58,7 @@ def fingerprint(images: Images) -> Tensor:
 
 def _rows(images: Images) -> Iterator[tuple[str, int, bytes | None, int]]:
     """Yield each sample's name, label, encoded bytes if the table holds them, and their number."""
-    root = Path(images.data.source).expanduser()
+    root = expand(images.data.source)
     for start in range(0, len(images.rows), CHUNK):
         rows = images.table[images.rows[start : start + CHUNK].tolist()]
         if "image" in rows:
@@ -88,10 +89,8 @@ def _size(file: str | None) -> int:
 
 
 def _read(name: str, images: Images) -> bytes:
-    if images.reading.folders is None:
-        file = os.path.join(Path(images.data.source).expanduser(), name)  # noqa: PTH118
-    else:
-        file = images.file_of(name)
+    source = expand(images.data.source)
+    file = os.path.join(source, name) if images.reading.folders is None else images.file_of(name)  # noqa: PTH118
     try:
         return Path(file).read_bytes() if file and Path(file).is_file() else b""
     except OSError:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
+from pretrain.core.files import expand
 from pretrain.core.rng import generator
 from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
@@ -156,7 +157,7 @@ def _with_range(seen: list[ImageInfo], column: str, data: Data, report: Report, 
 
 def is_cache(source: str) -> bool:
     """Whether `source` is a folder of latents, complete or not."""
-    return any(_holds(Path(source).expanduser(), name) for name in (latents.MANIFEST, latents.UNFINISHED))
+    return any(_holds(expand(source), name) for name in (latents.MANIFEST, latents.UNFINISHED))
 
 
 def _holds(folder: Path, name: str) -> bool:
@@ -176,7 +177,7 @@ def open_data(data: Data, seed: int) -> Source:
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it also raises
-    folder = Path(data.source).expanduser()
+    folder = expand(data.source)
     if _holds(folder, latents.MANIFEST):
         return _latents(folder, data, seed)
     if _holds(folder, latents.UNFINISHED):

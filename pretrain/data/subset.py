@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.errors import UserError
-from pretrain.core.files import read_json
+from pretrain.core.files import expand, read_json
 
 OWN = "a list of your own"  # the method of a file that does not name one
 BIAS = {True: "biased", False: "unbiased (over seeds; this is one draw)", None: "whether it is biased is not known"}
@@ -79,7 +79,7 @@ def read_subset(file: str | Path, size: int) -> Subset:
     """
     flag = f"--data.subset {file}"
     try:
-        found = read_json(Path(file).expanduser())
+        found = read_json(expand(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{flag}: it can't be read as JSON: {' '.join(str(error).split())}") from None
     values = {"indices": found} if isinstance(found, list) else found

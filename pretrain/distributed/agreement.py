@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pretrain import __version__
 from pretrain.core.errors import UserError
+from pretrain.core.files import expand
 from pretrain.distributed.collectives import all_gather_set, all_reduce_max, rank_and_world_size
 
 SHOWN = 3  # differing settings that the message names
@@ -51,8 +52,8 @@ def _described(value: Any) -> str:
     """The value and, if it names a file, the hash of the file's content."""
     if isinstance(value, Path):
         return str(value.absolute())
-    if isinstance(value, str) and "\0" not in value and len(value) < 1024 and Path(value).expanduser().is_file():
-        with Path(value).expanduser().open("rb") as file:
+    if isinstance(value, str) and "\0" not in value and len(value) < 1024 and expand(value).is_file():
+        with expand(value).open("rb") as file:
             return f"{value} (SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]})"
     return repr(value)
 

@@ -30,6 +30,11 @@ from pretrain.core.errors import UserError
 from pretrain.distributed.agreement import require_same_settings
 from pretrain.distributed.heartbeat import Heartbeat
 
+NUMBERS = {
+    name: 2**16 - 1
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+}  # variables of launchers, and the largest values
+REQUIRED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # for several processes
 GRACE = 30.0  # seconds in which a process's own signal counts as the one that another process received before it
 
 
@@ -45,21 +50,26 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
         UserError: the launcher started another number of processes than requested, it was configured for another
             precision or for sharding the model, or the precision or the tracker is not available here.
     """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", precision):
+    _check_environment()
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if launched not in ("", "no", precision):
         raise UserError(
             f"accelerate was launched with mixed precision {launched}, the run has --precision {precision}; give "
             f"--precision {launched}"
         )
-    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{plugin}", "").lower() == "true":
+    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "").lower() not in ("", "0", "false", "no", "off"):
             raise UserError(
                 f"accelerate was launched with {plugin}, which shards the model; here it must fit into each device: "
                 "launch without it, and save memory by --gradient-checkpointing and --micro-batch auto"
             )
+    if (dynamo := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "").lower()) not in ("", "no"):
+        raise UserError(
+            f"accelerate was launched with the dynamo backend {dynamo}; launch without it, and give --compile instead"
+        )
     rendezvous: dict[str, Any] = _rendezvous()
     folder = ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "trackers"))
-    try:
+    with _reported():
         accelerator = Accelerator(
             # Otherwise torchrun on a CPU gives independent runs that all have rank 0.
             cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(),
@@ -70,8 +80,6 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
             project_config=folder,
             kwargs_handlers=[InitProcessGroupKwargs(**rendezvous)] if rendezvous else None,
         )
-    except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from None
     _check_world_size(accelerator.num_processes)
     _stop_with_launcher()
     if tracker and not accelerator.log_with:
@@ -86,11 +94,55 @@ def join() -> PartialState:
     Raises:
         UserError: the launcher started another number of processes than requested, or with different arguments.
     """
-    state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(), **_rendezvous())
+    _check_environment()
+    with _reported():
+        state = PartialState(cpu="WORLD_SIZE" in os.environ and not torch.cuda.is_available(), **_rendezvous())
     _check_world_size(state.num_processes)
     atexit.register(state.destroy_process_group)
     require_same_settings({"the command": shlex.join(sys.argv[1:])})
     return state
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Errors of accelerate, and of torch if the processes don't find each other, as errors of one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    except torch.distributed.DistError as error:
+        address = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
+        reason = str(error).split("\n")[0][:300]
+        raise UserError(f"the processes of the launch can't meet at {address}: {reason}", local=True) from None
+
+
+def _check_environment() -> None:
+    """Check the environment variables by which a launcher tells a process which one of them it is.
+
+    Raises:
+        UserError: one is missing or is not what it should be. Any process can be the only one with such an error.
+    """
+    hint = "start with torchrun or accelerate launch, which set it, or unset it"
+    given: dict[str, int] = {}
+    for name, largest in NUMBERS.items():
+        text = os.environ.get(name)
+        if text is None:
+            continue
+        smallest = int(name == "WORLD_SIZE")
+        if not (text.isascii() and text.isdigit() and smallest <= int(text) <= largest):
+            allowed = f"a whole number from {smallest} to {largest:,}"
+            raise UserError(f"the environment variable {name} must be {allowed}, got {text!r}; {hint}", local=True)
+        given[name] = int(text)
+    several = given.get("WORLD_SIZE", 1) > 1 or "LOCAL_RANK" in given
+    if several and (missing := [name for name in REQUIRED if not os.environ.get(name)]):
+        there = "WORLD_SIZE" if "WORLD_SIZE" in given else "LOCAL_RANK"
+        raise UserError(
+            f"the environment variable {there} is set and {missing[0]} is not; {hint.replace(' it,', ' both,')}",
+            local=True,
+        )
+    if several and given["RANK"] >= given["WORLD_SIZE"]:
+        limits = f"below {given['WORLD_SIZE']} (WORLD_SIZE), got {given['RANK']}"
+        raise UserError(f"the environment variable RANK must be {limits}; {hint}", local=True)
 
 
 def _rendezvous() -> dict[str, str]:

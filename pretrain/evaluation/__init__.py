@@ -9,11 +9,11 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.config.registry import import_file
 from pretrain.core.errors import UserError, warn
+from pretrain.core.files import expand
 
 if TYPE_CHECKING:
     from pretrain.evaluation.context import EvalContext
@@ -126,7 +126,7 @@ def _module(name: str, flag: str) -> Any:
     """The module of a metric: one of this package, or the user's file."""
     if not name.endswith(".py"):
         return importlib.import_module(f"{__name__}.{name}")
-    module = import_file("metric", Path(name).expanduser().resolve(), f"{flag} {name}")
+    module = import_file("metric", expand(name).resolve(), f"{flag} {name}")
     if not hasattr(module, "make"):
         raise UserError(f"{flag} {name}: it needs a function make(context, names) that returns the evaluator")
     return module

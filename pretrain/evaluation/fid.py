@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.adapters import Batch
 from pretrain.adapters._sampling import check_sampling
 from pretrain.core.errors import UserError, warn
-from pretrain.core.files import atomic_write
+from pretrain.core.files import atomic_write, expand
 from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
@@ -141,7 +141,7 @@ class ImageQuality:
     @property
     def note(self) -> str:
         """How the metrics were measured; of paths only the last name."""
-        settings, source = self.context.settings, Path(self.reference.train.data.source).expanduser()
+        settings, source = self.context.settings, expand(self.reference.train.data.source)
         kind = "latents, decoded by their autoencoder," if self.reference.autoencoder else "images"
         name = source.resolve().name if source.exists() else self.reference.train.data.source
         return (

@@ -1,1 +1,1 @@
-"""Trained models for other libraries, weights from other libraries, the model card, uploads to the Hub."""
+"""Trained models for other libraries, weights from other libraries, the model card, uploads, the page about runs."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.storage import write
 from pretrain.core.errors import UserError
+from pretrain.core.files import expand
 from pretrain.export.mae_names import (
     LISTED,
     NAMES,
@@ -59,7 +60,7 @@ def start_from(model: Any, path: Path, encoder: str) -> str:
         UserError: the file can't be read, or its encoder differs from the model's.
     """
     try:
-        return f"--model.init {path}: {_start_from(model, path, encoder)}"
+        return f"--model.init {path}: {_start_from(model, expand(path), encoder)}"
     except UserError as error:
         raise UserError(f"--model.init {path}: {error}") from None
 
@@ -252,7 +253,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: can't be read: {error}; repair it or move it away") from None
     return found if isinstance(found, dict) else {}

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.config.trusted_code import features_file
 from pretrain.core.console import duration
+from pretrain.core.files import expand
 from pretrain.core.text import printable
 from pretrain.data.autoencoder import SUBFOLDERS, open_autoencoder
 
@@ -32,7 +33,7 @@ def write(config: Config, summary: dict[str, Any], *, name: str = "", licence: s
         OSError: a file can't be written.
     """
     folder = Path(summary["model"])
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(config), sort_keys=False, allow_unicode=True))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(config), sort_keys=False, allow_unicode=True), "utf-8")
     pictures = []
     for title, path in _pictures(config):
         shutil.copy(path, folder / path.name)
@@ -60,12 +61,12 @@ def recipe(config: Config) -> dict[str, Any]:
         value = tree[section].get(key) or ""
         path = features_file(value) if key == "features" else value
         if _is_path(path):
-            tree[section][key] = value.removesuffix(path) + Path(path).expanduser().resolve().name
+            tree[section][key] = value.removesuffix(path) + expand(path).resolve().name
     return tree
 
 
 def _is_path(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = expand(name)
     return bool(name) and (path.exists() or path.is_absolute() or name.startswith("."))
 
 

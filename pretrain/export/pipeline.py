@@ -175,10 +175,10 @@ class LabelPipeline(DiffusionPipeline):
         folder.mkdir(parents=True, exist_ok=True)
         network_class, code = self._network_code()
         # Read before it is written: a file may be its own source.
-        (folder / Path(__file__).name).write_text(Path(__file__).read_text())
+        (folder / Path(__file__).name).write_bytes(Path(__file__).read_bytes())
         if code:
             (folder / "network").mkdir(exist_ok=True)
-            (folder / "network" / code.name).write_text(Path(inspect.getfile(network_class)).read_text())
+            (folder / "network" / code.name).write_bytes(Path(inspect.getfile(network_class)).read_bytes())
         super().save_config(save_directory, push_to_hub, **kwargs)
 
     def _network_code(self) -> tuple[type, Path | None]:

@@ -115,6 +115,8 @@ def checked_state(state: Mapping[str, Any], like: Mapping[str, Any], epochs: int
     shapes["loss"] = torch.Size([size if found["seen"] else 0])
     wrong = [name for name, shape in shapes.items() if found[name].shape != shape]
     wrong += ["loss"] if found["loss"].isnan().any() else []
+    wrong += ["score"] if found["score"].isinf().any() or (found["score"] < 0).any() else []  # NaN: no score yet
+    wrong += [name for name in ("levels", "reliability") if not found[name].isfinite().all()]
     wrong += [name for name in ("epoch", "seen", "used_before", "dropped") if found[name] < 0]
     if wrong:
         raise ValueError(f"the state is damaged: {', '.join(wrong)} can't be those of an InfoBatch")

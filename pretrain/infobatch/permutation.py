@@ -40,13 +40,14 @@ def permute(position: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 def _shift(value: np.ndarray, key: np.ndarray, size: int, seed: int) -> np.ndarray:
     """int64 in [0, size), size below 2^32: (value + a random function of (key, seed)) mod size."""
-    bits = (key.view(np.uint64) + np.uint64(seed)) * np.uint64(0xBF58476D1CE4E5B9)
-    bits ^= bits >> np.uint64(32)
+    bits = key.view(np.uint64) + np.uint64(seed)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    shifted = bits >> np.uint64(32)
+    bits ^= shifted
     bits *= np.uint64(0x94D049BB133111EB)
     bits >>= np.uint64(32)
     bits *= np.uint64(size)  # 32 random bits times the size, over 2^32: faster than a remainder
     bits >>= np.uint64(32)
-    shifted = bits.view(np.int64)
-    shifted += value
-    shifted -= (shifted >= size) * np.int64(size)
-    return shifted
+    bits += value.view(np.uint64)
+    np.subtract(bits, np.uint64(size), out=shifted)  # wraps around to a huge number where bits is below size
+    return np.minimum(bits, shifted, out=bits).view(np.int64)

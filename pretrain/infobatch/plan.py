@@ -97,6 +97,21 @@ class Plan:
             pass
         return part
 
+    def left(self, used: Tensor, count: int) -> tuple[np.ndarray, bool]:
+        """The samples of the epoch that are not marked in `used`, bool [N], in their order, int64.
+
+        The second value: whether all samples from position `count` on are among them.
+        """
+        used = used.cpu().numpy()
+
+        def find(first: int) -> tuple[np.ndarray, bool]:
+            index = self.at(np.arange(first, min(first + CHUNK, self.length)))
+            marked = used[index]
+            return index[~marked], not marked[max(count - first, 0) :].any()
+
+        found = list(map_chunks(find, self.length))
+        return np.concatenate([index for index, _ in found]), all(in_order for _, in_order in found)
+
     # -- by sample -----------------------------------------------------------------------------------
 
     def _uniform(self, index: Tensor) -> Tensor:

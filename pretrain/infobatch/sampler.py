@@ -444,15 +444,15 @@ class InfoBatch(Sampler[int]):
                 "the state lies inside an epoch whose plan would be another one now; continue with the same seed, "
                 "policy, settings, budget, anneal and epochs, or from a state at the start of an epoch"
             )
-        if (self.losses.loss[self.plan.at(np.arange(self.seen, self.length))] != UNSEEN).any():
+        left, in_order = self.plan.left(self.losses.loss[:-1] != UNSEEN, self.seen)
+        if not in_order:
             if not state["merged"]:
                 raise ValueError(
                     "the state has the losses of one rank only, and not in the sampler's order, so which samples are "
                     "left is not known; continue from a state at the start of an epoch"
                 )
-            order = self.plan.at(np.arange(self.length))
-            self._rest = order[(self.losses.loss[order] == UNSEEN).cpu().numpy()]
-            self.seen = self.length - len(self._rest)
+            self._rest = left
+            self.seen = self.length - len(left)
         if not state["merged"] and self.rank == 0:
             self.warn(
                 "the state has the losses of one rank only; the samples that other ranks used in its epoch keep "

@@ -1,4 +1,4 @@
-"""Partial Forward Blocking: most samples of a batch leave the network after its first blocks.
+"""Partial Forward Blocking: a part of each batch leaves the network after its first blocks.
 
 Wu, Guo, Zuo, Sang and Gao, "Partial forward blocking: a novel data pruning paradigm for lossless training
 acceleration" (ICCV 2025). All samples of a batch go through the network's first blocks; those in a dense region of the
@@ -121,7 +121,7 @@ def systematic_sample(probability: Tensor, order: Tensor, start: float) -> Tenso
 
 
 class PartialForwardBlocking:
-    """An objective in training that runs most of a batch through the network's first blocks only.
+    """An objective in training that runs a part of each batch through the network's first blocks only.
 
     The samples of a forward pass are chosen over all processes together, so that any number of processes chooses the
     same. With "topk" the most important ones go on and the loss is their mean, as published: it is biased. With
@@ -161,6 +161,8 @@ class PartialForwardBlocking:
         feature = adaptive_avg_pool1d(feature, min(CHANNELS, feature.shape[1]))
         index, features, random = all_gather_rows([batch.index, feature, rng.uniform(3)])
         order = index.argsort()[int((index < 0).sum()) :]  # without padding, in an order of the samples alone
+        if not len(order):  # padding alone, whose losses don't count
+            return torch.arange(len(feature), device=feature.device), torch.zeros(len(feature), device=feature.device)
         index, features, random = index[order], features[order], random[order]
         kept, weight = self._select(features, random)
         self.density.update(features[kept])
@@ -213,8 +215,15 @@ class PartialForwardBlocking:
         return {"centre": self.density.centre.clone(), "assigned": self.density.assigned.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor], progress: float) -> None:
-        """Continue from a `state_dict`."""
-        self.density.centre, self.density.assigned = state["centre"].clone(), state["assigned"].clone()
+        """Continue from a `state_dict`.
+
+        Raises:
+            ValueError: it has another number of centres.
+        """
+        centre, assigned = state["centre"], state["assigned"]
+        if centre.ndim != 2 or len(centre) != CENTRES or assigned.shape != (CENTRES,):
+            raise ValueError(f"the density's centres are not {CENTRES}, but of shape {tuple(centre.shape)}")
+        self.density.centre, self.density.assigned = centre.clone(), assigned.clone()
 
 
 class _Choosing:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pretrain.core.files import open_own
+from pretrain.core.files import flush, open_own
 
 
 class MetricsLog:
@@ -37,7 +37,7 @@ class MetricsLog:
                 self.log(f"warning: {self.path} is gone; it begins anew")
             return 0
         with os.fdopen(open_own(self.path, os.O_RDWR), "r+b") as file:
-            text = file.read(length)
+            text = file.read(min(length, os.fstat(file.fileno()).st_size))  # of a damaged state it may be any number
             lines = text.splitlines(keepends=True)
             bad = next((n for n, line in enumerate(lines, 1) if _record(line) is None), 0)
             whole = b"".join(line for line in lines if _record(line) is not None)
@@ -84,14 +84,17 @@ class MetricsLog:
             return
         text = self._text()
         flags = os.O_RDWR if self._length else os.O_RDWR | os.O_CREAT
-        with os.fdopen(open_own(self.path, flags), "r+b") as file:
-            if file.seek(0, os.SEEK_END) < self._length:
-                raise OSError(errno.ENODATA, "lines that were written to it are gone")
-            file.truncate(self._length)  # an incomplete line of a full disk
-            file.seek(self._length)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(open_own(self.path, flags), "r+b") as file:
+                if file.seek(0, os.SEEK_END) < self._length:
+                    raise OSError(errno.ENODATA, "lines that were written to it are gone")
+                file.truncate(self._length)  # an incomplete line of a full disk
+                file.seek(self._length)
+                file.write(text)
+                file.flush()
+                flush(file.fileno())
+        except OSError as error:  # of a descriptor: without the name
+            raise OSError(error.errno, error.strerror or str(error), str(self.path)) from None
         self._length += len(text)
         self._pending.clear()
 

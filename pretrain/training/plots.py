@@ -1,5 +1,6 @@
-"""Pictures of a run, uint8 [H, W, 3]: the validation loss by level, and which images were used least and most."""
+"""Pictures of runs, uint8 [H, W, 3]: curves, the validation loss by level, which images were used least and most."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import Tensor
 from pretrain.data.grid import grid
 from pretrain.data.images import on_device
 from pretrain.data.sources import Source
+
+Points = Sequence[tuple[float, float]]  # (x, y)
 
 COLUMNS = 12  # images in each row of `sample_counts`
 DARK, PALE = "#1b4f8a", "#b9c4d0"
@@ -59,6 +62,54 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
     axes.spines[["top", "right"]].set_visible(False)
     if curves:  # empty if the run's folder was removed meanwhile
         axes.legend(frameon=False)
+    return _draw(figure)
+
+
+def lines(curves: Sequence[tuple[str, Points]], x: str, y: str, *, log: bool = False) -> Tensor | None:
+    """Plot curves in one picture.
+
+    Args:
+        curves: names and points; a curve without points is left out.
+        x, y: names of the axes.
+        log: use a logarithmic y-axis where all values are above 0.
+
+    Returns:
+        uint8 [H, W, 3]; None if no curve has points.
+    """
+    curves = [(name, points) for name, points in curves if points]
+    if not curves:
+        return None
+    figure = _figure(6.0, 3.2)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves):
+        few = len(points) < 30
+        label = axes.plot(*zip(*points, strict=True), "o-" if few else "-", ms=3, color=f"C{number}")[0]
+        label.set_label("\u200b" + name.replace("$", r"\$"))  # a name that begins with _ would be left out
+    if log and min(value for _, points in curves for _, value in points) > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _draw(figure)
+
+
+def histogram(values: Tensor, x: str) -> Tensor:
+    """Plot the distribution of values, float [N]; the largest 0.1 % are counted in the last bin.
+
+    Args:
+        values: finite numbers.
+        x: name of the axis.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    high = torch.tensor(np.quantile(values.numpy(), 0.999))
+    figure = _figure(6.0, 2.8)
+    axes = figure.subplots()
+    axes.hist(values.clamp(max=high).numpy(), bins=60, color=DARK)
+    axes.set(xlabel=x, ylabel="samples")
+    axes.spines[["top", "right"]].set_visible(False)
     return _draw(figure)
 
 

@@ -28,7 +28,7 @@ from pretrain.training import replay_step
 from pretrain.training.flops import peak_flops
 from pretrain.training.reporter import Reporter
 from pretrain.training.state import TrainState
-from pretrain.training.summary import summarise
+from pretrain.training.summary import environment, summarise
 
 EXIT_STOPPED = 75  # exit status of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
 
@@ -259,7 +259,10 @@ class Run:
             model=self.state.model,
             evaluations=self.reporter.metrics.read("evaluation") if self.is_main else [],
             peak=peak and peak * self.accelerator.num_processes,
-        ) | {"class_names": [*self.source.class_names]}
+        ) | {
+            "class_names": [*self.source.class_names],
+            "environment": environment(device, self.accelerator.num_processes),
+        }
         self.accelerator.wait_for_everyone()
         self.reporter.trackers.finish()
         return summary

@@ -261,7 +261,7 @@ def changed_settings(state: storage.State, config: Config) -> str:
     """A message about settings and files of code that differ from those of a checkpoint; "" if there are none."""
     old, new = flat(state.values["config"]), flat(config.to_dict())
     changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if new[name] != old.get(name)]
-    known = {*state.values["code"].values()}
+    known = [*state.values["code"].values()]  # of a damaged checkpoint, anything
     changed += [f"the code of {name}" for name, digest in code_hashes(config).items() if digest not in known]
     return f"; changed since the checkpoint: {', '.join(changed)}" if changed else ""
 

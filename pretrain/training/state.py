@@ -166,11 +166,12 @@ class TrainState:
         except ValueError as error:
             raise UserError(f"--resume {path}: {error}") from None
         self._load_optimizer(tensors["optimizer"], values["optimizer"])
-        if tensors["visits"]["visits"].shape != self.times_used.shape:
+        visits = tensors["visits"]["visits"]
+        if visits.shape != self.times_used.shape or (visits < 0).any():
             raise ValueError("visits are not one number for each image")
         self._load_infobatch(tensors["infobatch"], values["infobatch"], path)
         self.step, self.seconds = values["step"], values["seconds"]
-        self.times_used = tensors["visits"]["visits"].to(torch.int32)
+        self.times_used = visits.to(torch.int32)
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
         self.source.train.skipped |= {*values["bad_images"]}

@@ -1,9 +1,13 @@
 """The summary of a run: cost and quality."""
 
+import os
+import platform
 from typing import Any
 
+import torch
 from torch import nn
 
+from pretrain import __version__
 from pretrain.checkpoint.storage import State
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
@@ -61,6 +65,20 @@ def summarise(
         "quality": quality[-1] if quality else {},
         "pictures": str(config.output_dir / "pictures"),
         "model": str(config.output_dir / "model"),
+    }
+
+
+def environment(device: torch.device, processes: int) -> dict[str, str]:
+    """Where a run is trained, for summary.json."""
+    card = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} CPUs"
+    )
+    return {
+        "device": card,
+        "processes": str(processes),
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "pretrain": __version__,
     }
 
 

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from pretrain.checkpoint import async_writer, storage
 from pretrain.checkpoint.run_dir import Lock
 from pretrain.config.schema import Checkpoint
 from pretrain.core.errors import UserError
+from pretrain.training.metrics_log import MetricsLog
 
 
 def state(step: int, seconds: float = 0.0) -> storage.State:
@@ -77,6 +80,27 @@ def test_any_flipped_bit_truncated_or_missing_file_is_noticed(three: Path, data:
         assert found.path.name == "step-00000002" and [*found.skipped] == [newest]
         if file.name != "manifest.json":
             assert file.name in found.skipped[newest]
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations([1, 2, 3, 4]), newest=st.integers(1, 3))
+def test_a_checkpoint_under_the_name_of_another_step_is_not_used(order: list[int], newest: int, three: Path) -> None:
+    """Checkpoints exchanged, copied and renamed: the newest one that has its own name is used, the reason reported."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = {step: Path(folder) / f"step-{order[step - 1]:08d}" for step in range(1, newest + 1)}
+        for step, path in names.items():
+            shutil.copytree(three / f"step-{step:08d}", path)
+        own = max((step for step, path in names.items() if path.name == f"step-{step:08d}"), default=None)
+        if own is None:
+            with pytest.raises(UserError, match=r"all \d checkpoints are damaged: .*it is the checkpoint of step"):
+                storage.newest_whole(Path(folder))
+            return
+        found = storage.newest_whole(Path(folder))
+        assert found is not None and found.path == names[own] and found.state.values["step"] == own
+        assert {*found.skipped} == {path for path in names.values() if path.name > found.path.name}
+        for step, path in names.items():
+            said = found.skipped.get(path, f"it is the checkpoint of step {step} under the name of another one")
+            assert said.startswith(f"it is the checkpoint of step {step} under")
 
 
 def test_a_file_that_is_not_in_the_manifest_is_not_loaded(three: Path) -> None:
@@ -162,6 +186,42 @@ def full_disk(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_can_not_flush_is_used_and_one_that_fails_is_not(
+    number: int, tmp_path: Path, monkeypatch
+) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log._pending.append({"kind": "epoch"})
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="step-00000001 can't be written: Input/output error"):
+            storage.save(tmp_path, 1, state(1), keep=1)
+        with pytest.raises(OSError, match=r"Input/output error: '.*metrics\.jsonl'"):
+            log.flush()
+        return
+    storage.save(tmp_path, 1, state(1), keep=1)
+    log.flush()
+    assert storage.newest_whole(tmp_path) is not None and log.read("epoch")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seconds", math.nan), ("seconds", math.inf), ("seconds", -1.0), ("progress", math.nan), ("step", -1)],
+)
+def test_a_state_with_impossible_numbers_is_refused(name: str, value: float, finished: Path) -> None:
+    newest = storage.newest(finished / "checkpoints")
+    assert newest is not None
+    found = storage.FoundCheckpoint(newest, storage.load(newest), {})
+    with storage.restoring(found):
+        pass
+    found.state.values[name] = value
+    with pytest.raises(UserError, match=f"not the state of a run .*{name} is {value}"), storage.restoring(found):
+        raise AssertionError
 
 
 def test_a_full_disk_leaves_no_partial_checkpoint_and_keeps_the_old_ones(tmp_path: Path, monkeypatch) -> None:

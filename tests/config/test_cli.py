@@ -28,6 +28,13 @@ def test_errors_are_one_line_for_any_input() -> None:
     assert str(refusal.value).startswith(r"--adapter a\nb\x1b[31m\udc80: There are")
 
 
+def test_a_home_that_is_not_there_is_a_name() -> None:
+    for setting in ("--output-dir", "--data", "--data.subset", "--resume", "--evaluate.features"):
+        config(setting, "~no-such-user/x")
+    with pytest.raises(UserError, match="there is no such file"):
+        config("--adapter", "~no-such-user/x.py")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -66,7 +73,19 @@ def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, message: 
         ("optim: 3\n", "there is no setting 'optim'"),
         ("infobatch: maybe\n", "infobatch must be true or false, got 'maybe'"),
         ("epochs: [1, 2]\n", "epochs must be one value"),
-        ("epochs: true\n", "--epochs must be a whole number, got 'True'"),
+        ("epochs: true\n", "--epochs must be a whole number, got 'true'"),
+        ("epochs: 1:30\n", "--epochs must be a whole number, got '1:30'"),
+        ("epochs: {}\n", "epochs must have a value, got {}; leave it out"),
+        ("data: {source: }\n", "data.source must have a value, got null; leave it out"),
+        ("infobatch: !!bool maybe\n", "infobatch must be true or false, got 'maybe'"),
+        ("data: !!binary aGVsbG8=\n", "not plain YAML"),
+        ("data: {size: 8}\ndata.size: 9\n", "data.size is given twice"),
+        ("adapter: flow\nadapter.name: ddpm\n", "adapter.name is given twice"),
+        ('output_dir: "a\\0b"\n', "has a null character"),
+        ('model: "\\ud800.py"\n', "not plain YAML"),
+        ("optim: {lr: .inf}\n", "optim.lr must be a finite number, got inf"),
+        ("evaluate: {guidance: 1e400}\n", "evaluate.guidance must be a finite number, got inf"),
+        ("optim: {betas: [-x, 1]}\n", "got the item '-x'"),
         ("pruning: {prune_ratio: 1.5}\n", "pruning.prune_ratio must be in [0, 1), got 1.5"),
         ("adapter: {name: nope}\n", "There are ddpm, edm, flow, mae"),
         ("a: !!python/object/apply:os.system ['touch x']\n", "not plain YAML"),
@@ -84,10 +103,61 @@ def test_a_mistake_in_a_file_names_the_file(text: str, message: str, tmp_path: P
     assert str(recipe) in str(refusal.value) or "nope" in text
 
 
+WORDS = (
+    "no",
+    "on",
+    "010",
+    "1:30",
+    "1.10",
+    "1_000",
+    "2024-01-01",
+    "0x10",
+    "=",
+    "1e3",
+    "~/x",
+    "true",
+    "'null'",
+    "größer",
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_name_in_a_file_is_its_text(encoding: str, tmp_path: Path) -> None:
+    """Not what YAML 1.1 takes it for, whatever the encoding."""
+    names = ("source", "train_split", "test_split", "image", "label")
+    for start in range(0, len(WORDS), len(names)):
+        given = dict(zip(names, WORDS[start:], strict=False))
+        text = "data:\n" + "".join(f"  {name}: {word}\n" for name, word in given.items()) + "optim:\n  # lr: 1\n"
+        (tmp_path / "r.yaml").write_bytes(text.encode(encoding))
+        found = config("--config", str(tmp_path / "r.yaml"))
+        assert {name: getattr(found.data, name) for name in given} == {n: w.strip("'") for n, w in given.items()}
+    (tmp_path / "r.yaml").write_text("epochs: 010\nprecision: no\ninfobatch: On\ndata: {range: [-1, 1.5]}\n")
+    found = config("--config", str(tmp_path / "r.yaml"))
+    assert (found.epochs, found.precision, found.infobatch, found.data.range) == (10, "no", True, (-1, 1.5))
+
+
 def test_a_nearby_file_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("epochs: 1\n")
     with pytest.raises(UserError, match=r"did you mean recipe\.yaml"):
         config("--config", str(tmp_path / "recip.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        ("COLUMNS=1 PYTHON train_diffusion.py --help > /dev/full", 0, ""),
+        ("(sleep 1; PYTHON -m pretrain --help; echo $? >&2) | true", 0, "0"),
+        ("PYTHON train_mae.py --epochs x >&-", 2, "error: --epochs must be a whole number, got 'x'"),
+        ("PYTHON train_mae.py --epochs x 2>&-", 2, ""),
+        ("PYTHON -OO train_mae.py --help", 2, "error: python -OO (PYTHONOPTIMIZE=2) removes docstrings, which"),
+    ],
+)
+def test_output_that_is_closed_or_full_and_an_odd_interpreter(command: str, status: int, message: str) -> None:
+    """With a terminal of any width; nothing but the message on stderr."""
+    words = command.replace("PYTHON", sys.executable)
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == status and done.stderr.startswith(message), done.stderr
+    assert done.stderr.count("\n") == bool(message)
 
 
 @pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])

@@ -104,3 +104,19 @@ def test_padding_is_read_like_its_sample(pictures: Path) -> None:
     for _ in range(2):  # decoded, then cached
         batch, problems = images.__getitems__([(0, 3), (0, ~3)])
         assert batch.index.tolist() == [3, ~3] and torch.equal(batch.image[0], batch.image[1]) and not problems
+
+
+def test_rows_that_can_not_be_read_together_are_read_one_by_one(pictures: Path) -> None:
+    images = source(pictures).train
+    table, images.cache = images.table, None
+
+    class Table:
+        def __getitem__(self, key: int | list[int]) -> object:
+            if isinstance(key, list) and 5 in key:
+                raise OSError("a damaged block")
+            return table[key]
+
+    keys = [(0, index) for index in range(40)]
+    expected, images.table = images.__getitems__(keys), Table()  # type: ignore[assignment]
+    found = images.__getitems__(keys)
+    assert all(torch.equal(one, other) for one, other in zip(expected[0], found[0], strict=True)) and found[1] == []

@@ -51,6 +51,7 @@ def test_a_run_of_two_processes_is_resumed_by_one(pictures: Path, finished: Path
         torch.testing.assert_close(value, final(folder)[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_on_a_subset_with_weights_are_one_run(pictures: Path, tmp_path: Path) -> None:
     subset = {"indices": [*range(0, 40, 2)], "weights": [1 + n % 3 for n in range(20)]}
     (tmp_path / "subset.json").write_text(json.dumps(subset))
@@ -77,6 +78,7 @@ def test_skipped_images_of_all_processes_are_reported(pictures: Path, tmp_path: 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"] == bad
 
 
+@pytest.mark.slow
 def test_a_launch_that_starts_fewer_than_asked_for_is_stopped(pictures: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
     words = [str(ROOT / "train_diffusion.py"), *map(str, common(pictures, tmp_path / "run"))]

@@ -38,7 +38,7 @@ def draw(folder: Path, shape: tuple[int, int, int], count: int, seed: int) -> No
         Image.fromarray(pixels.astype(np.uint8).squeeze()).save(path)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=[pytest.param("four channels", marks=pytest.mark.slow), "not square, grey"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder, shape = tmp_path_factory.mktemp("mae"), SHAPES[request.param]
     draw(folder / "images" / "train", shape, TRAIN, 0)

@@ -256,9 +256,10 @@ class Soak:
         trainers.wait(self.chance.uniform(0, step))
 
     def damage(self, folder: Path) -> bool:
-        """Damage the newest of several checkpoints; returns whether there is a checkpoint at all."""
+        """Damage the newest of several checkpoints, unless it is damaged; returns whether there is one at all."""
         steps = sorted((folder / "checkpoints").glob("step-????????"))
-        if len(steps) > 1:
+        newest = storage.newest_whole(folder / "checkpoints")
+        if len(steps) > 1 and newest is not None and newest.path == steps[-1]:
             name = self.chance.choice([*DAMAGES])
             DAMAGES[name](self.chance.choice(sorted(steps[-1].iterdir())), self.chance)
             self.counts[name] += 1

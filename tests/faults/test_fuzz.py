@@ -22,7 +22,7 @@ from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(FEW, max_examples=20_000)
 
 pieces = st.one_of(
@@ -205,7 +205,7 @@ def test_an_invalid_state_raises(finished: Path, tmp_path: Path, data: st.DataOb
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(FEW, max_examples=600)
+@settings(FEW, max_examples=300)
 @given(data=st.data())
 def test_many_invalid_states(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
     made_up_state(data, finished, tmp_path)

@@ -14,7 +14,7 @@ from pretrain.training import setup
 from pretrain.training.micro_batches import find_micro_batch_size
 
 
-@pytest.mark.parametrize("room", [1, 5])
+@pytest.mark.parametrize("room", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_automatic_micro_batch_size_changes_nothing(
     room: int, pictures: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -27,7 +27,7 @@ def test_few_open_files_are_one_sentence(workers: int, pictures: Path, tmp_path:
         status = trainers.wait()
     message = (tmp_path / "out.txt").read_text()
     assert status == [2], message
-    assert message.count("error: ") == 1 and "Traceback" not in message and "ulimit -n" in message
+    assert message.count("\nerror: ") == 1 and "Traceback" not in message and "ulimit -n" in message
 
 
 def test_no_more_threads_are_one_sentence(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -128,6 +128,7 @@ def test_a_killed_or_stopped_process_is_named_and_the_others_exit(
     assert "Traceback" not in message and storage.newest_whole(folder / "checkpoints") is not None
 
 
+@pytest.mark.slow
 def test_no_process_is_left_if_the_launcher_is_killed(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = tiny("train_diffusion.py", *settings(pictures, folder), "--data.workers", 1)

@@ -144,6 +144,23 @@ def test_a_changed_value_is_seen_by_the_hash_alone(undisturbed: soak.Soak, tmp_p
             manifest.verify(copy)
 
 
+def test_a_checkpoint_is_damaged_once(undisturbed: soak.Soak, tmp_path: Path) -> None:
+    """Also if the launch between two damages ended before it had noticed the first one."""
+    run = shutil.copytree(undisturbed.undisturbed["train_mae.py"], tmp_path / "run")
+    for _ in range(60):
+        assert undisturbed.damage(run)
+    steps = sorted((run / "checkpoints").glob("step-????????"))
+    assert [step for step in steps if not _whole(step)] == steps[-1:]
+    assert not undisturbed.damage(tmp_path)
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        return bool(manifest.verify(checkpoint))
+    except manifest.Damaged:
+        return False
+
+
 def test_the_soak_notices_a_partial_file(undisturbed: soak.Soak, tmp_path: Path) -> None:
     program = "train_mae.py"
     shutil.copytree(undisturbed.undisturbed[program], tmp_path / "run")

@@ -79,7 +79,7 @@ def test_killed_and_resumed(pictures: Path, finished: Path, tmp_path: Path, caps
     assert same(finished, folder) and read_metrics(finished) == read_metrics(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_writes_a_checkpoint_and_prints_the_resume_command(
     number: int, pictures: Path, tmp_path: Path, capsys
 ) -> None:

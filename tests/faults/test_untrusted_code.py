@@ -59,7 +59,13 @@ def test_a_copied_run_writes_to_its_own_folder(pictures: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "setting",
-    ["adapter: {name: NAME}", "model: {name: NAME}", "pruning: {policy: NAME}", "evaluate: {metrics: [NAME]}"],
+    [
+        "adapter: {name: NAME}",
+        "model: {name: NAME}",
+        "pruning: {policy: NAME}",
+        "evaluate: {metrics: [NAME]}",
+        "evaluate: {metrics: ['loss,NAME']}",
+    ],
 )
 def test_code_named_by_a_recipe_is_not_run(setting: str, harmful: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "theirs" / "recipe.yaml"

@@ -1,5 +1,6 @@
 """InfoBatch: wrong losses, indices, settings and data sets raise errors."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -351,6 +352,9 @@ def test_what_is_no_state_raises_and_changes_nothing() -> None:
             assert "\n" not in str(error) and len(str(error)) < 300
             assert [(epoch, index.tolist()) for epoch, index in run(infobatch, losses)] == whole
     assert refused >= len(cases) - 6  # -1 or 3 numbers may be read as `merged` or `plan`
+    for name, number in itertools.product(("score", "levels", "reliability"), (torch.inf, -torch.inf)):
+        with pytest.raises(ValueError, match=f"the state is damaged: {name} can't be those of an InfoBatch"):
+            stopped(3).load_state_dict(good | {name: torch.full_like(good[name], number)})
     converted = {
         name: value.numpy() if isinstance(value, Tensor) else torch.tensor(value) for name, value in good.items()
     }

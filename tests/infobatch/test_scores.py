@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from pretrain import InfoBatch
 from pretrain.core.rng import generator
-from pretrain.infobatch import scores
+from pretrain.infobatch import chunks, scores
+from pretrain.infobatch import plan as plans
 from pretrain.infobatch.epoch_losses import UNSEEN
 from pretrain.infobatch.level_stats import BINS, LevelStats, bins_of, level_sums
 from pretrain.infobatch.plan import Plan
@@ -188,6 +189,8 @@ def test_an_epoch_of_many_chunks_is_what_its_samples_are_one_by_one(seed: int, t
         return store
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for module in (chunks, scores, plans):
+        monkeypatch.setattr(module, "CHUNK", 1 << 15)
     store = updated()
     torch.testing.assert_close(store.score, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
     torch.testing.assert_close(store.levels.sums, levels.sums)

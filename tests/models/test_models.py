@@ -163,7 +163,7 @@ def test_gradient_checkpointing_stores_less_and_changes_nothing(name: str) -> No
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_network_compiles_into_one_graph(name: str, recompute: bool) -> None:
     """Without a graph break (fullgraph), with the same output."""
     model, inputs = asked(name)

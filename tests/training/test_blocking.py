@@ -199,6 +199,16 @@ def test_processes_choose_as_one(method: str, monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(weights, expected) and torch.equal(other.centre, density.centre)
 
 
+def test_a_batch_of_padding_alone_counts_for_nothing() -> None:
+    """Of one process, or of all of them: every sample was excluded because its loss was not finite."""
+    made = one(0.5, "unbiased")
+    index = ~torch.arange(4)
+    made.objective = Linear()  # type: ignore[assignment]
+    batch = Batch(torch.randn(4, 4), index, index, torch.rand(4))
+    found = made(Features(), batch, SampleRNG(0, index=index))
+    assert (found.loss == 0).all() and made.density.assigned.sum() == blocking.CENTRES
+
+
 def test_a_run_is_resumed_to_the_same_bits_and_its_cost_is_less(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_the_summary_says_mfu_where_the_peak_is_known(finished: Path) -> None:
         "step": 7,
         "seconds": 2.0,
         "flops": [10**9] * 2,
+        "images": {},
     }
     state = State({"infobatch": {"score": torch.ones(100)}}, values | {"bad_images": [], "bad_heldout_images": []})
     summary = summarise(config, state, model=torch.nn.Linear(2, 2), evaluations=[], peak=3e11)
