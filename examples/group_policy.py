@@ -38,8 +38,9 @@ from pretrain.core.rng import SampleRNG
 END = Bytes.eos_token_id
 ANSWER = 8  # maximum tokens of a completion: seven letters and the end token
 LENGTH = 13 + ANSWER  # of a sequence; the longest prompts are "copy", "turn" or "sort", a space, 7 letters and "="
+WARM_UP = 0.1  # share of the training in which the learning rate increases
 HELD_OUT = 500  # prompts
-WARM = 4000  # instructions of the supervised training
+WARM = 16000  # instructions of the supervised training
 CHOICE = 1  # in the key of random numbers that choose completions; those that sample them have none
 
 
@@ -52,7 +53,7 @@ class Settings:
         share: of the completions that the rule drops, in [0, 1); all and nonzero ignore it.
         prune_ratio: share of the prompts with scores below the mean that an epoch skips, in [0, 1); 0: none.
         epochs: passes over the prompts; a shorter run has fewer.
-        lr: initial learning rate of AdamW; it decreases linearly to 0.
+        lr: learning rate of AdamW; it increases linearly in the first tenth of the steps, then decreases linearly to 0.
         seed: of everything.
         output: JSON file for the record of the run.
         group: completions per prompt, G.
@@ -66,15 +67,15 @@ class Settings:
     rule: str = "all"
     share: float = 0.5
     prune_ratio: float = 0.0
-    epochs: int = 12
-    lr: float = 3e-4
+    epochs: int = 5
+    lr: float = 2e-4
     seed: int = 0
     output: Path | None = None
     group: int = 8
-    prompts: int = 512
-    batch_size: int = 32
+    prompts: int = 2048
+    batch_size: int = 64
     width: int = 96
-    warm_epochs: int = 12
+    warm_epochs: int = 4
     warm_lr: float = 2e-3
 
 
@@ -211,7 +212,8 @@ def train(settings: Settings, model: nn.Module, data: list[Sample], held_out: Se
         rewards = []
         for prompts in batches(data, settings.batch_size, infobatch):
             index = prompts.index
-            optimizer.param_groups[0]["lr"] = settings.lr * (1 - infobatch.progress)
+            progress = infobatch.progress
+            optimizer.param_groups[0]["lr"] = settings.lr * min(progress / WARM_UP, 1) * (1 - progress)
             rng = SampleRNG(settings.seed, epoch, index=index)
             batch = rollouts(model, prompts, rng.uniform(settings.group, ANSWER))
             cost.add(batch, adapter.chosen(batch, SampleRNG(settings.seed, epoch, CHOICE, index=index))[1])
