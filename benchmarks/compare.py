@@ -236,7 +236,11 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
         "machine": machine(),
         "note": comparison.note,
     }
-    path = record_of(comparison, config)
+    save(record, record_of(comparison, config))
+
+
+def save(record: dict[str, Any], path: Path) -> None:
+    """Write a record; the file is complete or not there."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1) + "\n")
     part.rename(path)

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import proof
 import torch
 import tyro
-from compare import Arm, claimed, machine, run_name
+from compare import Arm, claimed, machine, run_name, save
 from matched_quality import parsed, recipe
 from rich.console import Console
 
@@ -145,10 +145,7 @@ def one_run(comparison: Comparison, arm: Arm, seed: int, flags: Sequence[str], c
         "machine": machine(),
         "note": comparison.note,
     }
-    final = comparison.output_dir / "records" / f"{name}.json"
-    part = final.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.rename(final)
+    save(record, comparison.output_dir / "records" / f"{name}.json")
 
 
 def main(line: Sequence[str] | None = None) -> None:

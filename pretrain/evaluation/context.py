@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Generative
-from pretrain.adapters._sampling import generate, make_scheduler
+from pretrain.adapters._sampling import check_sampling, generate, make_scheduler
 from pretrain.config.schema import Evaluate
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
@@ -44,6 +44,19 @@ class EvalContext:
     def flag(self, setting: str) -> str:
         """The command-line flag of a setting: --evaluate.metrics of the training, --metrics of `pretrain evaluate`."""
         return f"--evaluate.{setting}" if self.during_training else f"--{setting}"
+
+    def check_sampling(self) -> None:
+        """Raise `UserError` if images can't be generated with the settings."""
+        given = self.settings
+        check_sampling(
+            self.adapter,
+            self.classes,
+            given.sampler,
+            given.steps,
+            given.guidance,
+            self.flag(""),
+            interval=given.guidance_interval,
+        )
 
     @property
     def generates(self) -> bool:

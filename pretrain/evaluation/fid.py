@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch
-from pretrain.adapters._sampling import check_sampling
 from pretrain.core.errors import UserError, warn
 from pretrain.core.files import atomic_write, expand
 from pretrain.data.grid import to_uint8
@@ -41,15 +40,7 @@ def make(context: EvalContext, names: list[str]) -> "ImageQuality":
         UserError: the settings do not suit the model or each other.
     """
     settings = context.settings
-    check_sampling(
-        context.adapter,
-        context.classes,
-        settings.sampler,
-        settings.steps,
-        settings.guidance,
-        context.flag(""),
-        interval=settings.guidance_interval,
-    )
+    context.check_sampling()
     if settings.num_images < MIN_IMAGES:
         raise UserError(
             f"{context.flag('num-images')} {settings.num_images}: {', '.join(names)} need at least {MIN_IMAGES} images"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.adapters._sampling import check_sampling
 from pretrain.data.images import on_device
 from pretrain.evaluation.context import (
     BATCH_SIZE,
@@ -22,16 +21,7 @@ COPY = 1 / 3  # of the distance to the second nearest training image, below whic
 
 def make(context: EvalContext, names: list[str]) -> "Memorization":
     """The evaluator of the metric memorization."""
-    settings = context.settings
-    check_sampling(
-        context.adapter,
-        context.classes,
-        settings.sampler,
-        settings.steps,
-        settings.guidance,
-        context.flag(""),
-        interval=settings.guidance_interval,
-    )
+    context.check_sampling()
     return Memorization(context)
 
 
