@@ -224,7 +224,7 @@ OTHER_FLAGS = {
     *("input1", "input2", "fid", "kid", "prc", "arms", "budgets", "steps", "photos", "minutes", "out", "earlier"),
     *("max-restarts", "kills", "processes", "version", "config", "help", "adapter.delta", "pruning", "shares"),
     *("rates", "compensations", "images", "diffusers", "mae", "transformers", "networks", "repetitions", "threads"),
-    *("workers", "warmup", "size", "use-ema"),
+    *("workers", "warmup", "size", "sizes", "use-ema"),
     *("masks", "encoder", "stages", "ade20k", "crop", "flip", "pretrained", "save", "lora.rank", "max-length"),
     *("packed", "subset", "held-out"),
     *("program", "seed-flag", "output", "shift", "adapter.mixup"),

@@ -19,10 +19,10 @@ from pretrain.distributed import launch
 
 
 @pytest.mark.parametrize(("way", "flag"), [("FSDP", "true"), ("DEEPSPEED", "1")])
-def test_a_model_is_not_sharded(way: str, flag: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+def test_other_sharding_is_refused(way: str, flag: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", flag)
     message = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
-    assert f"launched with {way}, which shards the model" in message and not (tmp_path / "run").exists()
+    assert f"launched with {way}, whose settings are not used here" in message and not (tmp_path / "run").exists()
 
 
 TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -39,7 +39,7 @@ TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.
         (TWO | {"MASTER_PORT": "65536"}, "MASTER_PORT must be a whole number from 0 to 65,535"),
         (TWO, "can't meet at MASTER_ADDR 127.0.0.1, MASTER_PORT 29500: no route"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "give --compile instead"),
-        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "which shards the model"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "give --shard"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "give --precision bf16"),
     ],
 )

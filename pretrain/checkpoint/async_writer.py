@@ -8,6 +8,7 @@ from threading import Thread
 from pretrain.checkpoint import storage
 from pretrain.config.schema import Checkpoint
 from pretrain.core.errors import UserError, limit_reached
+from pretrain.distributed.collectives import max_over_ranks
 
 
 class CheckpointWriter:
@@ -50,6 +51,8 @@ class CheckpointWriter:
     def save(self, step: int, state: storage.State, flush: Callable[[], None] = lambda: None) -> None:
         """Wait for the previous checkpoint, copy a state and start writing it.
 
+        A state with sharded tensors is written before this returns; all ranks call it.
+
         Args:
             step: optimizer steps made.
             state: copied before this returns.
@@ -67,13 +70,19 @@ class CheckpointWriter:
             if error.filename:
                 self.failure = OSError(f"{error.filename} can't be written: {error.strerror}")
                 self.failure.__cause__ = error  # for `limit_reached`
-        else:
+        if state.is_sharded:
+            if not max_over_ranks(self.failure is not None)[0]:
+                self._write(step, state)
+            elif self.failure is None:  # so that all ranks stop, or none
+                self.failure = OSError("another process can't write its part of the checkpoint")
+        elif self.failure is None:
             self._thread = Thread(target=self._write, args=(step, state.copied()), name="checkpoint", daemon=True)
             self._thread.start()
 
     def _write(self, step: int, state: storage.State) -> None:
         try:
-            self.last = storage.save(self.folder, step, state, self.settings.keep, self.settings.hours)
+            save = storage.save_sharded if state.is_sharded else storage.save
+            self.last = save(self.folder, step, state, self.settings.keep, self.settings.hours)
         except Exception as error:  # an exception of a thread would be lost; `wait` reports it
             self.failure = error
 

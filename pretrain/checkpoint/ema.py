@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pretrain.distributed.sharding import gathered, shard_like
+
 Decay = Callable[[float, float], float]  # (progress before, progress now) -> factor in [0, 1] of the old EMA
 
 
@@ -108,8 +110,11 @@ class EMACollection:
 
     @property
     def model(self) -> nn.Module:
-        """The network that is evaluated and exported: the exponential EMA."""
-        return self.exponential.model
+        """The network that is evaluated and exported: the exponential EMA.
+
+        Of sharded parameters it is a copy with whole ones, made by all processes, which all use this at once.
+        """
+        return gathered(self.exponential.model)
 
     def all(self) -> dict[str, EMA]:
         """All EMAs by the name of their file in a checkpoint."""
@@ -119,6 +124,11 @@ class EMACollection:
         """Move all EMAs to a device."""
         for ema in self.all().values():
             ema.model.to(device)
+
+    def shard_like(self, model: nn.Module) -> None:
+        """Shard all EMAs as the network is sharded."""
+        for ema in self.all().values():
+            shard_like(ema.model, model)
 
     def update(self, model: nn.Module, progress: float) -> None:
         """Average in the network's parameters at `progress`, which must not be below that of the last update."""

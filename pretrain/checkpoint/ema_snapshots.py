@@ -25,6 +25,7 @@ from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
 from pretrain.core.files import own_folder
+from pretrain.distributed.sharding import full_state_dict
 
 
 class Snapshots:
@@ -51,20 +52,21 @@ class Snapshots:
         return int(self.emas.progress * self.count + 1e-9)  # 0.29 * 100 is less than 29
 
     def take(self, step: int) -> None:
-        """Write a snapshot if one is due after this step; call it before the step's checkpoint is written.
+        """Write a snapshot if one is due after this step; all ranks call it before the step's checkpoint is written.
 
         Raises:
             OSError: it can't be written.
         """
         due = self._due()
-        if due > self.taken and self.writes and self.emas.powers:
-            own_folder(self.folder)
-            for sigma_rel, ema in self.emas.powers.items():
+        for sigma_rel, ema in self.emas.powers.items() if due > self.taken else ():
+            tensors = full_state_dict(ema.model)
+            if self.writes:
+                own_folder(self.folder)
                 file = self.folder / f"step-{step:08d}-sigma_rel-{sigma_rel}.safetensors"
                 # In epochs, which stay valid if a resumed run is given more of them. One entry of metadata, because
                 # safetensors writes several in an order that changes from run to run.
                 about = json.dumps({"sigma_rel": sigma_rel, "epochs": self.emas.progress * self.epochs})
-                storage.write(file, ema.model.state_dict(), {"snapshot": about})
+                storage.write(file, tensors, {"snapshot": about})
         self.taken = due
 
 

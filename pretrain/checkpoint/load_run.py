@@ -135,7 +135,7 @@ def load_run(folder: Path, sigma_rel: float | None = None) -> LoadedRun:
         shape, classes = (channels, height, width), state.values["images"]["classes"] if config.class_conditional else 0
         model = build_model(config, shape, classes).eval()
         try:
-            parameters = state.tensors["ema"] if sigma_rel is None else reconstruct(folder, sigma_rel)[0]
+            parameters = state.read("ema") if sigma_rel is None else reconstruct(folder, sigma_rel)[0]
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"--sigma-rel: {error}") from None
         storage.load_parameters(model, parameters, path)

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pretrain.core.files import fsync, read_json
@@ -15,22 +17,25 @@ class Damaged(Exception):
     """A folder differs from its manifest. The message names the file and the difference."""
 
 
-def _hash(file: Path) -> str:
+def describe(file: Path) -> tuple[int, str]:
+    """The size of a file in bytes, and its SHA-256."""
     with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file.stat().st_size, hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, **about: Any) -> None:
+def write_manifest(folder: Path, known: Mapping[str, tuple[int, str]] = MappingProxyType({}), **about: Any) -> None:
     """Write the manifest of all files in a folder, and wait until everything is on disk.
 
     Args:
         folder: without folders in it.
+        known: what `describe` gives, of files by name for which it is known already.
         about: further entries of the manifest, plain JSON.
 
     Raises:
         OSError: it can't be written.
     """
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
+    about_files = {path.name: known.get(path.name) or describe(path) for path in sorted(folder.iterdir())}
+    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in about_files.items()}
     with (folder / NAME).open("w") as file:
         json.dump({**about, "files": files}, file, indent=1)
     for path in folder.iterdir():
@@ -63,7 +68,7 @@ def verify(folder: Path) -> list[str]:
                 raise Damaged(f"{name} is not a regular file")
             if (actual := (folder / name).stat().st_size) != size:
                 raise Damaged(f"{name} has {actual:,} bytes, its manifest says {size:,}")
-            if _hash(folder / name) != digest:
+            if describe(folder / name)[1] != digest:
                 raise Damaged(f"the bytes of {name} are not those that were written (SHA-256)")
         return [*expected]
     except FileNotFoundError:

@@ -1,5 +1,7 @@
 """Checkpoints: a folder of safetensors and JSON files and a manifest.
 
+Sharded tensors are in files `shard-*`, one per process; the others in a file for each group of them.
+
 A checkpoint is written under another name and renamed when it is complete, so it exists completely or not at all. Its
 manifest has a hash of each file; a checkpoint that differs from its manifest is not used.
 """
@@ -7,7 +9,7 @@ manifest has a hash of each file; a checkpoint that differs from its manifest is
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +18,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from pretrain.checkpoint.manifest import NAME, Damaged, verify, write_manifest
+from pretrain.checkpoint import shards
+from pretrain.checkpoint.manifest import NAME, Damaged, describe, verify, write_manifest
 from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write, fsync, own_folder, read_json, usual_mode
+from pretrain.distributed.collectives import all_gather_set, raise_on_all_ranks, rank_and_world_size
+from pretrain.distributed.sharding import place
 
 PREFIX = "step-"
 PART, OLD, GONE = ".part", ".old", ".gone"  # suffixes: being written; being replaced; being removed
@@ -29,12 +35,34 @@ class State(NamedTuple):
     """The state of a run: everything that its continuation depends on.
 
     Attributes:
-        tensors: by file (model, ema, optimizer, infobatch, ...) and name.
+        tensors: by group (model, ema, optimizer, infobatch, ...) and name; sharded ones that were loaded are on the
+            meta device until `read`.
         values: all others, plain JSON; their names and types are `VALUE_TYPES`.
+        folder: with the sharded tensors, if the state was loaded and has any.
     """
 
     tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
+    folder: Path | None = None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it has sharded tensors in memory."""
+        return any(isinstance(value, DTensor) for named in self.tensors.values() for value in named.values())
+
+    def read(self, group: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The tensors of a group; those whose name and shape a tensor of `like` has in its layout, others whole."""
+        layout = like or {}
+        found = self.tensors[group]
+        same = {name for name, value in found.items() if name in layout and layout[name].shape == value.shape}
+        if self.folder is None or not any(value.is_meta for value in found.values()):
+            return {name: place(value, layout[name]) if name in same else value for name, value in found.items()}
+        tensors = {
+            name: torch.empty_like(layout[name]) if name in same else torch.empty_like(value, device="cpu")
+            for name, value in found.items()
+        }
+        shards.read(self.folder, group, tensors)
+        return tensors
 
     def copied(self) -> "State":
         """A copy on the CPU."""
@@ -132,29 +160,87 @@ def save(folder: Path, step: int, state: State, keep: int, hours: float | None =
         OSError: it can't be written; the other checkpoints are unchanged.
     """
     path = folder / f"{PREFIX}{step:08d}"
-    part = path.with_suffix(PART)
     try:
-        own_folder(folder)  # without its parent: a run's folder that was removed is not made again
-        for rest in (*_parts(folder), *folder.glob(f"{PREFIX}*{GONE}")):
-            shutil.rmtree(rest, ignore_errors=True)
-        _check_free_space(folder, state)
-        part.mkdir()
-        for name, tensors in state.tensors.items():
-            save_file(tensors, part / f"{name}.safetensors")
-        (part / "state.json").write_text(json.dumps(state.values))
-        usual_mode(part)
-        write_manifest(part, step=step, seconds=state.values["seconds"])
-        if path.exists():  # renamed, not removed: at every moment one of the two is there
-            shutil.rmtree(path.with_suffix(OLD), ignore_errors=True)
-            path.rename(path.with_suffix(OLD))
-        part.rename(path)
-        fsync(folder)
+        part = _begin(path, state)
+        _finish(part, state, state.tensors, {})
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OSError(f"{path} can't be written: {reason}") from None
+        raise _failure(path, error) from None
     _remove(folder, path, keep, hours)
     return path
+
+
+def save_sharded(folder: Path, step: int, state: State, keep: int, hours: float | None = None) -> Path:
+    """`save` for a state with sharded tensors; all ranks call it, on a file system that they share.
+
+    Each rank writes and hashes its own tensors; rank 0 writes everything else.
+    """
+    path, main = folder / f"{PREFIX}{step:08d}", rank_and_world_size()[0] == 0
+    part = path.with_suffix(PART)
+    split = {group: named for group, named in state.tensors.items() if State({group: named}, {}).is_sharded}
+    try:
+        with raise_on_all_ranks(), _as_user_error():
+            if main:
+                _begin(path, state)
+        shards.write(part, split)
+        rank, world = rank_and_world_size()
+        hashes = {(file.name, *describe(file)) for file in shards.files(part)[rank::world]}
+        known = {name: (size, digest) for name, size, digest in all_gather_set(hashes)}
+        with raise_on_all_ranks(), _as_user_error():
+            if main:
+                whole = {group: copied(named) for group, named in state.tensors.items() if group not in split}
+                _finish(part, state, whole, known)
+    except (OSError, UserError) as error:
+        if main:
+            raise _failure(path, error) from None
+        raise OSError(f"{path} can't be written: {error}") from None
+    if main:
+        _remove(folder, path, keep, hours)
+    return path
+
+
+@contextmanager
+def _as_user_error() -> Iterator[None]:
+    """Errors of writing as errors that `raise_on_all_ranks` raises on all ranks."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _failure(path: Path, error: Exception) -> OSError:
+    """Remove what was written of a checkpoint, and say why it is incomplete."""
+    shutil.rmtree(path.with_suffix(PART), ignore_errors=True)
+    return OSError(f"{path} can't be written: {_reason(error)}")
+
+
+def _begin(path: Path, state: State) -> Path:
+    """Make the folder that becomes the checkpoint `path`."""
+    folder, part = path.parent, path.with_suffix(PART)
+    own_folder(folder)  # without its parent: a run's folder that was removed is not made again
+    for rest in (*_parts(folder), *folder.glob(f"{PREFIX}*{GONE}")):
+        shutil.rmtree(rest, ignore_errors=True)
+    _check_free_space(folder, state)
+    part.mkdir()
+    return part
+
+
+def _finish(part: Path, state: State, tensors: shards.Groups, known: Mapping[str, tuple[int, str]]) -> None:
+    """Write groups of whole tensors, the values and the manifest, and rename the folder to a checkpoint."""
+    for name, group in tensors.items():
+        save_file(group, part / f"{name}.safetensors")
+    (part / "state.json").write_text(json.dumps(state.values))
+    usual_mode(part)
+    write_manifest(part, known, step=state.values["step"], seconds=state.values["seconds"])
+    path = part.with_suffix("")
+    if path.exists():  # renamed, not removed: at every moment one of the two is there
+        shutil.rmtree(path.with_suffix(OLD), ignore_errors=True)
+        path.rename(path.with_suffix(OLD))
+    part.rename(path)
+    fsync(path.parent)
 
 
 def _check_free_space(folder: Path, state: State) -> None:
@@ -213,8 +299,11 @@ def load(path: Path) -> State:
         step = values.get("step") if isinstance(values, dict) else None
         if _step(path) not in (None, step):
             raise Damaged(f"it is the checkpoint of step {step} under the name of another one; rename it")
-        return State({name[:-12]: load_file(path / name) for name in names if name.endswith(".safetensors")}, values)
-    except (Damaged, OSError, ValueError, RecursionError, SafetensorError) as error:
+        split = {file.name for file in shards.files(path)} & {*names}
+        whole = [name for name in names if name.endswith(".safetensors") and name not in split]
+        tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in whole}
+        return State(tensors | shards.describe(path), values, path) if split else State(tensors, values)
+    except (Damaged, OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
 
 

@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from pretrain import HOME
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.manifest import Damaged, verify
@@ -101,7 +103,7 @@ def differences(one: Path, other: Path) -> list[str]:
         if not ((one / name).is_file() and (other / name).is_file()):
             found.append(f"{name} (only one checkpoint has it)")
         elif (one / name).read_bytes() != (other / name).read_bytes():
-            first, second = storage.load(one).tensors[name[:-12]], storage.load(other).tensors[name[:-12]]
+            first, second = load_file(one / name), load_file(other / name)
             found += [
                 f"{name}: {key}"
                 for key in sorted(first.keys() | second.keys())

@@ -297,6 +297,8 @@ class Config:
         precision: number format of the network's computations; parameters and losses stay float32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: compile the network by torch.compile.
+        shard: split parameters, gradients, optimizer and EMAs over the processes (FSDP2), for networks that are too
+            large for one device.
         tracker: also log to an experiment tracker of accelerate, for example tensorboard.
         push_to_hub: upload the trained model to this repository on the Hugging Face hub.
         resume: continue from the newest checkpoint of the output folder, or from the one given; auto: from the newest,
@@ -324,6 +326,7 @@ class Config:
     precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
     compile: bool = False
+    shard: bool = False
     tracker: str | None = None
     push_to_hub: str | None = None
     resume: str | None = None
@@ -341,6 +344,8 @@ class Config:
             raise ValueError(
                 "blocking.share excludes pruning, because a blocked sample has no score, and compile; leave one out"
             )
+        if self.shard and (self.blocking.share or self.micro_batch == "auto" or self.precision == "fp16"):
+            raise ValueError("shard excludes blocking.share, micro_batch auto and precision fp16; leave one out")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other: continue the run, or replace it")
         if self.dry_run and self.resume:

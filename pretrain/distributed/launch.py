@@ -60,8 +60,8 @@ def start(output_dir: Path, precision: str, tracker: str | None) -> Accelerator:
     for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if os.environ.get(f"ACCELERATE_USE_{plugin}", "").lower() not in ("", "0", "false", "no", "off"):
             raise UserError(
-                f"accelerate was launched with {plugin}, which shards the model; here it must fit into each device: "
-                "launch without it, and save memory by --gradient-checkpointing and --micro-batch auto"
+                f"accelerate was launched with {plugin}, whose settings are not used here; launch without it, and give "
+                "--shard to split the model over the processes"
             )
     if (dynamo := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "").lower()) not in ("", "no"):
         raise UserError(

@@ -15,7 +15,9 @@ from pretrain.training.summary import summary_rows
 
 
 def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path], str]) -> None:
-    """Write the EMA model with its card and summary.json, print the summary, and upload the model; on rank 0.
+    """Write the EMA model with its card and summary.json, print the summary, and upload the model, on rank 0.
+
+    All ranks call it.
 
     Args:
         run: the finished run.
@@ -25,11 +27,12 @@ def publish(run: Run, summary: dict[str, Any], export: Callable[[nn.Module, Path
     Raises:
         UserError: a file can't be written. An upload that fails is only reported.
     """
+    model = run.state.ema.model
     if not run.is_main:
         return
     config, display = run.config, run.reporter.display
     try:
-        summary["open_model_with"] = export(run.state.ema.model, config.output_dir / "model")
+        summary["open_model_with"] = export(model, config.output_dir / "model")
         model_card.write(config, summary)
         with atomic_write(config.output_dir / "summary.json") as part:
             part.write_text(json.dumps(summary, indent=2) + "\n")

@@ -19,6 +19,7 @@ from pretrain.data.images import on_device
 from pretrain.data.sources import Source
 from pretrain.distributed import launch
 from pretrain.distributed.agreement import require_same_settings
+from pretrain.distributed.sharding import full
 from pretrain.training.dry_run import TIMED_STEPS, estimate
 from pretrain.training.optim import warmup_cosine
 from pretrain.training.run import Run
@@ -174,7 +175,7 @@ def optimizer_step(run: Run, epoch: int, micro: MicroBatch, losses: Losses) -> N
     mean_weight = infobatch.size / infobatch.length  # of this epoch's samples; it scales the norm of the gradient
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), config.optim.clip * mean_weight or math.inf)
     if norm is not None and run.accelerator.scaler is None:  # a GradScaler skips such steps itself
-        state.nan_guard.zero_bad_gradient(run.model, norm)
+        state.nan_guard.zero_bad_gradient(run.model, full(norm))
     stop, save_by_time = run.inspect(epoch) if sync else (0, False)
 
     middle = (micro.start + infobatch.progress) / 2  # so that no step has learning rate 0

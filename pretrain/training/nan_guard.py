@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pretrain.adapters import Batch
 from pretrain.core.errors import UserError
 from pretrain.data.images import Images
+from pretrain.distributed.sharding import local
 from pretrain.infobatch.epoch_losses import NotFinite
 from pretrain.infobatch.sampler import InfoBatch
 
@@ -86,7 +87,7 @@ class NanGuard:
         if bad.device.type != "cpu" or bad:
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.masked_fill_(bad, 0.0)
+                    local(parameter.grad).masked_fill_(bad, 0.0)
         self._streak = torch.where(bad, self._streak + 1, 0)
         self._longest = torch.maximum(self._longest, self._streak)
 

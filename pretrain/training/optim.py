@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pretrain.config.schema import Optim
+from pretrain.distributed.sharding import local, slices_of_matrices, whole_matrices
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the polynomial a x + b x^3 + c x^5
 ITERATIONS = 5
@@ -28,7 +30,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """
     matrices = [*hidden_matrices(model)] if optim.name == "muon" else []
     chosen = {id(parameter) for parameter in matrices}
-    vectors = [name for name, parameter in model.named_parameters() if parameter.squeeze().ndim <= 1]
+    vectors = [name for name, parameter in model.named_parameters() if sum(side > 1 for side in parameter.shape) <= 1]
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=vectors)
     settings: Any = {"lr": optim.lr, "betas": optim.betas, "fused": True}
     if matrices:
@@ -54,8 +56,13 @@ def hidden_matrices(model: nn.Module) -> Iterator[Tensor]:
         if not blocks or not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             continue
         weight = module.weight
-        if weight.requires_grad and min(len(weight), weight[0].numel()) >= 4 and weight.shape[1] > 1:
+        if weight.requires_grad and min(_sides(weight)) >= 4 and weight.shape[1] > 1:
             yield weight
+
+
+def _sides(weight: Tensor) -> tuple[int, int]:
+    """Rows and columns of a weight as a matrix."""
+    return weight.shape[0], weight.shape[1:].numel()
 
 
 class Muon(torch.optim.AdamW):
@@ -65,6 +72,8 @@ class Muon(torch.optim.AdamW):
     iteration. The step is scaled by 0.2 sqrt(max(rows, columns)), so that learning rates of AdamW fit (Liu et al. 2025,
     "Muon is scalable for LLM training", section 2.2). A convolution is a matrix [out, in * kernel]. timm and torch have
     Muon, too, but iterate in bfloat16 on every device, which is 15 times slower on a CPU, and one matrix at a time.
+
+    Of sharded parameters each process iterates some of the matrices, which are exchanged before and after it.
     """
 
     @torch.no_grad()
@@ -79,22 +88,28 @@ class Muon(torch.optim.AdamW):
         same_shape: defaultdict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                same_shape[(len(parameter), parameter[0].numel())].append(parameter)
+                same_shape[_sides(parameter)].append(parameter)
         for (rows, columns), parameters in same_shape.items():
-            updates = []
-            for parameter in parameters:
-                gradient: Any = parameter.grad
-                state = self.state[parameter]
-                if not state:
-                    state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(parameter))  # AdamW expects `step`
-                state["step"] += 1
-                state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-                updates.append(gradient.lerp(state["momentum"], MOMENTUM).view(rows, columns))  # Nesterov's
-                parameter.grad = None  # so that AdamW's step leaves it alone
+            updates = [self._momentum(parameter).reshape(-1, columns) for parameter in parameters]
+            if isinstance(first := parameters[0], DTensor):
+                mine = orthogonalized(whole_matrices(updates, (rows, columns), first.device_mesh))
+                steps = slices_of_matrices(mine, len(parameters), first.device_mesh)
+            else:
+                steps = orthogonalized(torch.stack(updates))
             scale = -group["lr"] * 0.2 * math.sqrt(max(rows, columns))
-            for parameter, update in zip(parameters, orthogonalized(torch.stack(updates)), strict=True):
+            for parameter, step in zip(map(local, parameters), steps, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=scale)
+                parameter.add_(step.view_as(parameter).to(parameter.dtype), alpha=scale)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        """Update a parameter's momentum by its gradient, which is used up; return Nesterov's momentum (its slice)."""
+        state, gradient = self.state[parameter], local(parameter.grad)  # pyright: ignore[reportArgumentType]
+        if not state:
+            state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(parameter))  # AdamW expects `step`
+        state["step"] += 1
+        momentum = local(state["momentum"]).lerp_(gradient, 1 - MOMENTUM)
+        parameter.grad = None  # so that AdamW's step leaves it alone
+        return gradient.lerp(momentum, MOMENTUM)
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
@@ -117,7 +132,7 @@ def step_flops(model: nn.Module, optim: Optim) -> int:
     """FLOPs of one optimizer step's matrix products: 5 (4 m^2 n + 2 m^3) for each m x n matrix of Muon, m <= n."""
     if optim.name == "adamw":
         return 0
-    sides = [sorted((len(weight), weight[0].numel())) for weight in hidden_matrices(model)]
+    sides = [sorted(_sides(weight)) for weight in hidden_matrices(model)]
     return sum(ITERATIONS * (4 * m**2 * n + 2 * m**3) for m, n in sides)
 
 

@@ -8,7 +8,7 @@ and masks are functions of (seed, epoch, index), so the step can be repeated; he
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -46,12 +46,12 @@ class Replayed(NamedTuple):
     module: str
 
 
-def record(run: Path, model: nn.Module, samples: Sequence[tuple[int, float]], **about: Any) -> Path:
+def record(run: Path, parameters: Mapping[str, Tensor], samples: Sequence[tuple[int, float]], **about: Any) -> Path:
     """Write the file from which a step is repeated.
 
     Args:
         run: folder of the run.
-        model: the bare network.
+        parameters: of the bare network, and its buffers, by name.
         samples: index and level of each sample.
         about: further values; `epoch` is needed.
 
@@ -62,7 +62,7 @@ def record(run: Path, model: nn.Module, samples: Sequence[tuple[int, float]], **
         OSError: it can't be written.
     """
     index, level = zip(*samples, strict=True)
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in parameters.items()}
     tensors |= {"index": torch.tensor(index), "level": torch.tensor(level)}
     storage.write(run / FILE, tensors, {"about": json.dumps(about)})
     return run / FILE

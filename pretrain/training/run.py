@@ -24,6 +24,7 @@ from pretrain.data.sources import Source
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.heartbeat import Heartbeat
 from pretrain.distributed.launch import StopRequested, StopSignal
+from pretrain.distributed.sharding import full_state_dict
 from pretrain.training import replay_step
 from pretrain.training.flops import peak_flops
 from pretrain.training.reporter import Reporter
@@ -128,6 +129,8 @@ class Run:
             SystemExit: with status `EXIT_STOPPED` after a signal to stop; `before` was written.
         """
         state = before or self._state()
+        if state.is_sharded:  # now, as an interrupted evaluation can't gather all processes
+            self._save(state)
         if self.heartbeat is not None:
             self.heartbeat.on_signal = lambda: self._exit_evaluation(epochs, state)
         try:
@@ -166,12 +169,20 @@ class Run:
                 f"warning: {len(skipped)} of {len(self.source.train)} images can't be used and are skipped, for "
                 f"example {min(skipped)}"
             )
+        self._save(state)
         with raise_on_all_ranks():
-            if self.is_main:
-                self.writer.save(self.state.step, state, self.reporter.metrics.flush)
             if self.is_main and wait:
                 self.writer.wait(required=True)
         return state
+
+    def _save(self, state: State) -> None:
+        """Begin to write a checkpoint, or, of a sharded state, write it; all ranks call it."""
+        if state.is_sharded:
+            self.writer.save(self.state.step, state, self.reporter.metrics.flush)
+            return
+        with raise_on_all_ranks():
+            if self.is_main:
+                self.writer.save(self.state.step, state, self.reporter.metrics.flush)
 
     def _state(self) -> State:
         """What a checkpoint holds; all ranks call it. Later epochs don't change it."""
@@ -196,7 +207,9 @@ class Run:
         with raise_on_all_ranks():
             guard.raise_pending()
         bad_samples = guard.bad_samples()
-        stop, save, any_bad = max_over_ranks(self.stop_signal.signal, self.writer.due, bool(bad_samples))
+        stop, save, any_bad = max_over_ranks(
+            self.stop_signal.signal, self.is_main and self.writer.due, bool(bad_samples)
+        )
         if any_bad:
             before = len(self.source.train.skipped)
             message = guard.exclude(all_gather_set(bad_samples))
@@ -204,9 +217,10 @@ class Run:
             self.reporter.display.print(f"warning: {step}: {message}; excluded from now on")
         if reason := guard.reason_to_stop():
             samples = sorted(all_gather_set({*guard.recent}))
+            parameters = full_state_dict(self.state.model)
             with raise_on_all_ranks():
                 if self.is_main:
-                    replay_step.record(self.config.output_dir, self.state.model, samples, epoch=epoch)
+                    replay_step.record(self.config.output_dir, parameters, samples, epoch=epoch)
                 hint = replay_step.hint(self.config.output_dir)
                 raise UserError(f"{step}: {reason}; lower --optim.lr, or {hint}")
         guard.recent.clear()
@@ -233,7 +247,8 @@ class Run:
         if not self._exiting.acquire(blocking=False):  # another thread does it, and ends the process
             threading.Event().wait()
         if self.is_main:
-            self.writer.save(self.state.step, state, self.reporter.metrics.flush)
+            if not state.is_sharded:
+                self.writer.save(self.state.step, state, self.reporter.metrics.flush)
             self.writer.wait(required=True)
             received = self.heartbeat.signal if self.heartbeat is not None else 0
             self._report_stop(self.stop_signal.signal or received, f"in the evaluation after epoch {epochs}")

@@ -27,6 +27,7 @@ from pretrain.data.sources import Source
 from pretrain.distributed.agreement import require_same_data
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.launch import StopSignal
+from pretrain.distributed.sharding import shard
 from pretrain.infobatch.sampler import InfoBatch
 from pretrain.training.blocking import build_blocking
 from pretrain.training.flops import SampleCost, profile_sample
@@ -87,7 +88,7 @@ def setup(
     state.ema.to(device)
     if config.compile:
         compile_model(model, device)
-    model, optimizer = accelerator.prepare(model, state.optimizer)
+    model, optimizer = _prepare(config, state, accelerator)
     with raise_on_all_ranks():  # before --micro-batch auto, which measures the memory that is left
         state.seconds += preload(source.train, device, display.print, lambda: bool(stop_signal.signal))
     objective, flops = with_references(config, adapter, source, device, cost.flops, display.print)
@@ -132,9 +133,13 @@ def _initial_state(
     accelerator: Any,
     observers: Sequence[Observer],
 ) -> TrainState:
+    ema = EMACollection(model, config.ema.halflife, config.ema.sigma_rel)
+    if config.shard and accelerator.num_processes > 1:
+        shard(model, accelerator.device)
+        ema.shard_like(model)
     state = TrainState(
         model,
-        EMACollection(model, config.ema.halflife, config.ema.sigma_rel),
+        ema,
         build_optimizer(model, config.optim),
         infobatch,
         NanGuard(infobatch, source.train, accelerator.device),
@@ -146,6 +151,15 @@ def _initial_state(
     for observer in observers:
         observer.attach(model, accelerator.device)
     return state
+
+
+def _prepare(config: Config, state: TrainState, accelerator: Any) -> tuple[nn.Module, Any]:
+    """The network and the optimizer as training uses them: on the device, in the run's precision, synchronized."""
+    if not config.shard or accelerator.num_processes == 1:
+        return accelerator.prepare(state.model, state.optimizer)
+    # Already on the device, and synchronized; otherwise accelerate would wrap it in DistributedDataParallel.
+    model = accelerator.prepare_model(state.model, device_placement=False, evaluation_mode=True)
+    return model, accelerator.prepare_optimizer(state.optimizer)
 
 
 def _largest_micro_batch(

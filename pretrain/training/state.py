@@ -149,23 +149,24 @@ class TrainState:
                 have another plan now.
             ValueError, TypeError, RuntimeError: it is not the state of a run.
         """
-        tensors, values = state
+        tensors, values = state.tensors, state.values
         _check_components(values["config"], config.to_dict(), path)
         size = len(tensors["infobatch"]["score"])
         if size != self.infobatch.size:
             raise UserError(
                 f"--resume {path}: the checkpoint is of {size} images, --data has {self.infobatch.size} now"
             )
-        storage.load_parameters(self.model, tensors["model"], path)
+        storage.load_parameters(self.model, state.read("model", self.model.state_dict()), path)
         # If the run is given more epochs, the same training is a smaller share of it. Power-function EMAs depend on
         # ratios of progress only, so this does not change them.
         progress = values["progress"] * (values["config"]["epochs"] / config.epochs)
-        emas = {name: value for name, value in tensors.items() if name == "ema" or name.startswith("ema-")}
+        layout = self.ema.state_dict()
+        emas = {name: state.read(name, layout.get(name)) for name in tensors if name == "ema" or name[:4] == "ema-"}
         try:
             self.ema.load_state_dict({"progress": progress, **emas})
         except ValueError as error:
             raise UserError(f"--resume {path}: {error}") from None
-        self._load_optimizer(tensors["optimizer"], values["optimizer"])
+        self._load_optimizer(state, values["optimizer"])
         visits = tensors["visits"]["visits"]
         if visits.shape != self.times_used.shape or (visits < 0).any():
             raise ValueError("visits are not one number for each image")
@@ -181,16 +182,21 @@ class TrainState:
             if observer.name in tensors:
                 observer.load_state_dict(tensors[observer.name], self.infobatch.progress)
 
-    def _load_optimizer(self, moments: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    def _load_optimizer(self, state: storage.State, groups: list[dict[str, Any]]) -> None:
         """Load the moments and the last learning rate; betas and weight decay are those of this run's settings."""
         own = self.optimizer.state_dict()["param_groups"]
         if [group["params"] for group in groups] != [group["params"] for group in own]:
             raise ValueError("the optimizer's groups have other parameters")
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        numbers = dict(zip((n for group in own for n in group["params"]), parameters, strict=True))
+        moments = state.read(
+            "optimizer", {name: numbers[int(name.split(".")[0])] for name in state.tensors["optimizer"]}
+        )
         own = [group | {"lr": saved["lr"]} for group, saved in zip(own, groups, strict=True)]
         self.optimizer.load_state_dict(storage.unpack_optimizer(moments, own))
-        for parameter, state in self.optimizer.state.items():
-            shapes = {name: torch.Size() if name == "step" else parameter.shape for name in state}
-            if wrong := [name for name, value in state.items() if value.shape != shapes[name]]:
+        for parameter, found in self.optimizer.state.items():
+            shapes = {name: torch.Size() if name == "step" else parameter.shape for name in found}
+            if wrong := [name for name, value in found.items() if value.shape != shapes[name]]:
                 raise ValueError(f"the optimizer's {wrong[0]} does not have the shape of its parameter")
 
     def _load_infobatch(self, tensors: dict[str, Tensor], values: dict[str, Any], path: Path) -> None:
