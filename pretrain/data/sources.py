@@ -82,10 +82,12 @@ def _look(
 ) -> tuple[tuple[int, int, int], Reading]:
     """(C, H, W) and the range of a data set, from some of its images and the settings."""
     rows = np.unique(np.linspace(0, len(table) - 1, MAX_LOOKED_AT).astype(int))
-    seen = [found for row in rows if (found := image_info(table[int(row)]["image"], reading)) is not None]
+    seen = [
+        found for row in rows if (found := image_info(table[int(row)]["image"], reading, data.channels)) is not None
+    ]
     if not seen:
         try:
-            decode(table[int(rows[0])]["image"], 3, None, reading)
+            decode(table[int(rows[0])]["image"], data.channels or 3, None, reading)
             said = ""
         except Exception as error:  # image decoders raise exceptions of any type
             said = f" (of the first one: {' '.join(str(error).split())})"
@@ -101,12 +103,32 @@ def _look(
             f"of {len(seen)} images that were looked at {len(seen) - sizes[0][1]} are not {width}x{height} and can't "
             "be used; --data.size N resizes all"
         )
-    channels = data.channels or (1 if all(found.grey for found in seen) else 3)
+    channels = data.channels or _channels(seen, data, report)
     if data.channels is None:
         reading = reading._replace(bands=1 if channels == 1 else 3 + any(found.unused for found in seen))
-    if channels != 4 and (count := sum(found.unused for found in seen)):
+    if channels in (1, 3) and (count := sum(found.unused for found in seen)):
         report.note(f"{count} of {len(seen)} images have a fourth band, which is not used; --data.channels 4 uses it")
     return (channels, height, width), _with_range(seen, array_type(table.features["image"]), data, report, reading)
+
+
+def _channels(seen: list[ImageInfo], data: Data, report: Report) -> int:
+    """The number of channels of images that were looked at.
+
+    Raises:
+        UserError: some have bands that a picture has not, and not all have as many.
+    """
+    counts = Counter(found.bands for found in seen)
+    if not counts[0] and len(counts) == 1:
+        (bands,) = counts
+        report.note(f"all images have {bands} bands, and all bands are used (--data.channels)")
+        return bands
+    if len(counts) > 1:
+        said = listed([f"{bands or '1, 3 or 4'} bands {count}" for bands, count in sorted(counts.items())])
+        raise UserError(
+            f"--data {data.source}: of the images that were looked at some have other bands than others ({said}); set "
+            "--data.channels N to use those of N bands, and --on-bad-image skip to leave out the others"
+        )
+    return 1 if all(found.grey for found in seen) else 3
 
 
 def _with_range(seen: list[ImageInfo], column: str, data: Data, report: Report, reading: Reading) -> Reading:
@@ -190,7 +212,7 @@ def open_data(data: Data, seed: int) -> Source:
     test = _held_out(train, others, names, data, report)
     labels = _labels(train, names, report)
     table, rows = train.table(labels), np.arange(len(train))
-    reading = Reading(data.range, data.range is not None, data.pages, train.folders)
+    reading = Reading(data.range, data.range is not None, data.pages, train.folders, shards=train.shards)
     if test is not None:
         chosen = _some(np.arange(len(test)), data.held_out, 0)
         test_table, test_name = test.table(_labels(test, names, report)), test.name
@@ -214,7 +236,7 @@ def open_data(data: Data, seed: int) -> Source:
             data,
             seed,
             f"{data.source}, {test_name}",
-            reading._replace(folders=test.folders) if test else reading,
+            reading._replace(folders=test.folders, shards=test.shards) if test else reading,
         ),
         shape,
         len(names),
