@@ -25,8 +25,9 @@ class Data:
 
     Attributes:
         source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file or
-            a folder of them, WebDataset's tar files (one, a folder of them, or FOLDER/train-{000..012}.tar), a folder that the datasets library (`save_to_disk`) or `pretrain encode-latents` wrote, or
-            the name of a Hugging Face data set.
+            a folder of them, a tar file of WebDataset's, a folder of them or FOLDER/train-{000..012}.tar, a folder that
+            the datasets library (`save_to_disk`) or `pretrain encode-latents` wrote, or the name of a Hugging Face data
+            set.
         train_split: folder, file or split to train on, A+B for several; "." is the whole folder; default: by the names
             (docs/data.md).
         test_split: the one to evaluate on; "none" holds out training images; default: by the names.

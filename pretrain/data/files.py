@@ -246,7 +246,8 @@ def read_packed(place: Mapping[str, Any], shards: Sequence[str]) -> bytes:
         ValueError: the tar ends before the file does.
         OSError: it can't be read.
     """
-    path, size = shards[place["shard"]], place["size"]
+    number, size = int(place["shard"]), int(place["size"])
+    path = shards[number]
     with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 — not Path: it may hold any bytes
         stream.seek(place["offset"])
         content = stream.read(size)

@@ -42,8 +42,8 @@ def filled_shards(files: Sequence[str], source: str, note: Callable[[str], None]
             first = file, schema
         elif difference := _difference(schema, first[1]):
             raise UserError(
-                f"--data {source}: {short_name(file)} and {short_name(first[0])} are no parts of one table, {difference}; name "
-                "the files that are meant with --data.train-split and --data.test-split"
+                f"--data {source}: {short_name(file)} and {short_name(first[0])} are no parts of one table, "
+                f"{difference}; name the files that are meant with --data.train-split and --data.test-split"
             )
     if empty:
         note(f"files without rows: {listed(empty)}")

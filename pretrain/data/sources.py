@@ -21,7 +21,7 @@ from pretrain.core.files import expand
 from pretrain.core.rng import generator
 from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
-from pretrain.data.decode import ImageInfo, Reading, decode, image_info
+from pretrain.data.decode import PICTURES, ImageInfo, Reading, decode, image_info
 from pretrain.data.find import Part, find_parts
 from pretrain.data.fingerprint import digest
 from pretrain.data.images import Images
@@ -103,7 +103,7 @@ def _look(
             f"of {len(seen)} images that were looked at {len(seen) - sizes[0][1]} are not {width}x{height} and can't "
             "be used; --data.size N resizes all"
         )
-    channels = data.channels or _channels(seen, data, report)
+    channels, seen = _channels(seen, data, report)
     if data.channels is None:
         reading = reading._replace(bands=1 if channels == 1 else 3 + any(found.unused for found in seen))
     if channels in (1, 3) and (count := sum(found.unused for found in seen)):
@@ -111,24 +111,19 @@ def _look(
     return (channels, height, width), _with_range(seen, array_type(table.features["image"]), data, report, reading)
 
 
-def _channels(seen: list[ImageInfo], data: Data, report: Report) -> int:
-    """The number of channels of images that were looked at.
-
-    Raises:
-        UserError: some have bands that a picture has not, and not all have as many.
-    """
-    counts = Counter(found.bands for found in seen)
-    if not counts[0] and len(counts) == 1:
-        (bands,) = counts
-        report.note(f"all images have {bands} bands, and all bands are used (--data.channels)")
-        return bands
-    if len(counts) > 1:
-        said = listed([f"{bands or '1, 3 or 4'} bands {count}" for bands, count in sorted(counts.items())])
-        raise UserError(
-            f"--data {data.source}: of the images that were looked at some have other bands than others ({said}); set "
-            "--data.channels N to use those of N bands, and --on-bad-image skip to leave out the others"
+def _channels(seen: list[ImageInfo], data: Data, report: Report) -> tuple[int, list[ImageInfo]]:
+    """The number of channels of a data set, and those of the images that were looked at that have them."""
+    bands = Counter(found.bands for found in seen).most_common()[0][0]
+    channels = data.channels or bands or (1 if all(found.grey for found in seen if not found.bands) else 3)
+    if data.channels is None and bands:
+        report.note(f"images have {bands} bands, and all of them are used (--data.channels)")
+    wanted = (0,) if channels in PICTURES else (0, channels) if channels == 2 else (channels,)  # 2: grey and alpha, too
+    usable = [found for found in seen if found.bands in wanted]
+    if len(usable) < len(seen):
+        report.note(
+            f"of {len(seen)} images that were looked at {len(seen) - len(usable)} have other bands and can't be used"
         )
-    return 1 if all(found.grey for found in seen) else 3
+    return channels, usable or seen
 
 
 def _with_range(seen: list[ImageInfo], column: str, data: Data, report: Report, reading: Reading) -> Reading:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -222,7 +222,7 @@ def _read_members(file: str) -> pa.Table:
         stream.seek(0)
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # which it would collect
+                cast(Any, tar).members = []  # which it would collect
                 if member.isdir():
                     continue
                 names.append(to_text(member.name))
