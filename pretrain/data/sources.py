@@ -21,7 +21,7 @@ from pretrain.core.files import expand
 from pretrain.core.rng import generator
 from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
-from pretrain.data.decode import PICTURES, ImageInfo, Reading, decode, image_info
+from pretrain.data.decode import ImageInfo, Reading, decode, image_info
 from pretrain.data.find import Part, find_parts
 from pretrain.data.fingerprint import digest
 from pretrain.data.images import Images
@@ -30,6 +30,7 @@ from pretrain.data.report import Report
 from pretrain.data.splits import NONE, class_key
 from pretrain.data.subset import Subset, read_subset
 from pretrain.data.tables import array_type, class_names, listed, match
+from pretrain.data.tiff import PICTURES
 
 MAX_LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set
 
