@@ -183,12 +183,13 @@ def _holds(folder: Path, name: str) -> bool:
     return os.path.isfile(folder / name)  # noqa: PTH113
 
 
-def open_data(data: Data, seed: int) -> Source:
+def open_data(data: Data, seed: int, classes: Sequence[str] | None = None) -> Source:
     """Find the images that `data` names and their held-out part.
 
     Args:
         data: the settings.
         seed: of the augmentation.
+        classes: names of classes by which labels are numbered; images of others are unlabelled; None: the data set's.
 
     Raises:
         UserError: there are no images, they can't be read, or what is meant is ambiguous.
@@ -204,7 +205,7 @@ def open_data(data: Data, seed: int) -> Source:
         )
     report = Report(data.source)
     train, *others = find_parts(data, report)
-    names = _classes(train, report)
+    names = _classes(train, report) if classes is None else [*classes]
     test = _held_out(train, others, names, data, report)
     labels = _labels(train, names, report)
     table, rows = train.table(labels), np.arange(len(train))

@@ -123,7 +123,8 @@ def test_denoisers_of_five_bands(five: Path, tmp_path: Path) -> None:
         generate.main(run, num_images=3, steps=2)
         made = source(run / "generated" / "images")
         assert made.shape == (5, 12, 12) and not made.train[None, 0].problem
-        assert Image.open(run / "generated" / "grid.png").mode == "RGB"
+        with Image.open(run / "generated" / "grid.png") as sheet:
+            assert sheet.mode == "RGB"
         pipeline = diffusers.DiffusionPipeline.from_pretrained(run / "model", trust_remote_code=True)
         pipeline.set_progress_bar_config(disable=True)
         assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 12, 12, 5)
