@@ -55,7 +55,7 @@ def conditional(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_probes_are_of_the_other_data(mae: Path, others: Path, tmp_path: Path, capsys) -> None:
+def test_probes_are_of_the_other_data(mae: Path, others: Path, capsys) -> None:
     """As with the data set opened by hand, in the run's shape; the classes are the data set's own."""
     record = evaluate(mae, "--metrics", "knn,loss,linear-probe,finetune", "--probe-epochs", 2, "--data", others)
     found, trained = record["found"], load_run(mae)
@@ -67,8 +67,7 @@ def test_probes_are_of_the_other_data(mae: Path, others: Path, tmp_path: Path, c
     assert found["validation_loss"] == expected["validation_loss"]
     assert {"linear_probe_accuracy", "finetune_accuracy"} <= {*found}
     assert record["data"] == str(others) and record["data_settings"] == {"source": str(others)}
-    shown = capsys.readouterr().out
-    assert "3 classes (folders)" in shown and f"on {others}" in shown.replace("\n", " ").replace("  ", " ")
+    assert "3 classes (folders)" in capsys.readouterr().out
 
 
 def test_settings_are_those_of_the_other_data(mae: Path, pictures: Path, others: Path, tmp_path: Path) -> None:
