@@ -1,8 +1,10 @@
 """Loading a finished or stopped run from its folder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,12 +13,13 @@ from pretrain.checkpoint import storage
 from pretrain.checkpoint.ema_snapshots import reconstruct
 from pretrain.config.build import build_model
 from pretrain.config.cli import parse
-from pretrain.config.schema import Config
+from pretrain.config.limits import require_in_range
+from pretrain.config.schema import Config, Data
 from pretrain.core.errors import UserError, warn
 from pretrain.core.files import expand, read_json
 from pretrain.data.autoencoder import SUBFOLDERS, Autoencoder, open_autoencoder
 from pretrain.data.fingerprint import describe_changes, fingerprints
-from pretrain.data.sources import Source, open_data
+from pretrain.data.sources import Source, is_cache, open_data
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,49 @@ class LoadedRun:
         if self.config.data.subset is None or self.state.values["images"].get("opened_by_program"):
             return self.source
         return open_data(replace(self.config.data, subset=None), self.config.seed)
+
+    def other_source(self, settings: Mapping[str, Any]) -> Source:
+        """Another data set, with its images in the size and channels of the run's.
+
+        Labels are numbered by the classes that the network is conditioned on, if it is; else by the data set's.
+
+        Args:
+            settings: `source`, and those of `Data` that differ from their defaults. The run's are `flip`, `crop`,
+                `held_out`, `on_bad_image` and `workers`, where they are not given.
+
+        Raises:
+            UserError: it can't be opened, or its images can't be brought to the run's shape.
+        """
+        name, own, made_by = settings["source"], self.config.data, self.state.values["images"].get("autoencoder")
+        if is_cache(name) != (made_by is not None):
+            theirs, ours = ("latents", "images") if made_by is None else ("no latents", "latents")
+            raise UserError(f"--data {name}: it holds {theirs}, and the run was trained on {ours}; give {ours}")
+        if self.classes and not self.class_names:
+            raise UserError(
+                f"--data {name}: the network is conditioned on classes, and the run's data.json does not name them; "
+                "restore it"
+            )
+        kept = {key: getattr(own, key) for key in ("held_out", "on_bad_image", "workers")}
+        if made_by is None:
+            channels, height, width = self.shape
+            kept |= {"size": height if height == width else None, "channels": channels}
+            kept |= {"flip": own.flip, "crop": own.crop}
+        try:
+            require_in_range({f"data.{key}": value for key, value in settings.items()})
+            data = Data(**kept | dict(settings))
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
+        found = open_data(data, self.config.seed, self.class_names if self.classes else None)
+        if found.made_by != made_by:
+            raise UserError(f"--data {name}: its latents are of another autoencoder than those of the run; encode them")
+        if found.shape != self.shape:
+            theirs, ours = ("x".join(map(str, shape)) for shape in (found.shape, self.shape))
+            raise UserError(
+                f"--data {name}: its images are {theirs}, those of the run {ours}; give images of that size"
+            )
+        if self.classes and found.class_names != self.class_names:  # latents, whose labels are numbers already
+            raise UserError(f"--data {name}: its classes are not those of the run in their order; encode such images")
+        return found
 
     @cached_property
     def autoencoder(self) -> Autoencoder | None:

@@ -10,6 +10,7 @@ MAXIMA = {
     "batch_size": 10**7,
     "micro_batch": 10**7,
     "data.size": 2**16,
+    "data.channels": 2**12,
     "data.limit": 10**12,
     "data.workers": 1024,
     "evaluate.images": 10_000,

@@ -25,17 +25,19 @@ class Data:
 
     Attributes:
         source: "fashion-mnist" (6,000 images that ship with the package), a folder of images, a parquet file or
-            a folder of them, a folder that the datasets library (`save_to_disk`) or `pretrain encode-latents` wrote, or
-            the name of a Hugging Face data set.
+            a folder of them, a tar file of WebDataset's, a folder of them or FOLDER/train-{000..012}.tar, a folder that
+            the datasets library (`save_to_disk`) or `pretrain encode-latents` wrote, or the name of a Hugging Face data
+            set.
         train_split: folder, file or split to train on, A+B for several; "." is the whole folder; default: by the names
             (docs/data.md).
         test_split: the one to evaluate on; "none" holds out training images; default: by the names.
-        image: column of the images; default: the only one, or the one called image.
-        label: column of the labels, in a table or in metadata.csv, .jsonl or .parquet beside images; default: one that
-            is called label, or of a like name.
+        image: column of the images; in tar files their extension; default: the only one, or the one called image.
+        label: column of the labels, in a table or in metadata.csv, .jsonl or .parquet beside images; in tar files a
+            field of .json, or an extension; default: one that is called label, or of a like name; in tar files .cls.
         size: side in pixels that images are resized and center-cropped to; default: the size they have.
-        channels: 1 (grey), 3 (RGB, transparent pixels on white) or 4 (RGB and the file's alpha channel, unchanged);
-            default: 1 if all are grey, else 3.
+        channels: 1 (grey), 3 (RGB, transparent pixels on white), 4 (RGB and the file's alpha channel, or fourth band,
+            unchanged), or the number of bands of TIFF files and arrays that have 2, 5 or more; default: 1 if all are
+            grey, the number of bands if all have the same one that is 2, 5 or more, else 3.
         flip: mirror each image left to right with probability 1/2.
         crop: smallest area of a random crop, as a share of the image's; 1: no random crop.
         limit: largest number of training images, a random subset that is always the same; default: all.
@@ -57,7 +59,7 @@ class Data:
     range: tuple[float, float] | None = None
     pages: Literal["first"] | None = None
     size: int | None = None
-    channels: Literal[1, 3, 4] | None = None
+    channels: int | None = None
     flip: bool = False
     crop: float = 1.0
     limit: int | None = None
@@ -72,6 +74,7 @@ class Data:
         _require("" not in names, "data.train_split, test_split, image, label and subset", "names", "an empty one")
         low, high = self.range or (0, 1)
         _require(-1e30 < low < high < 1e30, "data.range", "LOW and HIGH, LOW below HIGH", self.range)
+        _require(self.channels is None or self.channels >= 1, "data.channels", "at least 1", self.channels)
         _require(self.size is None or self.size >= 1, "data.size", "at least 1", self.size)
         _require(0 < self.crop <= 1, "data.crop", "above 0 and at most 1", self.crop)
         _require(self.limit is None or self.limit >= 1, "data.limit", "at least 1", self.limit)

@@ -1,7 +1,6 @@
 """From an encoded image, or an array, to pixels."""
 
 import io
-import logging
 import os
 import re
 import warnings
@@ -13,22 +12,15 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from pretrain.data.files import FORMATS, OPENED, from_text
+from pretrain.data.files import FORMATS, OPENED, from_text, read_packed
 from pretrain.data.ranges import scale_to_uint8
+from pretrain.data.tiff import MAX_PIXELS, ORIENTATION, PICTURES, TIFF, Values, check_pages, tiff_values
 
-MAX_PIXELS = 500_000_000  # of an image as it is stored; larger ones are not read
 MAX_CHUNK = 64 * 1024**2  # bytes of a PNG's text or color profile
 
 Image.MAX_IMAGE_PIXELS = None  # checked here, against MAX_PIXELS
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_CHUNK
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it can't read is reported here
-
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ORIENTATION = 274  # TIFF and EXIF tag
-COLORS = {2: 3, 5: 4, 6: 3, 8: 3}  # bands of a TIFF's color, by its photometric tag; others have one
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric tags
-UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats of a TIFF
 SHAPES = "1, 3 or 4 bands can be used"
 
 
@@ -41,6 +33,7 @@ class Reading(NamedTuple):
         pages: "first" reads the first page or frame of an image that has several; None: that is an error.
         folders: where files that a table names must lie; None: anywhere.
         bands: 1, 3 or 4: the most that are not alpha among the images that were looked at; in others more are an error.
+        shards: the tar files whose places a table names.
     """
 
     range: tuple[float, float] | None = None
@@ -48,14 +41,7 @@ class Reading(NamedTuple):
     pages: str | None = None
     folders: tuple[str, ...] | None = None
     bands: int = 4
-
-
-class Values(NamedTuple):
-    """Pixel values that are not 8-bit, or have a fourth band that is not alpha."""
-
-    pixels: np.ndarray  # [H, W, C]
-    has_alpha: bool = False
-    orientation: int = 1  # as in EXIF
+    shards: tuple[str, ...] = ()
 
 
 class ImageInfo(NamedTuple):
@@ -66,6 +52,7 @@ class ImageInfo(NamedTuple):
     unused: bool = False  # there is a fourth band that is not alpha
     extrema: tuple[float, float, bool] | None = None  # minimum, maximum, whether they are floats
     what: str = ""  # what its values are
+    bands: int = 0  # if they are none of a picture's, see `Values.is_picture`
 
 
 def path_of(path: str, folders: tuple[str, ...] | None) -> str:
@@ -84,7 +71,9 @@ def path_of(path: str, folders: tuple[str, ...] | None) -> str:
 
 
 def _stream(image: dict[str, Any], reading: Reading) -> io.BufferedIOBase:
-    """The encoded image of {"bytes", "path"}."""
+    """The encoded image of {"bytes", "path"}, or of a place in a tar file."""
+    if "shard" in image:
+        return io.BytesIO(read_packed(image, reading.shards))
     if image["bytes"]:
         return io.BytesIO(image["bytes"])
     if not image["path"]:
@@ -106,99 +95,6 @@ def _open(stream: Any) -> Image.Image:
     if picture.width * picture.height > MAX_PIXELS:
         raise ValueError(f"it has {picture.width * picture.height / 1e6:,.0f} megapixels, above {MAX_PIXELS / 1e6:.0f}")
     return picture
-
-
-def _check_pages(count: int, pages: str | None) -> None:
-    """Raise ValueError for several pages or frames, unless the first one is asked for."""
-    if pages != "first" and count > 1:
-        raise ValueError(f"it has {count} pages or frames; split it, or use the first of each with --data.pages first")
-
-
-def _tiff_pages(file: Any) -> int:
-    """The number of a TIFF's pages that are no previews and masks; ImageJ stores many images as one page.
-
-    Raises:
-        ValueError: a page leads back to one before it.
-    """
-    count, seen = 0, set()
-    for page in file.pages:
-        if page.offset in seen:
-            raise ValueError("its pages lead in a circle")
-        seen.add(page.offset)
-        count += not page.subfiletype & 5
-    count *= file.pages[0].imagedepth
-    if file.is_imagej or file.is_shaped:
-        count = max(count, file.series[0].size // file.pages[0].size)
-    return count
-
-
-def _tiff_values(stream: Any, pages: str | None) -> Values | None:
-    """Pixels of a TIFF that Pillow would not read, or only in part; None for others.
-
-    Raises:
-        ValueError: it can't be used, for example its bands.
-    """
-    import tifffile
-
-    try:
-        file = tifffile.TiffFile(stream)
-        page: Any = file.pages[0]
-        count = _tiff_pages(file)
-    except Exception:  # of whatever type, from a damaged file on; Pillow says what is wrong
-        stream.seek(0)
-        return None
-    _check_pages(count, pages)
-    samples, bits, kind = page.samplesperpixel, int(np.max(page.bitspersample)), int(page.sampleformat)
-    kind = UNSIGNED if kind == UNDEFINED else kind
-    extra, alpha = samples - COLORS.get(int(page.photometric), 1), tuple(map(int, page.extrasamples))
-    has_alpha = extra == 1 and alpha in ((1,), (2,))
-    by_pillow = {(UNSIGNED, size) for size in (1, 2, 4, 8, 12, 16)} | {(SIGNED, 16), (SIGNED, 32), (FLOAT, 32)}
-    if (
-        (kind, bits) in by_pillow
-        and not (extra > 0 and not has_alpha)
-        and not (bits > 8 and (samples > 1 or page.photometric == WHITE_IS_ZERO))
-        and not (file.is_bigtiff and file.byteorder == ">")
-        and page.imagedepth == 1
-    ):
-        stream.seek(0)
-        return None
-    what = f"it is a TIFF with {samples} bands of {bits} bits"
-    if samples not in (1, 3, 4) and not (samples == 2 and has_alpha):
-        raise ValueError(f"{what}, and {SHAPES}")
-    if (
-        page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)
-        or page.dtype is None
-        or page.dtype.kind not in "biuf"
-    ):
-        color = getattr(page.photometric, "name", page.photometric)
-        raise ValueError(f"{what}, {color}, of type {page.dtype}, and grey and RGB of real numbers can be used")
-    if page.imagewidth * page.imagelength * page.imagedepth > MAX_PIXELS:
-        raise ValueError(f"it has more than {MAX_PIXELS / 1e6:.0f} megapixels")
-    try:
-        pixels = page.asarray()
-    except Exception as error:  # of whatever type
-        raise ValueError(f"{what}, which can't be read: {' '.join(str(error).split())}") from None
-    return _from_tiff(pixels, page, has_alpha)
-
-
-def _from_tiff(pixels: np.ndarray, page: Any, has_alpha: bool) -> Values:
-    """Pixels of a TIFF's page as [H, W, C], black below white, colors not multiplied by alpha."""
-    depth = page.axes.find("Z")
-    if depth >= 0:
-        pixels = pixels.take(0, axis=depth)
-    pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith("S") else pixels
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if page.photometric == WHITE_IS_ZERO:
-        if pixels.dtype.kind != "u":
-            raise ValueError(f"it is a TIFF whose white is 0, of type {pixels.dtype}, and its black is not known")
-        colors = pixels.shape[-1] - has_alpha
-        pixels[..., :colors] = np.iinfo(pixels.dtype).max - pixels[..., :colors]
-    if has_alpha and int(page.extrasamples[0]) == 1:
-        top = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
-        color = pixels[..., :-1].astype(np.float64) * top / np.maximum(pixels[..., -1:], 1e-9)
-        pixels[..., :-1] = color.clip(0, top)
-    tag = page.tags.get(ORIENTATION)
-    return Values(pixels, has_alpha, int(tag.value) if tag else 1)
 
 
 def _values(picture: Image.Image, stream: Any) -> Values | None:
@@ -251,8 +147,10 @@ def _deep_png(picture: Any, stream: Any) -> Values:
     return Values(pixels, pixels.shape[-1] in (2, 4), picture.getexif().get(ORIENTATION, 1))
 
 
-def _of_array(array: Any) -> Values:
-    """A row's array as [H, W, C].
+def _of_array(array: Any, channels: int | None) -> Values:
+    """A row's array as [H, W, C]; of [C, H, W] the bands come first.
+
+    They do if only the first axis has `channels` values, or, where neither has, if it is the shorter one.
 
     Raises:
         ValueError: it is none.
@@ -263,11 +161,13 @@ def _of_array(array: Any) -> Values:
         raise ValueError(f"it is an array with {shape}, and [H, W], [H, W, C] or [C, H, W] can be used")
     if array.ndim == 2:
         array = array[..., None]
-    elif array.shape[2] > 4 and array.shape[0] <= 4:
-        array = np.moveaxis(array, 0, 2)
-    if array.shape[2] not in (1, 3, 4):
-        raise ValueError(f"it is an array with {array.shape[2]} bands, and {SHAPES}")
-    return Values(array * np.uint8(255) if array.dtype == bool else array)
+    else:
+        first, last = array.shape[0], array.shape[2]
+        many = channels not in (None, *PICTURES) and channels in (first, last)
+        if last != channels if many else last > 4 and (first <= 4 or (first < last and first < array.shape[1])):
+            array = np.moveaxis(array, 0, 2)
+    array = array * np.uint8(255) if array.dtype == bool else array
+    return Values(array, what=f"it is an array with {array.shape[2]} bands")
 
 
 def _merged(bands: np.ndarray, mode: str) -> Image.Image:
@@ -278,6 +178,14 @@ def _merged(bands: np.ndarray, mode: str) -> Image.Image:
 
 def _to_picture(values: Values, reading: Reading) -> Image.Image:
     """An upright 8-bit picture; RGBX if it has four bands and none is alpha."""
+    color, count = _to_8_bits(values, reading), values.pixels.shape[-1]
+    picture = _merged(color, {1: "L", 2: "LA", 3: "RGB"}.get(count) or ("RGBA" if values.has_alpha else "RGBX"))
+    picture.getexif()[ORIENTATION] = values.orientation
+    return ImageOps.exif_transpose(picture)
+
+
+def _to_8_bits(values: Values, reading: Reading) -> np.ndarray:
+    """The values as uint8 [H, W, C], by the range of the reading."""
     pixels, count = values.pixels, values.pixels.shape[-1]
     colors, is_float = count - values.has_alpha, values.pixels.dtype.kind == "f"
     color = pixels[..., :colors]
@@ -296,9 +204,7 @@ def _to_picture(values: Values, reading: Reading) -> Image.Image:
         alpha = pixels[..., colors:]
         top = 1 if is_float else np.iinfo(alpha.dtype).max
         color = np.concatenate([color, scale_to_uint8(alpha, 0, top, clip=True)], axis=-1)
-    picture = _merged(color, {1: "L", 2: "LA", 3: "RGB"}.get(count) or ("RGBA" if values.has_alpha else "RGBX"))
-    picture.getexif()[ORIENTATION] = values.orientation
-    return ImageOps.exif_transpose(picture)
+    return color
 
 
 def _with_range(picture: Image.Image, reading: Reading) -> Image.Image:
@@ -309,27 +215,31 @@ def _with_range(picture: Image.Image, reading: Reading) -> Image.Image:
     return _to_picture(Values(pixels, picture.mode in ("LA", "RGBA")), reading)
 
 
-def _read(image: Any, reading: Reading, look: Callable[[Image.Image], Any]) -> Any:
+def _read(image: Any, reading: Reading, channels: int | None, look: Callable[[Image.Image], Any]) -> Any:
     """`Values` of an image, or what `look` returns of the opened picture, if that is 8-bit."""
     if image is None:
         raise ValueError("its row has no image")
     if not isinstance(image, dict):
-        return _of_array(image)
+        return _of_array(image, channels)
     with _stream(image, reading) as stream:
         head = stream.read(4)
         stream.seek(0)
         if not head:
             raise ValueError("the file is empty")
-        if head in TIFF and (values := _tiff_values(stream, reading.pages)) is not None:
+        if head in TIFF and (values := tiff_values(stream, reading.pages)) is not None:
             return values
         with _open(stream) as picture:
             if picture.format not in ("MPO", "TIFF") and getattr(picture, "is_animated", False):
-                _check_pages(getattr(picture, "n_frames", 1), reading.pages)
+                check_pages(getattr(picture, "n_frames", 1), reading.pages)
             values = _values(picture, stream)
             return look(picture) if values is None else values
 
 
-def image_info(image: Any, reading: Reading = Reading()) -> ImageInfo | None:  # noqa: B008 — it can't be changed
+def image_info(
+    image: Any,
+    reading: Reading = Reading(),  # noqa: B008 — it can't be changed
+    channels: int | None = None,
+) -> ImageInfo | None:
     """Size and color of an image, see `decode`, without decoding it if it is 8-bit; None where it can't be read."""
 
     def look(picture: Image.Image) -> ImageInfo:
@@ -343,7 +253,7 @@ def image_info(image: Any, reading: Reading = Reading()) -> ImageInfo | None:  #
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = _read(image, reading, look)
+            found = _read(image, reading, channels, look)
         if isinstance(found, ImageInfo):
             return found
         (height, width, count), dtype = found.pixels.shape, found.pixels.dtype
@@ -352,7 +262,8 @@ def image_info(image: Any, reading: Reading = Reading()) -> ImageInfo | None:  #
             return None
         extrema = None if dtype == np.uint8 else (float(color.min()), float(color.max()), dtype.kind == "f")
         size = (width, height) if found.orientation > 4 else (height, width)
-        return ImageInfo(size, count <= 2, count == 4 and not found.has_alpha, extrema, str(dtype))
+        bands = 0 if found.is_picture else count
+        return ImageInfo(size, count <= 2, count == 4 and not found.has_alpha, extrema, str(dtype), bands)
     except Exception:  # image decoders raise exceptions of any type; the image is named when it is used
         return None
 
@@ -362,7 +273,8 @@ def decode(image: Any, channels: int, size: int | None, reading: Reading = Readi
 
     Args:
         image: {"bytes", "path"}, encoded; or an array [H, W], [H, W, C] or [C, H, W]; None raises.
-        channels: 1, 3, or 4: with alpha, or with the fourth band; else what is transparent lies on white.
+        channels: 1, 3, or 4: with alpha, or with the fourth band; else what is transparent lies on white. Of any other
+            number the image must have as many bands, which are used as they are.
         size: scale the shorter side to it and crop the middle; None leaves the image's own size.
         reading: range of its values, and other settings.
 
@@ -377,14 +289,41 @@ def decode(image: Any, channels: int, size: int | None, reading: Reading = Readi
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's, on palettes, EXIF and the like: what is no image is an error
-        found = _read(image, reading, load)
-        picture = _to_picture(found, reading) if isinstance(found, Values) else found
-        _check_bands(picture, channels, reading.bands)
-        picture = _to_channels(picture, channels)
-    if size is not None and picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-    values = torch.from_numpy(np.array(picture))
-    return values.view(picture.height, picture.width, channels).permute(2, 0, 1).contiguous()
+        found = _read(image, reading, channels, load)
+        if channels not in PICTURES:
+            pictures = _bands(found, channels, reading)
+        elif isinstance(found, Values) and not found.is_picture:
+            count = found.pixels.shape[-1]
+            said = found.what if str(count) in found.what else f"{found.what} {count} bands"
+            raise ValueError(f"{said}, and {SHAPES}; --data.channels {count} uses all bands of such images")
+        else:
+            picture = _to_picture(found, reading) if isinstance(found, Values) else found
+            _check_bands(picture, channels, reading.bands)
+            pictures = [_to_channels(picture, channels)]
+    if size is not None and pictures[0].size != (size, size):
+        pictures = [ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC) for picture in pictures]
+    values = np.concatenate([np.array(one).reshape(one.height, one.width, -1) for one in pictures], axis=-1)
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+def _bands(found: Values | Image.Image, channels: int, reading: Reading) -> list[Image.Image]:
+    """Upright 8-bit pictures of the bands of an image that must have `channels` of them.
+
+    Raises:
+        ValueError: it has another number.
+    """
+    count = found.pixels.shape[-1] if isinstance(found, Values) else len(found.getbands())
+    if count != channels:
+        raise ValueError(f"it has {count} band{'s' * (count != 1)}, and {channels} are used (--data.channels)")
+    if isinstance(found, Image.Image):
+        return [*found.split()]
+    bands = _to_8_bits(found, reading)
+    turned = (_merged(bands[..., [number]], "L") for number in range(channels))
+    pictures = []
+    for picture in turned:
+        picture.getexif()[ORIENTATION] = found.orientation
+        pictures.append(ImageOps.exif_transpose(picture))
+    return pictures
 
 
 def _check_bands(picture: Image.Image, channels: int, bands: int) -> None:

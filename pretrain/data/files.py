@@ -3,9 +3,10 @@
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -26,6 +27,7 @@ HIDDEN = (".", "@", "#", "$", "~", "__")  # how the names of folders begin that 
 SYSTEM = ("@eaDir", "@Recycle", "@tmp", "#recycle", "#snapshot", "$RECYCLE.BIN", "~snapshot", "__MACOSX", "__pycache__")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SAVED_SPLITS, SAVED_TABLE = "dataset_dict.json", {"state.json", "dataset_info.json"}  # what `save_to_disk` writes
+KINDS = 3  # of files that a walk sorts into trees of folders: images, tables, tars
 MAX_DEPTH = 64  # folders below each other
 MAX_SUFFIX = 12  # characters of what is called a suffix
 
@@ -36,7 +38,7 @@ SUFFIXES = {suffix for suffix, format_ in Image.registered_extensions().items() 
 
 @dataclass
 class Node:
-    """A folder and what of one kind (images, or parquet files) lies in it and below it.
+    """A folder and what of one kind (images, parquet files or tar files) lies in it and below it.
 
     Attributes:
         path: of the folder.
@@ -85,16 +87,18 @@ class Scan:
     Attributes:
         images: files with an extension of `SUFFIXES`.
         tables: parquet files.
+        tars: uncompressed tar files.
         metadata: paths of `METADATA` files.
         saved: folders that `save_to_disk` of the datasets library wrote: of a `Dataset` or of a `DatasetDict`.
         passed_over: number of files and folders that are not used, by kind.
-        empty: folders without images and tables in and below them, relative to the root, the uppermost ones.
+        empty: folders without images, tables and tars in and below them, relative to the root, the uppermost ones.
         hidden: names of hidden folders that are none of `SYSTEM` and may be meant to be used.
         linked: links to folders that are read under another name, relative to the root.
     """
 
     images: Node
     tables: Node
+    tars: Node
     metadata: list[str] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -111,6 +115,7 @@ class _Folder:
     real: str = field(compare=False)  # without links
     images: Node = field(compare=False)
     tables: Node = field(compare=False)
+    tars: Node = field(compare=False)
     depth: int = field(compare=False)
 
 
@@ -120,8 +125,8 @@ def scan(root: Path) -> Scan:
     Hidden files and folders (`HIDDEN`), files that are no regular files, and other files are passed over and counted.
     """
     path = str(root)
-    found = Scan(Node(path), Node(path))
-    here, links = [_Folder(path, os.path.realpath(path), found.images, found.tables, 0)], []
+    found = Scan(Node(path), Node(path), Node(path))
+    here, links = [_Folder(path, os.path.realpath(path), found.images, found.tables, found.tars, 0)], []
     seen: set[str] = set()
     made: list[tuple[Node, str]] = []  # a folder's parent, and its name there
     json_and_arrow: dict[str, set[str]] = {}  # names of such files, by folder
@@ -153,8 +158,9 @@ def scan(root: Path) -> Scan:
             del parent.folders[name]
     _count(found.images)
     _count(found.tables)
+    _count(found.tars)
     _find_saved(json_and_arrow, found)
-    empty = {name for name, count in pruned.items() if count == 2} - {*found.linked}
+    empty = {name for name, count in pruned.items() if count == KINDS} - {*found.linked}
     found.empty = sorted(name for name in empty if name.rpartition("/")[0] not in empty)
     return found
 
@@ -199,13 +205,13 @@ def _take(
             found.passed_over[f"folder more than {MAX_DEPTH} levels deep"] += 1
         else:
             path = f"{folder.path}/{name}"
-            images, tables = Node(path), Node(path)
-            for parent, child in ((folder.images, images), (folder.tables, tables)):
+            images, tables, tars = Node(path), Node(path), Node(path)
+            for parent, child in ((folder.images, images), (folder.tables, tables), (folder.tars, tars)):
                 parent.folders[name] = child
                 made.append((parent, name))
             linked = entry.is_symlink()
             real = os.path.realpath(path) if linked else f"{folder.real}/{name}"
-            entered = _Folder(path, real, images, tables, folder.depth + 1)
+            entered = _Folder(path, real, images, tables, tars, folder.depth + 1)
             if linked:
                 heapq.heappush(links, entered)
             else:
@@ -222,9 +228,34 @@ def _take(
         found.metadata.append(f"{folder.path}/{name}")
     elif suffix == ".parquet":
         folder.tables.files.append(name)
+    elif suffix == ".tar":
+        folder.tars.files.append(name)
     else:
         kind = suffix if 1 < len(suffix) <= MAX_SUFFIX else "other"
         found.passed_over[f"{kind} file"] += 1
+
+
+def read_packed(place: Mapping[str, Any], shards: Sequence[str]) -> bytes:
+    """The bytes of a file in a tar file, which is opened for each, so that processes share no handle.
+
+    Args:
+        place: which of `shards`, and the file's `offset` and `size` in it.
+        shards: paths of tar files.
+
+    Raises:
+        ValueError: the tar ends before the file does.
+        OSError: it can't be read.
+    """
+    number, size = int(place["shard"]), int(place["size"])
+    path = shards[number]
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 — not Path: it may hold any bytes
+        stream.seek(place["offset"])
+        content = stream.read(size)
+        while len(content) < size and (more := stream.read(size - len(content))):
+            content += more
+    if len(content) < size:
+        raise ValueError(f"{os.path.basename(path)} ends before it does")  # noqa: PTH119
+    return content
 
 
 def to_text(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Finding the parts of a data set: folders of images, parquet files, saved data sets, the Hugging Face hub."""
+"""Finding the parts of a data set: folders of images, parquet and tar files, saved data sets, the Hugging Face hub."""
 
 import glob
 import itertools
@@ -36,10 +36,11 @@ from pretrain.data.tables import (
     note_split_columns,
     without_missing,
 )
+from pretrain.data.tars import COMPRESSED, RANGE, expand_pattern, image_of, labels_of, read_samples, tar_table
 
 EMBEDDED = {"fashion-mnist": Path(__file__).parent / "fashion_mnist"}
 FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 TRIED = 8  # parquet files among images whose columns are looked at
 
 
@@ -55,6 +56,7 @@ class Part:
         images: where images are from, for the report.
         labels: where labels are from, for the report.
         table: makes the table of images (see `Images`) with these labels, int64 [N].
+        shards: the tar files in which its images lie.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Part:
     images: str
     labels: str
     table: Callable[[np.ndarray], datasets.Dataset] = lambda label: datasets.Dataset.from_dict({})
+    shards: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -82,16 +85,21 @@ def find_parts(data: Data, report: Report) -> list[Part]:
     source, path = data.source, EMBEDDED.get(data.source, expand(data.source))
     try:
         if path.is_file():
-            if path.suffix.lower() != ".parquet":
-                raise UserError(f"--data {source}: a file must be a parquet file, or give a folder of images")
             root = Node(str(path.parent), [path.name], total=1)
-            return _parquet_parts(root, data, report)
+            if path.suffix.lower() not in (".parquet", ".tar"):
+                packed = "; unpack it, as images are read at their place in a tar" * bool(COMPRESSED.search(path.name))
+                raise UserError(
+                    f"--data {source}: a file must be a parquet file or a tar file, or give a folder of images{packed}"
+                )
+            return (_parquet_parts if path.suffix.lower() == ".parquet" else _tar_parts)(root, data, report)
         if path.is_dir():
             found = scan(path)
             report.passed_over = found.passed_over
             if source in EMBEDDED:
                 found.passed_over.clear()
             return _folder_parts(found, data, report)
+        if RANGE.search(source):
+            return _tar_parts(_of_pattern(source), data, report)
         if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or not source:
             raise UserError(f"--data {source}: there is no such file or folder")
         _ask_hub(source)
@@ -108,6 +116,21 @@ def find_parts(data: Data, report: Report) -> list[Part]:
                 f"--data {source}: there is no such file or folder, and loading it from Hugging Face failed with {said}"
             ) from None
         raise UserError(f"--data {source}: reading it failed with {said}") from None
+
+
+def _of_pattern(source: str) -> Node:
+    """The tar files of `FOLDER/train-{000..012}.tar`.
+
+    Raises:
+        UserError: one of them is missing, or they are no tar files of one folder.
+    """
+    folder, name = expand(source).parent, Path(source).name
+    if RANGE.search(str(folder)) or not name.lower().endswith(".tar"):
+        raise UserError(f"--data {source}: {{FIRST..LAST}} must stand in the name of tar files of one folder")
+    names = expand_pattern(name)
+    if missing := [each for each in names if not (folder / each).is_file()]:
+        raise UserError(f"--data {source}: there are no files {listed(missing)}")
+    return Node(str(folder), names, total=len(names))
 
 
 def _ask_hub(name: str) -> None:
@@ -134,7 +157,10 @@ def _ask_hub(name: str) -> None:
 
 def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
     """Those of a folder of images or of parquet files."""
-    images, tables = found.images, found.tables
+    images, tables, tars = found.images, found.tables, found.tars
+    if tars.total and (found.saved or images.total):  # which were unpacked of them, it may be
+        found.passed_over[".tar file"] += tars.total
+        tars = Node(tars.path)
     if found.saved:
         beside = images.total + tables.total
         if found.saved == [images.path] and beside:  # its rows may name them
@@ -146,12 +172,13 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
                 "meant, or move the other away"
             )
         return _saved_parts(found.saved, images.path, data, report)
-    if not images.total and not tables.total:
+    if not images.total and not tables.total and not tars.total:
         others = listed([f"{kind} {count:,}" for kind, count in found.passed_over.most_common()])
         others = f"; passed over: {others}" if others else ""
         packed = any(kind.removesuffix(" file") in ARCHIVES for kind in found.passed_over)
         raise UserError(
-            f"--data {data.source}: there are no images in it{others}" + packed * "; archives have to be unpacked"
+            f"--data {data.source}: there are no images in it{others}"
+            + packed * "; archives have to be unpacked, except for uncompressed tar files"
         )
     for what, names in (
         ("folders without images", found.empty),
@@ -162,7 +189,7 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
             report.note(f"{what}: {listed(names)}")
     empty = [name.rpartition("/")[2] for name in found.empty]
     if not images.total:
-        return _parquet_parts(tables, data, report, empty)
+        return _parquet_parts(tables, data, report, empty) if not tars.total else _beside_tables(found, data, report)
     if tables.total:
         with_images = {node.path for node in images.nodes()} - {images.path}
         unclear = (
@@ -180,9 +207,63 @@ def _folder_parts(found: Scan, data: Data, report: Report) -> list[Part]:
         found.passed_over[".parquet file"] += tables.total
     if data.image is not None:
         raise UserError(f"--data.image {data.image}: {data.source} is a folder of images and has no columns")
-    splitter = Splitter(images, data.source, report.note, by_class=True, empty=empty)
+    splitter = Splitter(images, data.source, report.note, empty=empty)
     splits = splitter.splits(data.train_split, data.test_split)
     return _with_metadata(splits, found.metadata, data, report)
+
+
+def _beside_tables(found: Scan, data: Data, report: Report) -> list[Part]:
+    """The parts of a folder of tar files, in which parquet files may lie that describe them."""
+    files = [f"{node.path}/{name}" for node in found.tables.nodes() for name in sorted(node.files)]
+    for file in files[:TRIED]:
+        if _holds_images(file):
+            raise UserError(
+                f"--data {data.source}: it holds {found.tars.total:,} tar files and the parquet file {file}; name the "
+                "one that is meant, or move the other away"
+            )
+    found.passed_over[".parquet file"] += len(files)
+    found.passed_over["metadata file"] += len(found.metadata)
+    found.passed_over = report.passed_over = +found.passed_over
+    if packed := sum(count for kind, count in found.passed_over.items() if kind in (".gz file", ".tgz file")):
+        report.note(f"{packed:,} compressed files beside the tar files are not used; unpacked, they would be (gunzip)")
+    return _tar_parts(found.tars, data, report, [name.rpartition("/")[2] for name in found.empty])
+
+
+def _tar_parts(root: Node, data: Data, report: Report, empty: Sequence[str] = ()) -> list[Part]:
+    """Those of WebDataset's tar files."""
+    splits = Splitter(root, data.source, report.note, "tar files", empty).splits(data.train_split, data.test_split)
+    parts: list[Part] = []
+    for split in splits:
+        source = f"{data.source}, {split.name}" if parts else data.source
+        samples = read_samples(split.files, root.path, data.source, report.note, report.passed_over)
+        if not len(samples) and not parts:
+            raise UserError(f"--data {source}: the tar files to train on ({printable(split.name)}) have no samples")
+        if not len(samples):
+            continue
+        asked = data.image, data.label
+        if parts:  # those to evaluate on may have other files
+            image, label = data.image, data.label
+            has_label = label in samples.columns or "json" in samples.columns
+            asked = image if image in samples.columns else None, label if has_label else None
+        image, images = image_of(samples, asked[0], source, report.note)
+        values, labels, read = labels_of(samples, asked[1], source, report.note)
+        unused = [f".{name} {column.shape[1]:,}" for name, column in samples.columns.items()]
+        used = {*images.split(", "), f".{read}"}
+        if unused := [text for text in unused if text.split()[0] not in used]:
+            report.note(f"files of samples that are not used: {listed(unused)}")
+        parts.append(
+            Part(
+                split.name,
+                [values[row] for row in image[0]],
+                None,
+                None,
+                f"{images} files in {len(samples.files):,} tar file{'s' * (len(samples.files) > 1)}",
+                labels,
+                lambda label, samples=samples, image=image: tar_table(samples, image, label),
+                tuple(samples.files),
+            )
+        )
+    return parts
 
 
 def _holds_images(path: str) -> bool:
@@ -230,7 +311,7 @@ def _paths(files: list[str], label: np.ndarray) -> datasets.Dataset:
 
 def _parquet_parts(root: Node, data: Data, report: Report, empty: Sequence[str] = ()) -> list[Part]:
     load: Any = datasets.load_dataset
-    splitter = Splitter(root, data.source, report.note, by_class=False, empty=empty)
+    splitter = Splitter(root, data.source, report.note, "parquet files", empty)
     splits = splitter.splits(data.train_split, data.test_split)
     parts = []
     for split in splits:

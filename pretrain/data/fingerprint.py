@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.files import expand
-from pretrain.data.files import from_text
+from pretrain.data.files import from_text, read_packed
 from pretrain.data.images import Images
 
 if TYPE_CHECKING:  # it imports `digest`
@@ -45,19 +45,22 @@ def fingerprint(images: Images) -> Tensor:
     rows, total = [], 0
     for name, label, content, size in _rows(images):
         total += size
-        rows.append((name, label, content if total <= MAX_HASHED_BYTES else None, size))  # they must fit into memory
+        rows.append((name, label, content if total <= MAX_HASHED_BYTES else b"", size))  # they must fit into memory
     hash_content = total <= MAX_HASHED_BYTES
     hashes = []
     for name, label, content, size in rows:
         digest = hashlib.blake2b(f"{name}\0{label}\0{size}\0".encode(errors="surrogateescape"), digest_size=4)
         if hash_content:
-            digest.update(content if content is not None else _read(name, images))
+            digest.update(content if isinstance(content, bytes) else _read(name, content, images))
         hashes.append(int.from_bytes(digest.digest(), "little", signed=True))
     return torch.tensor(hashes, dtype=torch.int32)
 
 
-def _rows(images: Images) -> Iterator[tuple[str, int, bytes | None, int]]:
-    """Yield each sample's name, label, encoded bytes if the table holds them, and their number."""
+def _rows(images: Images) -> Iterator[tuple[str, int, bytes | dict[str, Any] | None, int]]:
+    """Yield each sample's name, label, encoded bytes and their number.
+
+    In place of bytes that lie in a tar file is the row's image, of bytes in a file of their own None.
+    """
     root = expand(images.data.source)
     for start in range(0, len(images.rows), CHUNK):
         rows = images.table[images.rows[start : start + CHUNK].tolist()]
@@ -66,7 +69,9 @@ def _rows(images: Images) -> Iterator[tuple[str, int, bytes | None, int]]:
         else:
             encoded = [*zip(rows["latent"], rows["path"], strict=True)]
         for (content, path), label in zip(encoded, rows["label"], strict=True):
-            if content is None and path:
+            if isinstance(content, dict):
+                yield path or "", int(label), content, content["size"]
+            elif content is None and path:
                 size = _size(images.file_of(path)) if len(images) <= MAX_STAT_FILES else MAX_HASHED_BYTES
                 name = os.path.relpath(from_text(path), root) if images.reading.folders is None else path
                 yield name, int(label), None, size
@@ -74,10 +79,12 @@ def _rows(images: Images) -> Iterator[tuple[str, int, bytes | None, int]]:
                 yield path or "", int(label), content or b"", len(content or b"")
 
 
-def _content(image: Any) -> tuple[bytes | None, str | None]:
-    """The bytes and the path of a row's image."""
+def _content(image: Any) -> tuple[bytes | dict[str, Any] | None, str | None]:
+    """The bytes and the path of a row's image; if it lies in a tar file, the image itself in place of the bytes."""
     if image is None:
         return b"", None
+    if isinstance(image, dict) and "shard" in image:
+        return image, image["path"]
     return (image["bytes"], image["path"]) if isinstance(image, dict) else (np.asarray(image).tobytes(), None)
 
 
@@ -88,7 +95,13 @@ def _size(file: str | None) -> int:
         return -1
 
 
-def _read(name: str, images: Images) -> bytes:
+def _read(name: str, place: dict[str, Any] | None, images: Images) -> bytes:
+    """The bytes of an image in a file, or at a place in a tar file; b"" if they can't be read."""
+    if place is not None:
+        try:
+            return read_packed(place, images.reading.shards)
+        except (OSError, ValueError):
+            return b""
     source = expand(images.data.source)
     file = os.path.join(source, name) if images.reading.folders is None else images.file_of(name)  # noqa: PTH118
     try:

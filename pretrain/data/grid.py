@@ -9,14 +9,14 @@ def grid(images: Tensor, columns: int) -> Tensor:
     """Arrange images in rows, with a border; small ones are enlarged by a whole factor to up to 96 pixels.
 
     Args:
-        images: float32 [B, C, H, W] in [-1, 1]. Of four channels the first three are shown: as alpha, the fourth could
-            make everything invisible.
+        images: float32 [B, C, H, W] in [-1, 1]. Of four or more channels the first three are shown (as alpha, a fourth
+            could make everything invisible), of two the first.
         columns: images per row; the last row is filled with black.
 
     Returns:
         uint8 [H', W', C] on the CPU, C 1 or 3.
     """
-    images = images[:, :3]
+    images = images[:, : 3 if images.shape[1] > 2 else 1]
     empty = -len(images) % columns
     images = torch.cat([images, torch.full_like(images[:1], -1).expand(empty, -1, -1, -1)])
     scale = max(1, 96 // max(images.shape[-2:]))

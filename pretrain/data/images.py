@@ -42,7 +42,8 @@ class Images(Dataset[Item]):
     """Labelled images of one shape, by (epoch, index).
 
     Args:
-        table: rows with "image", {"bytes", "path"}, an array or None, and "label", -1 where there is none.
+        table: rows with "image", {"bytes", "path"}, a place in a tar file (`pretrain.data.tars.FEATURES`), an array or
+            None, and "label", -1 where there is none.
         rows: int64 [N]; the table's row of each sample.
         shape: (C, H, W) of every image.
         data: size, crop and further settings.

@@ -1,4 +1,4 @@
-"""Parquet files that make one table: whether they can be read, have rows and the same columns, and are complete."""
+"""Files that make one table: whether they can be read, are complete, and, of parquet files, have the same columns."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from pretrain.data.tables import listed
 
 LFS = b"version https://git-lfs"  # how a file begins that stands for one that was not downloaded
 NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)(?!\d)")  # of a shard's name: what is before, number, number of shards
+PLAIN = re.compile(r"(.*?)(\d+)(\.\w+)")  # of a numbered file's name: what is before, number, extension
 
 
 def filled_shards(files: Sequence[str], source: str, note: Callable[[str], None]) -> list[str]:
@@ -34,18 +35,28 @@ def filled_shards(files: Sequence[str], source: str, note: Callable[[str], None]
     for file in files:
         rows, schema = _footer(file, source)
         if not rows:
-            empty.append(_name(file))
+            empty.append(short_name(file))
             continue
         filled.append(file)
         if first is None:
             first = file, schema
         elif difference := _difference(schema, first[1]):
             raise UserError(
-                f"--data {source}: {_name(file)} and {_name(first[0])} are no parts of one table, {difference}; name "
-                "the files that are meant with --data.train-split and --data.test-split"
+                f"--data {source}: {short_name(file)} and {short_name(first[0])} are no parts of one table, "
+                f"{difference}; name the files that are meant with --data.train-split and --data.test-split"
             )
     if empty:
         note(f"files without rows: {listed(empty)}")
+    note_numbers(files, source, note)
+    return filled
+
+
+def note_numbers(files: Sequence[str], source: str, note: Callable[[str], None]) -> None:
+    """Report shards that are missing by the others' numbers, `-00001-of-00003`.
+
+    Raises:
+        UserError: there are shards of two totals.
+    """
     numbers = _numbers(files)
     for prefix, total, _ in numbers:
         if others := [other for start, other, _ in numbers if start == prefix and other != total]:
@@ -55,12 +66,45 @@ def filled_shards(files: Sequence[str], source: str, note: Callable[[str], None]
             )
     if missing := _missing(numbers):
         note(f"shards that are not among the files: {listed(missing)}")
-    return filled
 
 
-def _name(file: str) -> str:
+def missing_numbers(files: Sequence[str]) -> list[str]:
+    """The names that are missing among files that are numbered without a total: `train-000003.tar`.
+
+    Numbers of which more are missing than there are stand for something else, and nothing is missing.
+    """
+    numbers: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    for file in files:
+        folder, name = os.path.split(file)
+        if (found := PLAIN.fullmatch(name)) and not NUMBERED.match(name):
+            before = f"{os.path.basename(folder)}/{found[1]}"  # noqa: PTH119
+            numbers[before, found[3], len(found[2])].add(int(found[2]))
+    missing = []
+    for (before, after, digits), there in numbers.items():
+        if max(there) - min(there) + 1 <= 2 * len(there):
+            absent = (number for number in range(min(there), max(there)) if number not in there)
+            missing += [f"{before}{number:0{digits}d}{after}" for number in absent]
+    return missing
+
+
+def short_name(file: str) -> str:
     """A file and its folder, for messages."""
     return printable("/".join(file.rsplit("/", 2)[-2:]))
+
+
+def unreadable(file: str, source: str, said: str) -> UserError:
+    """The error for a shard that can't be read, whose reader said why."""
+    said = " ".join(said.split())
+    try:
+        with Path(file).open("rb") as stream:
+            head = stream.read(len(LFS))
+    except OSError:
+        head = b"?"
+    if head == LFS:
+        said = "it is a pointer of Git LFS, and the file itself was not downloaded (git lfs pull)"
+    elif not head:
+        said = "it is empty"
+    return UserError(f"--data {source}: {short_name(file)} can't be read: {said}")
 
 
 def _footer(file: str, source: str) -> tuple[int, pa.Schema]:
@@ -73,19 +117,9 @@ def _footer(file: str, source: str) -> tuple[int, pa.Schema]:
         footer = parquet.read_metadata(file)
         schema = footer.schema.to_arrow_schema()
     except (OSError, ValueError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())
-        try:
-            with Path(file).open("rb") as stream:
-                head = stream.read(len(LFS))
-        except OSError:
-            head = b"?"
-        if head == LFS:
-            said = "it is a pointer of Git LFS, and the file itself was not downloaded (git lfs pull)"
-        elif not head:
-            said = "it is empty"
-        raise UserError(f"--data {source}: {_name(file)} can't be read: {said}") from None
+        raise unreadable(file, source, str(error)) from None
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise UserError(f"--data {source}: {_name(file)} can't be read: it has several columns {listed(twice)}")
+        raise UserError(f"--data {source}: {short_name(file)} can't be read: it has several columns {listed(twice)}")
     return footer.num_rows, schema
 
 

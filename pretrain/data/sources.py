@@ -30,6 +30,7 @@ from pretrain.data.report import Report
 from pretrain.data.splits import NONE, class_key
 from pretrain.data.subset import Subset, read_subset
 from pretrain.data.tables import array_type, class_names, listed, match
+from pretrain.data.tiff import PICTURES
 
 MAX_LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set
 
@@ -82,10 +83,12 @@ def _look(
 ) -> tuple[tuple[int, int, int], Reading]:
     """(C, H, W) and the range of a data set, from some of its images and the settings."""
     rows = np.unique(np.linspace(0, len(table) - 1, MAX_LOOKED_AT).astype(int))
-    seen = [found for row in rows if (found := image_info(table[int(row)]["image"], reading)) is not None]
+    seen = [
+        found for row in rows if (found := image_info(table[int(row)]["image"], reading, data.channels)) is not None
+    ]
     if not seen:
         try:
-            decode(table[int(rows[0])]["image"], 3, None, reading)
+            decode(table[int(rows[0])]["image"], data.channels or 3, None, reading)
             said = ""
         except Exception as error:  # image decoders raise exceptions of any type
             said = f" (of the first one: {' '.join(str(error).split())})"
@@ -101,12 +104,27 @@ def _look(
             f"of {len(seen)} images that were looked at {len(seen) - sizes[0][1]} are not {width}x{height} and can't "
             "be used; --data.size N resizes all"
         )
-    channels = data.channels or (1 if all(found.grey for found in seen) else 3)
+    channels, seen = _channels(seen, data, report)
     if data.channels is None:
         reading = reading._replace(bands=1 if channels == 1 else 3 + any(found.unused for found in seen))
-    if channels != 4 and (count := sum(found.unused for found in seen)):
+    if channels in (1, 3) and (count := sum(found.unused for found in seen)):
         report.note(f"{count} of {len(seen)} images have a fourth band, which is not used; --data.channels 4 uses it")
     return (channels, height, width), _with_range(seen, array_type(table.features["image"]), data, report, reading)
+
+
+def _channels(seen: list[ImageInfo], data: Data, report: Report) -> tuple[int, list[ImageInfo]]:
+    """The number of channels of a data set, and those of the images that were looked at that have them."""
+    bands = Counter(found.bands for found in seen).most_common()[0][0]
+    channels = data.channels or bands or (1 if all(found.grey for found in seen if not found.bands) else 3)
+    if data.channels is None and bands:
+        report.note(f"images have {bands} bands, and all of them are used (--data.channels)")
+    wanted = (0,) if channels in PICTURES else (0, channels) if channels == 2 else (channels,)  # 2: grey and alpha, too
+    usable = [found for found in seen if found.bands in wanted]
+    if len(usable) < len(seen):
+        report.note(
+            f"of {len(seen)} images that were looked at {len(seen) - len(usable)} have other bands and can't be used"
+        )
+    return channels, usable or seen
 
 
 def _with_range(seen: list[ImageInfo], column: str, data: Data, report: Report, reading: Reading) -> Reading:
@@ -165,12 +183,13 @@ def _holds(folder: Path, name: str) -> bool:
     return os.path.isfile(folder / name)  # noqa: PTH113
 
 
-def open_data(data: Data, seed: int) -> Source:
+def open_data(data: Data, seed: int, classes: Sequence[str] | None = None) -> Source:
     """Find the images that `data` names and their held-out part.
 
     Args:
         data: the settings.
         seed: of the augmentation.
+        classes: names of classes by which labels are numbered; images of others are unlabelled; None: the data set's.
 
     Raises:
         UserError: there are no images, they can't be read, or what is meant is ambiguous.
@@ -186,11 +205,11 @@ def open_data(data: Data, seed: int) -> Source:
         )
     report = Report(data.source)
     train, *others = find_parts(data, report)
-    names = _classes(train, report)
+    names = _classes(train, report) if classes is None else [*classes]
     test = _held_out(train, others, names, data, report)
     labels = _labels(train, names, report)
     table, rows = train.table(labels), np.arange(len(train))
-    reading = Reading(data.range, data.range is not None, data.pages, train.folders)
+    reading = Reading(data.range, data.range is not None, data.pages, train.folders, shards=train.shards)
     if test is not None:
         chosen = _some(np.arange(len(test)), data.held_out, 0)
         test_table, test_name = test.table(_labels(test, names, report)), test.name
@@ -214,7 +233,7 @@ def open_data(data: Data, seed: int) -> Source:
             data,
             seed,
             f"{data.source}, {test_name}",
-            reading._replace(folders=test.folders) if test else reading,
+            reading._replace(folders=test.folders, shards=test.shards) if test else reading,
         ),
         shape,
         len(names),

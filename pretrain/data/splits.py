@@ -98,14 +98,16 @@ class Splitter:
         root: the folder.
         source: the value of --data, for messages.
         note: called with messages on what was decided.
-        by_class: whether folders below a split are classes (images); else they are only searched (parquet files).
+        what: the files: images, whose folders below a split are classes; or "parquet files" or "tar files", whose
+            folders are only searched.
         empty: names of folders that hold no such files.
     """
 
     def __init__(
-        self, root: Node, source: str, note: Callable[[str], None], *, by_class: bool, empty: Sequence[str] = ()
+        self, root: Node, source: str, note: Callable[[str], None], what: str = "images", empty: Sequence[str] = ()
     ) -> None:
-        self.root, self.source, self.note, self.by_class, self.empty = root, source, note, by_class, empty
+        self.root, self.source, self.note, self.what, self.empty = root, source, note, what, empty
+        self.by_class = what == "images"
         self.known: set[str] = set()  # classes of the training split
 
     def refuse(self, what: str) -> UserError:
@@ -164,7 +166,7 @@ class Splitter:
             raise self.refuse(f"{_counted(named)} are names of splits, but {_counted(others)} beside them are not")
         if not self.by_class:
             self._nested(base)
-            self.note(f"all parquet files are used: {_counted(named)} beside {_counted(others)} is taken for no split")
+            self.note(f"all {self.what} are used: {_counted(named)} beside {_counted(others)} is taken for no split")
             return [self._whole(base)]
         if not self._are_siblings(base, others) or _shared_inside(base):
             raise self.refuse(f"{_counted(named)} may be a split or a class beside {_counted(others)}")
@@ -333,7 +335,7 @@ class Splitter:
         return split
 
     def _named(self, base: Node, name: str, setting: str) -> Split:
-        """The split of a name that the user gives: a folder, a parquet file, or several with + between them."""
+        """The split of a name that the user gives: a folder, a parquet or tar file, or several with + between them."""
         split = Split("train" if setting == "train" else "test", name)
         for part in [name] if base.find(name) or self.root.find(name) else name.split("+"):
             node = base.find(part) or self.root.find(part)
@@ -349,15 +351,15 @@ class Splitter:
             else:
                 there = _counted(base.entries()) if not self.by_class else _counted(sorted(base.folders))
                 raise UserError(
-                    f"--data.{setting}-split {name}: there are no {'images' if self.by_class else 'parquet files'} of "
+                    f"--data.{setting}-split {name}: there are no {self.what} of "
                     f"that name in {self.source}, which has {there or 'no folders'}"
                 )
         return split
 
     @staticmethod
     def _matches(entry: str, name: str) -> bool:
-        """Whether the name is a parquet file's, or the word in it that stands for the split."""
-        stem = entry.removesuffix(".parquet")
+        """Whether the name is a file's, or the word in it that stands for the split."""
+        stem = re.sub(r"\.(parquet|tar)$", "", entry)
         return name in (entry, stem, re.split(r"[-_.]\d", stem)[0]) or (name in KINDS and split_of(stem) == name)
 
     def _explicit(self, base: Node, train: str | None, test: str | None) -> list[Split]:

@@ -285,7 +285,7 @@ def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str
         if unused:
             note(f"columns of {short} that are not used: {listed(unused)}")
             note_split_columns({name: [row.get(name) for row in rows] for name in unused}, note)
-        for row, value in zip(rows, _plain([row.get(label) for row in rows], f"{label} of {short}", note), strict=True):
+        for row, value in zip(rows, plain([row.get(label) for row in rows], f"{label} of {short}", note), strict=True):
             name = str(row.get(file))
             where = os.path.normpath(os.path.join(os.path.dirname(path), name))  # noqa: PTH118, PTH120
             if found.setdefault(where, value) != value:
@@ -296,7 +296,7 @@ def metadata_labels(paths: Sequence[str], asked: str | None, note: Callable[[str
     return found
 
 
-def _plain(values: list[Any], column: str, note: Callable[[str], None]) -> list[Any]:
+def plain(values: list[Any], column: str, note: Callable[[str], None]) -> list[Any]:
     """Labels that can be classes, the others as None; if a text file's are numbers and fractions, as numbers."""
     if others := sum(not isinstance(value, (str, int, float, bool, type(None))) for value in values):
         note(f"{others:,} values of {printable(column)} are no classes, but lists or the like, and are not used")

@@ -61,6 +61,8 @@ def _obstacle(name: str, context: "EvalContext") -> str:
     metric = METRICS[name]
     if name == "online-probe" and not context.during_training:
         return "observes the training; set it in --evaluate.metrics of a training"
+    if context.is_other_data and (obstacle := _other_data_obstacle(name, context)):
+        return obstacle
     if metric.of == "images" and not context.generates:
         return f"measures generated images, and a model of {context.objective} generates none"
     if metric.module == "fid" and context.source.seen_shape[0] not in (1, 3):
@@ -68,6 +70,20 @@ def _obstacle(name: str, context: "EvalContext") -> str:
     if metric.of == "features" and not context.has_encoder:
         return f"measures an encoder's features, and a model of {context.objective} has no encoder"
     return _label_obstacle(context) if metric.labels else ""
+
+
+def _other_data_obstacle(name: str, context: "EvalContext") -> str:
+    """The same for a data set that the model was not trained on."""
+    from pretrain.evaluation.context import labels_of
+
+    if name == "memorization":
+        return "compares with the images that the model was trained on, and --data names others"
+    if name == "loss" and context.classes and (count := int((labels_of(context.source.test) < 0).sum())):
+        return (
+            f"needs the class of each validation image, on which the network is conditioned, and {count:,} of "
+            f"{len(context.source.test):,} are of none of the run's {context.classes} classes"
+        )
+    return ""
 
 
 def _label_obstacle(context: "EvalContext") -> str:

@@ -32,6 +32,7 @@ class EvalContext:
         has_encoder: whether the network has an `encoder`, which maps images [B, C, H, W] to features [B, D].
         settings: how to evaluate.
         during_training: whether the model is being trained; False: `pretrain evaluate` measures a run.
+        is_other_data: whether `source` is another data set than the one that the model was trained on.
     """
 
     adapter: Any
@@ -40,6 +41,7 @@ class EvalContext:
     has_encoder: bool
     settings: Evaluate
     during_training: bool = False
+    is_other_data: bool = False
 
     def flag(self, setting: str) -> str:
         """The command-line flag of a setting: --evaluate.metrics of the training, --metrics of `pretrain evaluate`."""

@@ -1,6 +1,7 @@
 """Measure a trained run.
 
     pretrain evaluate RUN --metrics loss,knn
+    pretrain evaluate RUN --metrics linear-probe --data OTHER
 
 The metrics depend on the run's objective; docs/evaluation.md describes them. Under torchrun or `accelerate launch` the
 processes share the work, and the values are those of one process.
@@ -11,10 +12,10 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +24,49 @@ from pretrain.config.tyro_parser import call_with_options
 from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write, read_json, require_plain
 from pretrain.core.text import printable
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """Another data set; its images are brought to the size and the channels of the run's.
+
+    Attributes:
+        source: as --data of the training programs; default: the run's data set.
+        train_split: folder, file or split that probes are trained on, or that generated images are compared with.
+        test_split: the one to evaluate on; "none" holds out training images.
+        image: column of the images.
+        label: column of the labels.
+        range: values that become black and white.
+        pages: first: use the first page or frame of images that have several.
+        limit: largest number of training images.
+        held_out: images held out for evaluation if there is no test split; default: as in the run.
+        on_bad_image: what to do with an image that can't be read; default: as in the run.
+        workers: processes that decode images; default: as in the run.
+    """
+
+    source: Annotated[str | None, tyro.conf.arg(aliases=["--data"])] = None
+    train_split: str | None = None
+    test_split: str | None = None
+    image: str | None = None
+    label: str | None = None
+    range: tuple[float, float] | None = None
+    pages: Literal["first"] | None = None
+    limit: int | None = None
+    held_out: int | None = None
+    on_bad_image: Annotated[Literal["stop", "skip"] | None, tyro.conf.arg(aliases=["--on-bad-image"])] = None
+    workers: int | None = None
+
+    def given(self) -> dict[str, Any] | None:
+        """The settings that are given; None: none.
+
+        Raises:
+            UserError: there are some, and no data set.
+        """
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        if found and self.source is None:
+            name = next(iter(found)).replace("_", "-")
+            raise UserError(f"--data.{name}: it belongs to another data set; give its name, too (--data)")
+        return found or None
 
 
 @dataclass(frozen=True)
@@ -48,6 +92,7 @@ class Command:
         seeds: number of seeds of random metrics, which then have a mean and a standard deviation.
         sigma_rel: measure the power-function EMA of this length, reconstructed from the run's snapshots; default: the
             plain EMA.
+        data: measure on another data set.
     """
 
     run: tyro.conf.Positional[Path]
@@ -63,6 +108,7 @@ class Command:
     probe_epochs: int | None = None
     seeds: int | None = None
     sigma_rel: float | None = None
+    data: OtherData = field(default_factory=OtherData)
 
 
 def main(arguments: list[str]) -> None:
@@ -75,22 +121,28 @@ def main(arguments: list[str]) -> None:
     if command.features:
         trusted_code.trust_features(command.features)
     from pretrain.checkpoint.load_run import load_run
+    from pretrain.core.console import Display
     from pretrain.distributed import launch
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
 
+    other = command.data.given()
     state = launch.join()
     trained = load_run(command.run, command.sigma_rel)
-    given = {
-        name: value for name, value in vars(command).items() if value is not None and name not in ("run", "sigma_rel")
-    }
+    apart = ("run", "sigma_rel", "data")
+    given = {name: value for name, value in vars(command).items() if value is not None and name not in apart}
     try:
         settings = dataclasses.replace(trained.config.evaluate, **given)
     except ValueError as error:
         name, _, message = str(error).removeprefix("evaluate.").partition(" ")
         raise UserError(f"--{name.replace('_', '-')} {message}") from None
     has_encoder = hasattr(trained.model, "encoder")
-    context = EvalContext(trained.adapter, trained.source, trained.classes, has_encoder, settings)
+    source = trained.source if other is None else trained.other_source(other)
+    if other is not None:
+        Display(state.is_main_process).print(str(source.report))
+    context = EvalContext(
+        trained.adapter, source, trained.classes, has_encoder, settings, is_other_data=other is not None
+    )
     names = settings.metrics if command.metrics else [name for name in settings.metrics if name != "online-probe"]
     found: dict[str, Any] = {}
     model, start, chosen = trained.model.to(state.device), time.monotonic(), evaluators(names, context)
@@ -103,6 +155,8 @@ def main(arguments: list[str]) -> None:
         "sigma_rel": command.sigma_rel,
         "processes": state.num_processes,
         "seconds": round(time.monotonic() - start, 2),
+        "data": source.train.data.source,
+        "data_settings": other,
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "every"},
         "found": found,
         "notes": [note for evaluator in chosen if (note := getattr(evaluator, "note", None))],
@@ -132,7 +186,8 @@ def _print(run: Path, record: dict[str, Any]) -> None:
     from rich.text import Text
 
     found = record["found"]
-    table = Table("metric", "value", title=Text(printable(f"{run}, step {record['step']}")), title_justify="left")
+    title = f"{run}, step {record['step']}" + (f", on {record['data']}" if record["data_settings"] else "")
+    table = Table("metric", "value", title=Text(printable(title)), title_justify="left")
     for name, value in found.items():
         spread = found.get(f"{name}_std")
         if isinstance(value, list):

@@ -15,6 +15,8 @@ from pretrain.config.tyro_parser import run_command
 from pretrain.core.errors import UserError
 from pretrain.core.files import own_folder
 
+MAX_PNG = 4  # channels
+
 
 def main(
     run: tyro.conf.Positional[Path],
@@ -51,8 +53,8 @@ def main(
             plain EMA.
         seed: of the noise.
         batch_size: images per batch.
-        output_dir: new or empty folder for grid.png and images/, which contains the images alone; default:
-            RUN/generated.
+        output_dir: new or empty folder for grid.png and images/, which contains the images alone (of more than four
+            channels as TIFFs); default: RUN/generated.
     """
     import torch
 
@@ -92,7 +94,7 @@ def main(
         labels = labels if label is None else torch.full_like(number, label)
         images = generate(model, adapter, noise, labels, **sampling)
         for n, image in zip(number.tolist(), to_uint8(images), strict=True):
-            write(image, files / f"{n:05d}.png")
+            write(image, files / f"{n:05d}.{'png' if image.shape[-1] <= MAX_PNG else 'tif'}")
     state.wait_for_everyone()
     if state.is_main_process:
         _write_grid(files, num_images)
@@ -122,7 +124,8 @@ def _write_grid(files: Path, count: int) -> None:
     from pretrain.core.console import Display
     from pretrain.data.grid import grid
 
-    shown = [read(files / f"{n:05d}.png") for n in range(min(count, 144))]
+    suffix = next(files.iterdir()).suffix
+    shown = [read(files / f"{n:05d}{suffix}") for n in range(min(count, 144))]
     sheet = grid(torch.stack(shown), columns=max(1, round(len(shown) ** 0.5)))
     write(sheet, files.parent / "grid.png")
     Display(True).print(f"{count} images in {files}, the first {len(shown)} in {files.parent / 'grid.png'}")
@@ -169,24 +172,34 @@ def _new_folder(folder: Path, state: Any, *, of_run: bool) -> Path:
 
 
 def write(image: Any, path: Path) -> None:
-    """Write an image, uint8 [H, W, C], to a file.
+    """Write an image, uint8 [H, W, C], to a file: a TIFF if it has more than `MAX_PNG` channels.
 
     Raises:
         UserError: it can't be written, for example on a full disk.
     """
+    import tifffile
     from PIL import Image
 
+    channels = image.shape[-1]
     try:
-        Image.fromarray(image.squeeze(-1).numpy()).save(path)
+        if channels > MAX_PNG:
+            more = {"planarconfig": "contig", "extrasamples": [0] * (channels - 1)}
+            tifffile.imwrite(path, image.numpy(), photometric="minisblack", **more)
+        else:
+            Image.fromarray(image.squeeze(-1).numpy()).save(path)
     except OSError as error:
         raise UserError(f"{path}: can't be written: {error}; the images before it are complete", local=True) from None
 
 
 def read(path: Path) -> Any:
     """Read an image file as float32 [C, H, W] in [-1, 1]."""
+    import tifffile
+    import torch
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
+    if path.suffix == ".tif":
+        return torch.from_numpy(tifffile.imread(path)).movedim(-1, 0) / 127.5 - 1
     with Image.open(path) as image:
         return pil_to_tensor(image) / 127.5 - 1
 

@@ -96,6 +96,7 @@ def _measured(run: Path, step: int, sigma_rel: float | None) -> tuple[list[dict[
         evaluations = log.read("evaluation") if sigma_rel is None else []
         file = run / "evaluation.json"
         records = read_json(file) if file.exists() else []
+        records = [record for record in records if record.get("data_settings") is None]  # on the run's own data set
         later = [record for record in records if (record["step"], record.get("sigma_rel")) == (step, sigma_rel)]
         found = {name: value for record in later for name, value in record["found"].items()}
         notes = {str(note): None for record in later for note in record.get("notes", [])}  # each once

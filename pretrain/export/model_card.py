@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pretrain.config.schema import LAUNCH_ONLY, Config
 from pretrain.config.trusted_code import features_file
 from pretrain.core.console import duration
-from pretrain.core.files import expand
+from pretrain.core.files import expand, read_json
 from pretrain.core.text import printable
 from pretrain.data.autoencoder import SUBFOLDERS, open_autoencoder
 
@@ -67,7 +67,8 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def _is_path(name: str) -> bool:
     path = expand(name)
-    return bool(name) and (path.exists() or path.is_absolute() or name.startswith("."))
+    files = name.startswith(".") or name.lower().endswith(".tar")  # train-{000..012}.tar is no existing file
+    return bool(name) and (path.exists() or path.is_absolute() or files)
 
 
 def _pictures(config: Config) -> list[tuple[str, Path]]:
@@ -175,6 +176,9 @@ def _use(config: Config, summary: dict[str, Any], name: str) -> list[str]:
     if library == "diffusers":
         first = next(iter(summary.get("class_names", [])), 0)
         call = f"batch_size=4, label={first!r}, guidance=1.5" if config.class_conditional else "batch_size=4"
+        if (channels := _channels(config)) > 4 and not (Path(folder) / "vae").is_dir():
+            call += ', output_type="np"'
+            text.append(f"Images have {channels} channels: float32 [B, H, W, {channels}] in [0, 1].")
         lines += [f"pipeline = {expression}", f"images = pipeline({call}).images"]
     elif library == "timm":
         lines += [f"model = {expression}"]
@@ -188,6 +192,14 @@ def _use(config: Config, summary: dict[str, Any], name: str) -> list[str]:
         text.append("`transformers/` contains it with its decoder, for `transformers.ViTMAEForPreTraining`.")
     code = "\n".join(lines)
     return ["## Use", *filter(None, [place]), f"```python\n{code}\n```", *text]
+
+
+def _channels(config: Config) -> int:
+    """C of the run's images, from its data.json; 0 if that can't be read."""
+    try:
+        return int(read_json(config.output_dir / "data.json")["shape"][0])
+    except (OSError, ValueError, TypeError, LookupError):
+        return 0
 
 
 def _cost(summary: dict[str, Any]) -> list[str]:

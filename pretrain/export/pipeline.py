@@ -195,6 +195,8 @@ class LabelPipeline(DiffusionPipeline):
         else:
             size = config.sample_size
             shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
+        if output_type == "pil" and self.vae is None and shape[0] > 4:
+            raise ValueError(f"images of {shape[0]} channels can't be PIL images; give output_type 'np' or 'pt'")
         labels = self.labels(label, batch_size)
         generators = generator if isinstance(generator, list) else [generator] * len(labels)
         right = all(item is None or isinstance(item, torch.Generator) for item in generators)

@@ -66,8 +66,9 @@ class Record:
 
     @property
     def _later(self) -> list[dict[str, Any]]:
-        """What `pretrain evaluate` measured of the EMA that is measured in training, too."""
-        return [record.get("found", {}) for record in self.later if record.get("sigma_rel") is None]
+        """What `pretrain evaluate` measured on the run's data of the EMA that is measured in training, too."""
+        own = (record for record in self.later if record.get("data_settings") is None)
+        return [record.get("found", {}) for record in own if record.get("sigma_rel") is None]
 
     @property
     def quality(self) -> dict[str, float]:

@@ -64,15 +64,17 @@ def to_diffusers(
 def _stock_pipeline(network: Any, scheduler: Any, autoencoder: Autoencoder | None) -> Any:
     """A pipeline of diffusers for this network, or None.
 
-    A UNet2DModel without labels makes a `DDPMPipeline`, if the initial noise has standard deviation 1 and the scheduler
-    does not scale the network's input; with an autoencoder it makes an `LDMPipeline`, if latents are square, are scaled
-    by one number and not shifted, and the scheduler has `scale_model_input`.
+    A UNet2DModel without labels makes a `DDPMPipeline`, if the initial noise has standard deviation 1, the scheduler
+    does not scale the network's input, and images have at most the 4 channels that PIL has; with an autoencoder it
+    makes an `LDMPipeline`, if latents are square, are scaled by one number and not shifted, and the scheduler has
+    `scale_model_input`.
     """
     if not type(network).__module__.startswith("diffusers.") or network.config.get("num_class_embeds") is not None:
         return None
     if autoencoder is None:
         pipeline: Any = DDPMPipeline  # typed for a DDPMScheduler, it accepts any with the same `step`
-        return pipeline(network, scheduler) if getattr(scheduler, "init_noise_sigma", 1.0) == 1.0 else None
+        is_stock = getattr(scheduler, "init_noise_sigma", 1.0) == 1.0 and network.config.in_channels <= 4
+        return pipeline(network, scheduler) if is_stock else None
     height, width = network.config.sample_size
     if height != width or autoencoder.shift.any() or autoencoder.scale.numel() > 1:
         return None

@@ -151,8 +151,8 @@ def test_of_two_links_to_a_folder_the_first_by_name_is_read(tmp_path: Path) -> N
 
 
 def test_archives_have_to_be_unpacked(tmp_path: Path) -> None:
-    (tmp_path / "images.tar").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no images in it; passed over: \.tar file 1; archives have to be unpacked"):
+    (tmp_path / "images.zip").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no images in it; passed over: \.zip file 1; archives have to be unpacked"):
         source(tmp_path)
 
 

@@ -161,7 +161,7 @@ def test_empty_folders_and_other_files(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="there are no images in it"):
             source(tmp_path)
         (tmp_path / "words.txt").write_text("x")
-    with pytest.raises(UserError, match="must be a parquet file"):
+    with pytest.raises(UserError, match="must be a parquet file or a tar file"):
         source(tmp_path / "words.txt")
     (tmp_path / "x.parquet").write_text("x")
     with pytest.raises(UserError, match=r"x\.parquet can.t be read"):
