@@ -53,6 +53,76 @@ def test_both_programs_train_from_an_empty_folder_where_the_user_has_models_too(
     assert (tmp_path / "runs" / command / "summary.json").is_file()
 
 
+def test_the_wheel_has_all_files_of_the_package_and_no_others(site: Path) -> None:
+    found = {str(path.relative_to(site / "pretrain")) for path in (site / "pretrain").rglob("*") if path.is_file()}
+    folders = {ROOT / "pretrain": ROOT / "pretrain", ROOT / "models": ROOT, ROOT / "configs": ROOT}
+    here = {str(path.relative_to(base)) for folder, base in folders.items() for path in folder.rglob("*.*")}
+    wanted = {name for name in here if "__pycache__" not in name}
+    assert found == wanted | {f"train_{kind}.py" for kind in ("diffusion", "mae")} | {"data/fashion_mnist/LICENSE"}
+
+
+LOOP = r"""
+import importlib.metadata, re, sys, torch
+from importlib.abc import MetaPathFinder
+
+names = {None}
+queue = ["torch", "numpy"]
+while queue:  # the packages that these two require, without extras
+    name = queue.pop()
+    try:
+        required = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        continue
+    names.add(name.lower())
+    queue += [n for r in required if "extra ==" not in r and (n := re.split("[^\w.-]", r)[0]).lower() not in names]
+
+class Blocked(MetaPathFinder):
+    packages = importlib.metadata.packages_distributions()
+    def find_spec(self, name, path=None, target=None):
+        owners = self.packages.get(name.partition(".")[0], [])
+        if owners and not names & {owner.lower() for owner in owners} and name.partition(".")[0] != "pretrain":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+for name in ("tyro", "yaml", "einops", "PIL", "accelerate", "diffusers"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(name)
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from pretrain import Indexed, InfoBatch
+
+x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+data = list(zip(x, (x.sum(1) > 0).long()))
+model = torch.nn.Linear(3, 2)
+optimizer = torch.optim.SGD(model.parameters(), 0.5)
+infobatch = InfoBatch(data, epochs=8)
+loader = DataLoader(Indexed(data), 32, sampler=infobatch)
+for epoch in infobatch.epochs():
+    for index, image, label in loader:
+        losses = F.cross_entropy(model(image), label, reduction="none")
+        optimizer.zero_grad()
+        infobatch(losses, index).backward()
+        optimizer.step()
+accuracy = (model(x).argmax(1) == (x.sum(1) > 0)).float().mean().item()
+assert accuracy > 0.9 and infobatch.samples_used < 8 * 400, (accuracy, infobatch.samples_used)
+import pretrain.__main__
+sys.argv[1:] = ["--help"]
+pretrain.__main__.main()
+"""
+
+
+def test_a_loop_and_the_list_of_commands_need_torch_and_numpy_alone(site: Path, tmp_path: Path) -> None:
+    """All other packages can't be imported; the list of commands ends with what installs them."""
+    done = run(site, tmp_path, "-W", "error", "-c", LOOP)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'infobatch-pretrain[train]'" in done.stdout.splitlines()[-1]
+    usual = run(site, tmp_path, "-m", "pretrain", "--help")
+    assert "pip install" not in usual.stdout
+
+
 def test_infobatch_alone_needs_torch_and_numpy(site: Path) -> None:
     """What the wheel requires without its extras; and it says that it has types."""
     (metadata,) = site.glob("*.dist-info/METADATA")

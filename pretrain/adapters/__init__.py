@@ -23,7 +23,8 @@ class Batch(NamedTuple):
 
     image: Tensor  # float32 [B, C, H, W] in [-1, 1], or latents
     label: Tensor  # int64 [B]; -1 for no label
-    index: Tensor  # int64 [B]; the samples, or padding (pretrain/core/padding.py)
+    # int64 [B]; the samples, or padding (pretrain/core/padding.py)
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # tuples have a method of this name
     level: Tensor  # float32 [B] in [0, 1)
 
     @property
