@@ -1,4 +1,4 @@
-.PHONY: test slow check format
+.PHONY: test slow check format docs
 
 test:  ## the laws and the programs, a few minutes
 	pytest -n auto --dist worksteal
@@ -10,6 +10,9 @@ check:  ## style and types
 	ruff check .
 	ruff format --check .
 	pyright
+
+docs:  ## the site, in build/site; a warning is an error
+	mkdocs build --strict
 
 format:
 	ruff check --fix .

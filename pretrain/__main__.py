@@ -45,15 +45,8 @@ def usage() -> str:
         "usage: pretrain COMMAND [settings]\n\n"
         + "\n".join(rows)
         + "\n\n`pretrain COMMAND --help` lists the settings of a command."
-        + ("" if _has("tyro") else f"\nThe commands need packages that are not installed; {INSTALL}")
+        + ("" if find_spec("tyro") else f"\nThe commands need packages that are not installed; {INSTALL}")
     )
-
-
-def _has(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:  # sys.modules has None for it
-        return False
 
 
 def main() -> None:
