@@ -1,4 +1,4 @@
-"""A hook of mkdocs: README.md is the home page, and files outside docs/ that pages link to are pages or files of the site.
+"""A hook of mkdocs: README.md is the home page, and files outside docs/ that pages link to are part of the site.
 
 The documents are written for the repository, where `../examples/ddp.py` is a file. On the site it is
 `repository/examples/ddp.py.md`, a page that shows the file; Markdown files are rendered, pictures are copied.
@@ -78,3 +78,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.generated_by:
         return markdown
     return rewritten(markdown, ROOT / "docs" / page.file.src_uri, set())
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Rewrite the links of a notebook, which mkdocs-jupyter leaves as they are."""
+    path = ROOT / "docs" / page.file.src_uri
+    if path.suffix != ".ipynb":
+        return output
+
+    def replace(link: re.Match[str]) -> str:
+        target = in_site((path.parent / link[1]).resolve())
+        return f'href="{os.path.relpath(Path(target).with_suffix(".html"), Path(page.file.src_uri).parent)}'
+
+    return re.sub(r'href="((?!\w+:)[^"#]+\.md)', replace, output)
