@@ -30,7 +30,7 @@ RUNS = {
     "edm": f"{DIT} --adapter edm",
     "dit-lr": f"{DIT} --optim.lr 0.4",
 }
-SHOWN = 7  # epochs in a table, at most
+SHOWN = 6  # epochs in a table, at most
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def draw(curve: Curve, path: Path) -> None:
     """Write a figure of the losses by epoch."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     with mpl.rc_context({"svg.hashsalt": "losses", "font.size": 8}):
         figure = Figure(figsize=(4.4, 2.4), layout="constrained")
@@ -79,8 +80,10 @@ def draw(curve: Curve, path: Path) -> None:
         axes.plot(range(1, len(curve.training) + 1), curve.training, "o-", ms=2.5, color="#b0611c", label="training")
         axes.plot(range(len(curve.validation)), curve.validation, "s-", ms=2.5, color="#1b4f8a", label="validation")
         axes.set(xlabel="epoch (0: before training)", ylabel="loss", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         figure.savefig(path, metadata={"Date": None})
