@@ -2,9 +2,12 @@
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 from pretrain import __version__
 from pretrain.core.errors import UserError, exit_on_user_error, writing_output
+
+INSTALL = "pip install 'infobatch-pretrain[train]'"
 
 # By name: the module with its function `run`, imported on use, and what it does.
 COMMANDS = {
@@ -36,12 +39,13 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The text of `--help`."""
+    """The text of `--help`; without the packages of the extra `train` it ends with the command that installs them."""
     rows = (f"  {name:<15} {what}" for name, (_, what) in COMMANDS.items())
     return (
         "usage: pretrain COMMAND [settings]\n\n"
         + "\n".join(rows)
         + "\n\n`pretrain COMMAND --help` lists the settings of a command."
+        + ("" if find_spec("tyro") else f"\nThe commands need packages that are not installed; {INSTALL}")
     )
 
 
@@ -61,8 +65,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] in ("pretrain", "models"):
                 raise
-            install = "pip install 'infobatch-pretrain[train]'"
-            raise UserError(f"pretrain {name} needs {error.name}, which is not installed; {install}") from None
+            raise UserError(f"pretrain {name} needs {error.name}, which is not installed; {INSTALL}") from None
         command.run()
 
 

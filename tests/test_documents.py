@@ -226,7 +226,7 @@ OTHER_FLAGS = {
     *("rates", "compensations", "images", "diffusers", "mae", "transformers", "networks", "repetitions", "threads"),
     *("workers", "warmup", "size", "sizes", "use-ema"),
     *("masks", "encoder", "stages", "ade20k", "crop", "flip", "pretrained", "save", "lora.rank", "max-length"),
-    *("packed", "subset", "held-out"),
+    *("packed", "subset", "held-out", "runs", "strict", "tags"),
     *("program", "seed-flag", "output", "shift", "adapter.mixup"),
     *(f"training.{name}" for name in ("policy", "epochs", "optimizer", "schedule", "settings")),
 }

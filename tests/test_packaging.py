@@ -1,10 +1,13 @@
 """An installed package is complete: with programs, models and recipes, and one top-level name, `pretrain`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,78 @@ def test_both_programs_train_from_an_empty_folder_where_the_user_has_models_too(
     done = run(site, tmp_path, "-m", "pretrain", command, "--infobatch", *tiny(f"train_{command}.py", *small))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / command / "summary.json").is_file()
+
+
+def test_the_wheel_has_all_files_of_the_package_and_no_others(site: Path) -> None:
+    found = {str(path.relative_to(site / "pretrain")) for path in (site / "pretrain").rglob("*") if path.is_file()}
+    folders = {ROOT / "pretrain": ROOT / "pretrain", ROOT / "models": ROOT, ROOT / "configs": ROOT}
+    here = {str(path.relative_to(base)) for folder, base in folders.items() for path in folder.rglob("*.*")}
+    wanted = {name for name in here if "__pycache__" not in name}
+    assert found == wanted | {f"train_{kind}.py" for kind in ("diffusion", "mae")} | {"data/fashion_mnist/LICENSE"}
+
+
+def requirements(*names: str) -> set[str]:
+    """These distributions and all that they require without extras."""
+    found: set[str] = set()
+    queue = [*names]
+    while queue:
+        name = re.split(r"[^\w.-]", queue.pop())[0].lower()
+        with suppress(metadata.PackageNotFoundError):  # of another platform
+            required = [] if name in found else metadata.requires(name) or []
+            found.add(name)
+            queue += [item for item in required if "extra ==" not in item]
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare_site(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site-packages with the wheel, torch and numpy and what these two require, as links."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in requirements("torch", "numpy"):
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).is_symlink():  # nvidia is of several
+                (folder / top).symlink_to(str(distribution.locate_file(top)))
+    for path in site.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+LOOP = """
+import sys
+from importlib.util import find_spec
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from pretrain import Indexed, InfoBatch
+
+x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+data = list(zip(x, (x.sum(1) > 0).long()))
+model = torch.nn.Linear(3, 2)
+optimizer = torch.optim.SGD(model.parameters(), 0.5)
+infobatch = InfoBatch(data, epochs=8)
+loader = DataLoader(Indexed(data), 32, sampler=infobatch)
+for epoch in infobatch.epochs():
+    for index, image, label in loader:
+        losses = F.cross_entropy(model(image), label, reduction="none")
+        optimizer.zero_grad()
+        infobatch(losses, index).backward()
+        optimizer.step()
+accuracy = (model(x).argmax(1) == (x.sum(1) > 0)).float().mean().item()
+assert accuracy > 0.9 and infobatch.samples_used < 8 * 400, (accuracy, infobatch.samples_used)
+assert not any(find_spec(name) for name in ("tyro", "yaml", "einops", "PIL", "accelerate", "diffusers", "pytest"))
+"""
+
+
+def test_a_loop_and_the_list_of_commands_need_torch_and_numpy_alone(
+    bare_site: Path, site: Path, tmp_path: Path
+) -> None:
+    """And without the other packages the list of commands ends with what installs them."""
+    done = run(bare_site, tmp_path, "-S", "-W", "error", "-c", LOOP)
+    assert done.returncode == 0, done.stderr
+    listed = run(bare_site, tmp_path, "-S", "-m", "pretrain", "--help")
+    assert "pip install 'infobatch-pretrain[train]'" in listed.stdout.splitlines()[-1], listed.stderr
+    assert "pip install" not in run(site, tmp_path, "-m", "pretrain", "--help").stdout
 
 
 def test_infobatch_alone_needs_torch_and_numpy(site: Path) -> None:

@@ -19,12 +19,18 @@ class Batch(NamedTuple):
 
     A level is a quantile u in [0, 1) of the noise level (diffusion) or of the mask ratio (masked autoencoders); each
     adapter maps it to its own axis, for example to the timestep u * T.
+
+    Attributes:
+        image: float32 [B, C, H, W] in [-1, 1], or latents.
+        label: int64 [B]; -1 for no label.
+        index: int64 [B]; the samples, or padding (pretrain/core/padding.py).
+        level: float32 [B] in [0, 1).
     """
 
-    image: Tensor  # float32 [B, C, H, W] in [-1, 1], or latents
-    label: Tensor  # int64 [B]; -1 for no label
-    index: Tensor  # int64 [B]; the samples, or padding (pretrain/core/padding.py)
-    level: Tensor  # float32 [B] in [0, 1)
+    image: Tensor
+    label: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # tuples have a method of this name
+    level: Tensor
 
     @property
     def mask(self) -> Tensor:
@@ -37,10 +43,15 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What an adapter returns."""
+    """What an adapter returns.
 
-    loss: Tensor  # float32 [B]; one per sample, neither averaged over samples nor weighted
-    score: Tensor | None = None  # float32 [B], not negative; stored as the score instead of the loss
+    Attributes:
+        loss: float32 [B]; one per sample, neither averaged over samples nor weighted.
+        score: float32 [B], not negative; stored as the score instead of the loss.
+    """
+
+    loss: Tensor
+    score: Tensor | None = None
 
 
 class Adapter(Protocol):

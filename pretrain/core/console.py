@@ -47,7 +47,8 @@ class Display:
             TextColumn("{task.fields[status]}"),
             console=self.console,
             transient=True,
-            disable=not (enabled and self.console.is_terminal),
+            # Where FORCE_COLOR is set, as in notebooks, rich takes a pipe for a terminal.
+            disable=not (enabled and self.console.is_terminal and self.console.file.isatty()),
         )
         self.task = self.bar.add_task("", total=1.0, status="")
         self.start_time = self.last_printed = time.monotonic()

@@ -1,5 +1,10 @@
 """Checks of what a training loop passes to InfoBatch: indices, losses and states."""
 
+# torch does not declare all types of tolist, split and from_numpy.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Callers may ignore the types.
+# pyright: reportUnnecessaryIsInstance=false
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

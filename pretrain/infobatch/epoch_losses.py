@@ -1,5 +1,8 @@
 """The losses of the current epoch, stored as the steps compute them."""
 
+# torch does not declare all types of tolist, split and from_numpy.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,8 @@
 """A histogram of scores in one pass over their bits, and exact quantiles from it."""
 
+# torch does not declare all types of tolist, split and from_numpy.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import torch
 from torch import Tensor
 

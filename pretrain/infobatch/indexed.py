@@ -1,8 +1,8 @@
 """A data set wrapper that returns each sample's index beside it, for use of InfoBatch without our trainers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import index as whole
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -33,8 +33,9 @@ class Indexed(Dataset[tuple[Any, ...]]):
                 f"Indexed takes the index of one sample, got {type(index).__name__}; let the DataLoader make "
                 "the batches, with batch_size= or batch_sampler="
             ) from None
-        item = self.data[sample_of(number)]
-        return (index, *item) if isinstance(item, (tuple, list)) else (index, item)
+        item: Any = self.data[sample_of(number)]
+        fields = cast(Sequence[Any], item) if isinstance(item, (tuple, list)) else (item,)
+        return index, *fields
 
 
 def length(data: Any) -> int:
@@ -43,9 +44,10 @@ def length(data: Any) -> int:
     Raises:
         TypeError: it is not a map-style data set.
     """
+    name = type(data).__name__
     if isinstance(data, (IterableDataset, DataLoader, Mapping, str, bytes)) or not hasattr(data, "__len__"):
         raise TypeError(
-            f"InfoBatch needs a map-style data set, whose samples have an index; got {type(data).__name__}; give an "
+            f"InfoBatch needs a map-style data set, whose samples have an index; got {name}; give an "
             "object with `__getitem__` and `__len__`, not an iterable, a loader, or a dict of splits or columns"
         )
     return len(data)

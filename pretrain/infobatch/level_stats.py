@@ -72,7 +72,7 @@ def level_sums(loss: Tensor, level: Tensor, time: Tensor, weight: Tensor) -> Ten
         level, time: int [B]; bins of the level axis and of the epoch.
     """
     cell = level * BINS + time
-    sums = []
+    sums: list[Tensor] = []
     for term in (weight, weight * weight):
         for _ in range(3):
             sums.append(torch.bincount(cell, term, minlength=BINS**2))

@@ -5,6 +5,9 @@ function of the sample and the epoch, a weight a function of the sample's score.
 bytes each, and nothing if all are.
 """
 
+# torch does not declare all types of tolist, split and from_numpy.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -8,6 +8,9 @@ policy (docs/concepts.md).
 A policy of your own is one function in one file, `policy="path/to/mine.py"`; docs/policies.md has an example.
 """
 
+# torch does not declare all types of tolist, split and from_numpy.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import inspect
 from collections.abc import Callable
 from functools import partial

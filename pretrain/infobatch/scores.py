@@ -1,5 +1,8 @@
 """The samples' scores, and how reliable they are."""
 
+# torch does not declare all types of tolist, split and from_numpy.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import torch
 from torch import Tensor
 

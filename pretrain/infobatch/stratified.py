@@ -4,6 +4,9 @@ Each function goes over N samples in one pass and allocates little beside its re
 100 million samples. tests/infobatch/test_stratified.py compares each with a straightforward version.
 """
 
+# torch does not declare all types of tolist, split and from_numpy.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -95,7 +98,8 @@ def draw_from_bands(band: np.ndarray, n: np.ndarray, k: np.ndarray, key: tuple[i
     high = np.where(whole, largest, np.clip((share + spread) * largest, -1, largest)).astype(np.int32)
     widest = (high - low).max()
     drawn = np.empty(int(k.sum()), dtype=np.int32 if len(band) < 1 << 31 else np.int64)
-    filled, near, taken = 0, [], np.zeros(len(n), dtype=np.int64)
+    filled, taken = 0, np.zeros(len(n), dtype=np.int64)
+    near: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for first in range(0, len(band), CHUNK):
         part = band[first : first + CHUNK]
         stream = np.random.SFC64(fold_seed(*key, 2, first))

@@ -13,6 +13,9 @@ trainer = lightning.Trainer(
 trainer.fit(Module(), callback.loader(256, num_workers=8))
 """
 
+# Loaders of torch do not declare the type of their sampler.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -6,6 +6,12 @@
 Everything else is the Trainer's: evaluation, checkpoints, gradient accumulation, several processes, callbacks.
 """
 
+# The Trainer declares few of its types, and the methods of it that are overridden here are not public.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false, reportPrivateUsage=false
+# Callers may ignore the types.
+# pyright: reportUnnecessaryIsInstance=false
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
