@@ -56,7 +56,7 @@ def test_the_documented_commands_make_the_records_and_no_others(records: Path, m
                 assert shlex.split(record["command"]) == ["python", program, *again]
                 generated = program == "train_diffusion.py" and comparison.images > 0
                 assert ("frechet_distance" in record["quality"]) == generated, name
-        flags = [f"--{key}={value}" for key, value in valid.items()]
+        flags = [f"--{'optim.name' if key == 'optim' else key}={value}" for key, value in valid.items()]
         parse([*recipe, *flags], adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
     assert made == found.keys() - gone
 
