@@ -29,6 +29,7 @@ FLAGS = {
     ("mae", "large"): "--model.encoder vit_small_patch16_224 --model.patch 4 --model.width 384 --model.depth 12 "
     "--model.heads 6 --model.decoder-width 256 --model.decoder-depth 4 --model.decoder-heads 8",
 }
+DENOISER = "--adapter ddpm --optim.name adamw"  # the program's default recipe has another objective and optimizer
 # As in He et al. 2022: all hidden patches are predicted by self-attention, gradients are not clipped.
 MAE = "--model.decoder self --adapter.predict 1 --optim.clip 0 --optim.betas 0.9 0.95 --optim.weight-decay 0.05"
 HELD_OUT = 1000  # images that our program evaluates before its first step, as many as it holds out by default
@@ -115,7 +116,7 @@ def prepare(
     flags = ["--data", str(folder / "images"), "--data.channels", "3", "--data.workers", str(workers)]
     flags += ["--batch-size", str(batch), "--epochs", str(EPOCHS), "--evaluate.every", str(EPOCHS)]
     flags += ["--precision", "bf16" if bf16 else "no", "--optim.lr", "1e-3", *FLAGS[name, size].split()]
-    flags += MAE.split() if mae else []
+    flags += (MAE if mae else DENOISER).split()
     config = parse(flags, **(train_mae if mae else train_diffusion).START, output_dir="", help="")
     model: Any = build_model(config, shape, 0)
     sizes = {}

@@ -50,6 +50,24 @@ def loss_of(name: str, model: Any, image: torch.Tensor) -> torch.Tensor:
     return bare_loop.noise_loss(bare_loop.DDPMScheduler().alphas_cumprod, model, image)
 
 
+def test_the_published_table_is_that_of_the_published_records() -> None:
+    folder = ROOT / "benchmarks" / "speed"
+    records = [json.loads(path.read_text()) for path in (folder / "records").glob("*.json")]
+    assert peers.table(sorted(records, key=peers.order_of)) == (folder / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_our_program_trains_the_objective_of_the_others_with_their_optimizer(
+    name: str, data: tuple[Path, tuple[int, int, int]]
+) -> None:
+    """Its default recipe has flow matching with posterior-mean targets, and Muon."""
+    start = (train_mae if name == "mae" else train_diffusion).START
+    config = parse(network(name, data)[1].flags, **start, output_dir="", help="")
+    assert config.adapter.name == ("mae" if name == "mae" else "ddpm") and config.optim.name == "adamw"
+    assert not getattr(config.component("adapter"), "posterior_mean", False)
+    assert not config.ema.sigma_rel and not config.blocking.share and not config.class_conditional
+
+
 def test_the_bare_loop_is_short() -> None:
     assert len((ROOT / "benchmarks" / "bare_loop.py").read_text().splitlines()) < 60
 
