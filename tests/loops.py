@@ -11,11 +11,13 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainingArguments
 
-from pretrain import InfoBatch
+from pretrain import Indexed, InfoBatch
+from pretrain.integrations.accelerate import prepare_loader
 from pretrain.integrations.lightning import InfoBatchCallback
 from pretrain.integrations.transformers import InfoBatchTrainer
 
@@ -138,12 +140,40 @@ def fit(
     return module
 
 
+class Looped:
+    """A loop of accelerate, with a checkpoint after each step; `resume` is one."""
+
+    def __init__(self, folder: Path, resume: Path | None = None, accumulate: int = 1, batch: int = BATCH) -> None:
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+        self.infobatch, self.steps = InfoBatch(SIZE, epochs=EPOCHS, seed=1), []
+        net = Net()
+        model, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9))
+        loader = prepare_loader(accelerator, DataLoader(Indexed(points()), batch, sampler=self.infobatch))
+        if resume is not None:
+            accelerator.load_state(str(resume))
+        for epoch in self.infobatch.epochs():
+            for index, features, label in loader:
+                self.steps.append((epoch, index.tolist()))
+                with accelerator.accumulate(model):
+                    losses = F.cross_entropy(model(features)["logits"], label, reduction="none")
+                    accelerator.backward(self.infobatch(losses, index))
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if accelerator.sync_gradients:  # accelerate does not save accumulated gradients
+                    accelerator.save_state(str(folder / f"step-{len(self.steps):03d}"))
+        self.net = net
+
+
 def main(library: str, folder: Path) -> None:
     if library == "transformers":
         runs = [trainer(folder / name, ddp_backend="gloo") for name in ("whole", "resumed")]
         runs[0].train()
         runs[1].train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{RESUMED}"))
         models = [run.model for run in runs]
+    elif library == "accelerate":
+        runs = [Looped(folder / "whole")]
+        runs += [Looped(folder / "resumed", resume=folder / "whole" / f"step-{RESUMED:03d}")]
+        models = [run.net for run in runs]
     else:
         more = {"strategy": "ddp", "devices": 2}
         runs = [fit(folder / "whole", EVERY_STEP, **more)]

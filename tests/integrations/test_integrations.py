@@ -11,14 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from conftest import ROOT
-from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Dicts, Net, fit, points, trainer
+from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Dicts, Looped, Net, fit, points, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss, ForTokenClassification
 
 from pretrain import Indexed, InfoBatch
+from pretrain.integrations.accelerate import prepare_loader
 from pretrain.integrations.transformers import InfoBatchTrainer, _losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
@@ -227,10 +229,35 @@ def test_lightning_does_not_resume_inside_an_epoch_with_other_batches(tmp_path: 
         fit(tmp_path, EVERY_STEP, resume=tmp_path / "epoch=0-step=2.ckpt", batch=BATCH // 2)
 
 
+# -- accelerate ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loop_of_accelerate_is_killed_after_any_step(accumulate: int, tmp_path: Path) -> None:
+    whole = Looped(tmp_path / "whole", accumulate=accumulate)
+    assert whole.infobatch.samples_used == sum(len(used) for _, used in whole.steps)
+    for epoch in range(EPOCHS):
+        used = sorted(index for number, indices in whole.steps if number == epoch for index in indices)
+        assert len({*used}) == len(used)
+    checkpoints = sorted((tmp_path / "whole").iterdir())
+    assert len(checkpoints) >= len(whole.steps) / accumulate
+    for checkpoint in checkpoints:
+        number = int(checkpoint.name.removeprefix("step-"))
+        resumed = Looped(tmp_path / "resumed", checkpoint, accumulate)
+        assert resumed.steps == whole.steps[number:] and same(resumed.net, whole.net), checkpoint.name
+        assert resumed.infobatch.samples_used == whole.infobatch.samples_used
+
+
+def test_a_loader_with_another_sampler_is_refused() -> None:
+    loader = DataLoader(points(), 4, shuffle=True)
+    with pytest.raises(ValueError, match="must be an InfoBatch, got RandomSampler"):
+        prepare_loader(Accelerator(cpu=True), loader)
+
+
 # -- several processes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("library", ["transformers", "lightning"])
+@pytest.mark.parametrize("library", ["transformers", "lightning", "accelerate"])
 def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path) -> None:
     """The same samples in each step, each on one rank, and the same parameters up to rounding."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -243,6 +270,9 @@ def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path)
         run = trainer(tmp_path / "one", save_strategy="no", per_device_train_batch_size=2 * BATCH)
         run.train()
         steps, model = run.steps, run.model
+    elif library == "accelerate":
+        loop = Looped(tmp_path / "one", batch=2 * BATCH)
+        steps, model = loop.steps, loop.net
     else:
         module = fit(tmp_path / "one", {"every_n_epochs": 99}, batch=2 * BATCH)
         steps, model = module.steps, module.net
