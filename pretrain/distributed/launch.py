@@ -1,4 +1,4 @@
-"""Starting as one of the processes of a launch, and signals to stop. Of the programs, the only module that imports accelerate."""
+"""Starting as one of the processes of a launch by accelerate, and signals to stop."""
 
 import atexit
 import ctypes

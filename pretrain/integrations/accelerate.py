@@ -14,6 +14,7 @@ for epoch in infobatch.epochs():
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
 
 from typing import Any
 
