@@ -78,11 +78,11 @@ def slow_saves() -> None:
         signals.append(number)
         handle(self, number, frame)
 
-    def slowly(folder: Path, **about) -> None:
+    def slowly(folder: Path, *more, **about) -> None:
         if signals:
             (folder.parents[2] / "saving").touch()
             time.sleep(600)
-        save(folder, **about)
+        save(folder, *more, **about)
 
     storage.write_manifest, launch.StopSignal._handle = slowly, noted
 

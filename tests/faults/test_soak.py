@@ -90,14 +90,14 @@ def dropout_seeded_alike() -> None:
 
 def sizes_only() -> None:
     """The files of a checkpoint are compared with the sizes in its manifest, not with the hashes."""
-    verify, of_file = storage.verify, manifest._hash
+    verify, of_file = storage.verify, manifest.describe
 
     def verified(folder: Path) -> list[str]:
-        manifest._hash = lambda file: mock.ANY
+        manifest.describe = lambda file: (file.stat().st_size, mock.ANY)
         try:
             return verify(folder)
         finally:
-            manifest._hash = of_file
+            manifest.describe = of_file
 
     storage.verify = verified
 
