@@ -99,7 +99,7 @@ def test_muon_orthogonalizes_whole_matrices(pictures: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_sharded_run(pictures: Path, unsharded: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = tiny("train_diffusion.py", *settings(pictures, run, "--shard", "--resume", "auto"))
+    words = tiny("train_diffusion.py", *settings(pictures, run, "--shard", "--resume", "auto", "--adapter", "ddpm"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with (tmp_path / "out.txt").open("w") as out:
         launcher = subprocess.Popen(
