@@ -104,7 +104,7 @@ def unreadable(file: str, source: str, said: str) -> UserError:
         said = "it is a pointer of Git LFS, and the file itself was not downloaded (git lfs pull)"
     elif not head:
         said = "it is empty"
-    return UserError(f"--data {source}: {short_name(file)} can't be read: {said}")
+    return UserError(f"--data {source}: {short_name(file)} can't be read: {said}; restore or remove it")
 
 
 def _footer(file: str, source: str) -> tuple[int, pa.Schema]:

@@ -76,12 +76,16 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a network has sharded parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def gathered(model: nn.Module) -> nn.Module:
     """The network; if it was sharded by `shard_like`, a copy of it with whole parameters. All processes call it."""
-    parameters = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
-    if not parameters:
+    if not is_sharded(model):
         return model
-    whole = {id(parameter): nn.Parameter(full(parameter.detach()), parameter.requires_grad) for parameter in parameters}
+    whole = {id(one): nn.Parameter(full(one.detach()), one.requires_grad) for one in model.parameters()}
     return copy.deepcopy(model, whole)
 
 

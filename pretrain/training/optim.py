@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pretrain.config.schema import Optim
-from pretrain.distributed.sharding import local, slices_of_matrices, whole_matrices
+from pretrain.distributed.sharding import local, repeated_blocks, slices_of_matrices, whole_matrices
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the polynomial a x + b x^3 + c x^5
 ITERATIONS = 5
@@ -47,13 +47,12 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
 def hidden_matrices(model: nn.Module) -> Iterator[Tensor]:
     """Weights of linear layers and convolutions inside the network's repeated blocks.
 
-    A repeated block is a numbered child (of a ModuleList or Sequential) that has children itself. Not among them are
-    the first and last layers, embeddings, depthwise convolutions, and matrices with fewer than 4 rows or columns.
+    See `repeated_blocks`. Not among them are the first and last layers, embeddings, depthwise convolutions, and
+    matrices with fewer than 4 rows or columns.
     """
-    for path, module in model.named_modules():
-        names = path.split(".")
-        blocks = [".".join(names[: n + 1]) for n, name in enumerate(names[:-1]) if name.isdigit()]
-        if not blocks or not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    inside = {id(module): module for block in repeated_blocks(model) for module in block.modules()}
+    for module in inside.values():
+        if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             continue
         weight = module.weight
         if weight.requires_grad and min(_sides(weight)) >= 4 and weight.shape[1] > 1:

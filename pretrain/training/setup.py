@@ -27,7 +27,7 @@ from pretrain.data.sources import Source
 from pretrain.distributed.agreement import require_same_data
 from pretrain.distributed.collectives import all_gather_set, max_over_ranks, raise_on_all_ranks
 from pretrain.distributed.launch import StopSignal
-from pretrain.distributed.sharding import shard
+from pretrain.distributed.sharding import is_sharded, shard
 from pretrain.infobatch.sampler import InfoBatch
 from pretrain.training.blocking import build_blocking
 from pretrain.training.flops import SampleCost, profile_sample
@@ -88,7 +88,7 @@ def setup(
     state.ema.to(device)
     if config.compile:
         compile_model(model, device)
-    model, optimizer = _prepare(config, state, accelerator)
+    model, optimizer = _prepare(state, accelerator)
     with raise_on_all_ranks():  # before --micro-batch auto, which measures the memory that is left
         state.seconds += preload(source.train, device, display.print, lambda: bool(stop_signal.signal))
     objective, flops = with_references(config, adapter, source, device, cost.flops, display.print)
@@ -153,9 +153,9 @@ def _initial_state(
     return state
 
 
-def _prepare(config: Config, state: TrainState, accelerator: Any) -> tuple[nn.Module, Any]:
+def _prepare(state: TrainState, accelerator: Any) -> tuple[nn.Module, Any]:
     """The network and the optimizer as training uses them: on the device, in the run's precision, synchronized."""
-    if not config.shard or accelerator.num_processes == 1:
+    if not is_sharded(state.model):
         return accelerator.prepare(state.model, state.optimizer)
     # Already on the device, and synchronized; otherwise accelerate would wrap it in DistributedDataParallel.
     model = accelerator.prepare_model(state.model, device_placement=False, evaluation_mode=True)
