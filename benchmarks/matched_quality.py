@@ -21,7 +21,8 @@ import yaml
 MEASURES = {"samples_used": "samples", "flops": "training FLOPs", "seconds": "seconds of training"}
 NOT_SETUP = ("epochs", "optim.lr", "optim.compensation", "infobatch")  # nor settings of pruning
 LEVELS = "validation_loss_by_level"
-NAMES = {  # of the settings of examples/fit.py, in this project's programs
+NAMES = {  # of the settings of the examples, in this project's programs
+    "lr": "optim.lr",
     "training.epochs": "epochs",
     "training.lr": "optim.lr",
     "training.optimizer": "optim",
@@ -80,7 +81,7 @@ class Ratio(NamedTuple):
 
 def better_is_lower(metric: str) -> bool:
     """Whether low values of a metric are good: True for losses and distances, False for accuracies."""
-    return not metric.endswith(("accuracy", "probe", "iou"))
+    return not metric.endswith(("accuracy", "probe", "iou", "reward", "match", "psnr"))
 
 
 def prunes(setting: str, value: str) -> bool:

@@ -1,7 +1,7 @@
 """Reinforcement learning of a small language model by GRPO, with pruned prompts and completions.
 
     python examples/group_policy.py                                                  # every completion of every prompt
-    python examples/group_policy.py --rule dppo --share 0.5 --prune-ratio 0.5 --output record.json
+    python examples/group_policy.py --pruning.rule dppo --pruning.prompts 0.5 --output record.json
 
 The instructions are those of language.py, and an answer is rewarded if it is exactly right. A short supervised training
 comes first. Then prompts are the samples of InfoBatch, and group_policy_adapter.py chooses among their completions.
@@ -13,6 +13,7 @@ rises.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -45,13 +46,26 @@ CHOICE = 1  # in the key of random numbers that choose completions; those that s
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the example.
+class Pruning:
+    """Settings of pruning.
 
     Attributes:
         rule: how completions are chosen: all, random, cppo (biased), dppo, proportional, nonzero.
         share: of the completions that the rule drops, in [0, 1); all and nonzero ignore it.
-        prune_ratio: share of the prompts with scores below the mean that an epoch skips, in [0, 1); 0: none.
+        prompts: share of the prompts with scores below the mean that an epoch skips, in [0, 1); 0: none.
+    """
+
+    rule: str = "all"
+    share: float = 0.5
+    prompts: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the example.
+
+    Attributes:
+        pruning: of prompts and completions.
         epochs: passes over the prompts; a shorter run has fewer.
         lr: learning rate of AdamW; it increases linearly in the first tenth of the steps, then decreases linearly to 0.
         seed: of everything.
@@ -64,9 +78,7 @@ class Settings:
         warm_lr: its learning rate.
     """
 
-    rule: str = "all"
-    share: float = 0.5
-    prune_ratio: float = 0.0
+    pruning: Pruning = Pruning()
     epochs: int = 5
     lr: float = 2e-4
     seed: int = 0
@@ -190,9 +202,10 @@ class Cost:
 
 def train(settings: Settings, model: nn.Module, data: list[Sample], held_out: Sequences) -> dict[str, Any]:
     """GRPO with one update per rollout; returns the record."""
-    adapter = GroupPolicy(settings.rule, settings.share)
+    pruning, started = settings.pruning, time.perf_counter()
+    adapter = GroupPolicy(pruning.rule, pruning.share)
     policy: dict[str, Any] = (
-        {"policy": "infobatch", "prune_ratio": settings.prune_ratio} if settings.prune_ratio else {"policy": "full"}
+        {"policy": "infobatch", "prune_ratio": pruning.prompts} if pruning.prompts else {"policy": "full"}
     )
     infobatch = InfoBatch(settings.prompts, epochs=settings.epochs, anneal=0.0, seed=settings.seed, **policy)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=0.0)
@@ -201,7 +214,7 @@ def train(settings: Settings, model: nn.Module, data: list[Sample], held_out: Se
     def report(reward: float | None) -> None:
         expected, exact = evaluate(model, held_out)
         flops = {"rollout_flops": cost.rollout, "update_flops": cost.update}
-        history.append({"expected_reward": expected, "exact": exact, "reward": reward, **flops})
+        history.append({"expected_reward": expected, "exact_match": exact, "reward": reward, **flops})
         print(
             f"after {(cost.rollout + cost.update) / 1e9:,.1f} GFLOPs  expected reward {expected:.4f}  "
             f"greedy exact match {exact:.3f}  mean reward of the rollouts {reward}"
@@ -227,10 +240,13 @@ def train(settings: Settings, model: nn.Module, data: list[Sample], held_out: Se
         report(round(sum(rewards) / len(rewards), 4))
     return {
         "settings": {**asdict(settings), "output": None},
-        "expected_reward_before": history[0]["expected_reward"],
-        "expected_reward": history[-1]["expected_reward"],
-        "exact_before": history[0]["exact"],
-        "exact": history[-1]["exact"],
+        "cost": {
+            "samples_used": cost.kept,
+            "flops": cost.rollout + cost.update,
+            "seconds": time.perf_counter() - started,
+        },
+        "quality": {metric: history[-1][metric] for metric in ("expected_reward", "exact_match")},
+        "before": {metric: history[0][metric] for metric in ("expected_reward", "exact_match")},
         "rollout_flops": cost.rollout,
         "update_flops": cost.update,
         "prompts_skipped": 1 - cost.prompts / (settings.prompts * settings.epochs),
@@ -245,10 +261,11 @@ def main(settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: a setting is out of its range.
     """
-    if not 0 <= settings.prune_ratio < 1:
-        raise UserError(f"prune_ratio must be in [0, 1), got {settings.prune_ratio}")
+    pruning = settings.pruning
+    if not 0 <= pruning.prompts < 1:
+        raise UserError(f"--pruning.prompts must be in [0, 1), got {pruning.prompts}")
     try:
-        GroupPolicy(settings.rule, settings.share)
+        GroupPolicy(pruning.rule, pruning.share)
     except ValueError as error:
         raise UserError(str(error)) from None
     pairs = made(WARM + settings.prompts + HELD_OUT, settings.seed)
@@ -257,9 +274,10 @@ def main(settings: Settings) -> dict[str, Any]:
     warm, data, held_out = (encoded(pairs, range(*span), Bytes(), LENGTH, use) for use, span in uses)
     model = warmed(settings, warm)
     record = train(settings, model, data, next(batches(held_out, HELD_OUT)))
+    before, after = record["before"], record["quality"]
     print(
-        f"expected reward {record['expected_reward_before']:.4f} -> {record['expected_reward']:.4f}, "
-        f"greedy exact match {record['exact_before']:.3f} -> {record['exact']:.3f}, "
+        f"expected reward {before['expected_reward']:.4f} -> {after['expected_reward']:.4f}, "
+        f"greedy exact match {before['exact_match']:.3f} -> {after['exact_match']:.3f}, "
         f"rollouts {record['rollout_flops'] / 1e9:,.1f} GFLOPs, updates {record['update_flops'] / 1e9:,.1f} GFLOPs, "
         f"skipped {record['prompts_skipped']:.1%} of prompts, {record['completions_skipped']:.1%} of completions"
     )

@@ -258,7 +258,7 @@ def test_the_expected_reward_is_the_mean_reward_of_sampled_completions(answer: s
 
 
 SMALL = group_policy.Settings(
-    prompts=32, batch_size=8, epochs=2, width=16, warm_epochs=1, group=4, rule="dppo", prune_ratio=0.5
+    group_policy.Pruning("dppo", prompts=0.5), prompts=32, batch_size=8, epochs=2, width=16, warm_epochs=1, group=4
 )
 
 
@@ -276,6 +276,8 @@ def test_the_example_runs_and_reports_its_cost(tiny, tmp_path: Path, capsys) -> 
     assert re.fullmatch(f"expected reward .* -> .*, greedy exact match .* -> .*, {cost}", line)
     assert json.loads(file.read_text()) == record
     assert len(record["history"]) == 3 and record["rollout_flops"] > 0 and record["update_flops"] > 0
+    assert record["cost"]["flops"] == record["rollout_flops"] + record["update_flops"]
+    assert record["quality"] == {metric: record["history"][-1][metric] for metric in ("expected_reward", "exact_match")}
     assert 0 <= record["prompts_skipped"] < 1 and 0 <= record["completions_skipped"] < 1
 
 
@@ -284,9 +286,9 @@ def test_the_example_runs_and_reports_its_cost(tiny, tmp_path: Path, capsys) -> 
     [
         ({"rule": "best"}, "rule must be one of all, random"),
         ({"share": 1.0}, r"share must be in \[0, 1\), got 1.0"),
-        ({"prune_ratio": -0.5}, r"prune_ratio must be in \[0, 1\), got -0.5"),
+        ({"prompts": -0.5}, r"--pruning.prompts must be in \[0, 1\), got -0.5"),
     ],
 )
 def test_a_wrong_setting_is_an_error(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        group_policy.main(replace(SMALL, **wrong))
+        group_policy.main(replace(SMALL, pruning=replace(SMALL.pruning, **wrong)))
