@@ -28,6 +28,7 @@ from fit import Training, device, fit
 from group_policy_adapter import GroupPolicy, Rollouts
 from language_adapter import Instruction, Sequences, means
 from language_data import Bytes, Sample, collate, encoded, made
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
@@ -76,6 +77,7 @@ class Settings:
         width: embedding dimension of the model.
         warm_epochs: epochs of the supervised training before.
         warm_lr: its learning rate.
+        warm_models: folder for the models after it, one per seed; a model that is there is used.
     """
 
     pruning: Pruning = Pruning()
@@ -89,6 +91,7 @@ class Settings:
     width: int = 96
     warm_epochs: int = 4
     warm_lr: float = 2e-3
+    warm_models: Path | None = None
 
 
 @torch.no_grad()
@@ -174,8 +177,16 @@ def warmed(settings: Settings, samples: list[Sample]) -> nn.Module:
     )
     model: Any = GPT2LMHeadModel(config)
     model.to(device())
+    key = f"seed{settings.seed}-width{settings.width}-epochs{settings.warm_epochs}-lr{settings.warm_lr:g}.safetensors"
+    file = settings.warm_models / key if settings.warm_models else None
+    if file and file.is_file():
+        load_model(model, file)
+        return model
     training = Training(settings.warm_epochs, lr=settings.warm_lr, policy="full", seed=settings.seed)
     fit(training, model, Instruction(), len(samples), partial(batches, samples, training.batch_size))
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(file))
     return model
 
 
@@ -239,7 +250,7 @@ def train(settings: Settings, model: nn.Module, data: list[Sample], held_out: Se
             rewards.append(batch.reward.mean().item())
         report(round(sum(rewards) / len(rewards), 4))
     return {
-        "settings": {**asdict(settings), "output": None},
+        "settings": {**asdict(settings), "output": None, "warm_models": None},
         "cost": {
             "samples_used": cost.kept,
             "flops": cost.rollout + cost.update,

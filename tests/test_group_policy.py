@@ -270,7 +270,7 @@ def tiny(monkeypatch) -> None:
 
 def test_the_example_runs_and_reports_its_cost(tiny, tmp_path: Path, capsys) -> None:
     file = tmp_path / "record.json"
-    record = group_policy.main(replace(SMALL, output=file))
+    record = group_policy.main(replace(SMALL, output=file, warm_models=tmp_path / "warm"))
     line = capsys.readouterr().out.splitlines()[-1]
     cost = "rollouts .* GFLOPs, updates .* GFLOPs, skipped .* of prompts, .* of completions"
     assert re.fullmatch(f"expected reward .* -> .*, greedy exact match .* -> .*, {cost}", line)
@@ -279,6 +279,8 @@ def test_the_example_runs_and_reports_its_cost(tiny, tmp_path: Path, capsys) -> 
     assert record["cost"]["flops"] == record["rollout_flops"] + record["update_flops"]
     assert record["quality"] == {metric: record["history"][-1][metric] for metric in ("expected_reward", "exact_match")}
     assert 0 <= record["prompts_skipped"] < 1 and 0 <= record["completions_skipped"] < 1
+    again = group_policy.main(replace(SMALL, epochs=1, warm_models=tmp_path / "warm"))
+    assert again["before"] == record["before"]
 
 
 @pytest.mark.parametrize(
