@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import compare
+import compare_examples
 import proof
 import pytest
 import tyro
@@ -16,7 +17,10 @@ from pretrain.config.cli import parse
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/records"))
 DOCUMENT = (ROOT / "benchmarks" / "README.md").read_text()
-LINES = [line for line in DOCUMENT.replace("\\\n", " ").splitlines() if line.startswith("python benchmarks/compare.py")]
+COMMANDS = DOCUMENT.replace("\\\n", " ").splitlines()
+LINES = [line for line in COMMANDS if line.startswith("python benchmarks/compare.py")]
+EXAMPLES = [line for line in COMMANDS if line.startswith("python benchmarks/compare_examples.py")]
+OF_EXAMPLES = {shlex.split(line)[shlex.split(line).index("--output-dir") + 1].rpartition("/")[2] for line in EXAMPLES}
 RATIO = re.compile(r"[≤≥]?\d\.\d\d \[[^\]]*\]")
 
 
@@ -25,7 +29,9 @@ def values(flags: list[str]) -> dict[str, float | str]:
     return {key: float(f"{float(v):.6g}") if v[:1].isdigit() else v for key, v in parsed(flags).items()}
 
 
-@pytest.mark.parametrize("records", RESULTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "records", [path for path in RESULTS if path.parent.name not in OF_EXAMPLES], ids=lambda path: path.parent.name
+)
 def test_the_documented_commands_make_the_records_and_no_others(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
@@ -59,6 +65,35 @@ def test_the_documented_commands_make_the_records_and_no_others(records: Path, m
         flags = [f"--{'optim.name' if key == 'optim' else key}={value}" for key, value in valid.items()]
         parse([*recipe, *flags], adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
     assert made == found.keys() - gone
+
+
+@pytest.mark.parametrize(
+    "records", [path for path in RESULTS if path.parent.name in OF_EXAMPLES], ids=lambda path: path.parent.name
+)
+def test_the_documented_commands_make_the_records_of_examples_and_no_others(
+    records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
+    made: set[str] = set()
+    for line in EXAMPLES:
+        comparison, rest = tyro.cli(compare_examples.Comparison, args=shlex.split(line)[2:], return_unknown_args=True)
+        if comparison.output_dir.name != records.parent.name:
+            continue
+        config = ["--config", str(comparison.config)] if comparison.config else []
+        for arm in compare_examples.expanded(comparison, rest):
+            for seed in comparison.seeds:
+                name = compare.run_name(arm, seed)
+                assert name not in made, "two commands make the same run"
+                made.add(name)
+                record = found[name]
+                assert (record["arm"], record["family"], record["seed"]) == (arm.name, arm.family, seed)
+                assert record["flags"] == arm.flags
+                ends = [f"--{comparison.seed_flag}", str(seed)]
+                output = ["--output", str(comparison.output_dir / "runs" / f"{name}.json")]
+                command = ["python", str(comparison.program), *config, *rest, *arm.flags, *ends, *output]
+                assert shlex.split(record["command"]) == command
+    assert made == found.keys()
 
 
 @pytest.mark.parametrize("records", RESULTS, ids=lambda path: path.parent.name)

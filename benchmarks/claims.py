@@ -1,0 +1,207 @@
+"""The savings that papers claim, what of each works here, and what was measured, from the records in results/.
+
+python benchmarks/claims.py      # writes benchmarks/results/claims.md
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import proof
+from rich.console import Console
+
+RESULTS = Path(__file__).parent / "results"
+HEAD = """# Published claims and what was measured here
+
+Made by `python benchmarks/claims.py` from the records. *Used* and *FLOPs* are shares of full training's: samples
+with a backward pass, and training FLOPs with all overheads. *Ratio* is the FLOPs over those that ordinary training,
+shortened and at its best learning rate, needs for the same quality: below 1 the method saves. *Random* is the ratio
+of a random subset in each epoch, in the same comparison. [benchmarks/README.md](../README.md) has the commands that
+made the records and defines ratio and interval; each comparison's own table, with all metrics, is
+`results/NAME/table.md`. The published numbers are of other, mostly larger, data sets and networks, and compare with
+full training, not with shortened.
+
+"""
+METHODS = {  # by arm, up to the first "@": the name in the table, and whether it is unbiased for the full data set
+    "infobatch": ("InfoBatch", True),
+    "quantile": ("InfoBatch, quantiles", True),
+    "importance": ("importance (ours)", True),
+    "samples": ("importance over samples (ours)", True),
+    "orderdp": ("OrderDP", False),
+    "seta": ("SeTa", False),
+    "ies": ("IES", False),
+    "selective-backprop": ("Selective-Backprop", False),
+    "topk": ("Partial Forward Blocking", False),
+    "unbiased": ("Partial Forward Blocking with weights (ours)", True),
+    "nonzero": ("GRPO without the completions of advantage 0", True),
+    "cppo": ("CPPO", False),
+    "dppo": ("DPPO", True),
+    "proportional": ("completions in proportion to advantage (ours)", True),
+    "stratified": ("coreset, stratified by k-means, weighted", True),
+    "graphcut": ("coreset, Dataset Quantization's bins", True),
+    "kcenter": ("coreset, k-center", False),
+}
+
+
+class Claim(NamedTuple):
+    """A group of rows of the table.
+
+    Attributes:
+        task: what is trained.
+        published: the claims, with their papers.
+        command: that trains this here.
+        folder: of the comparison in `RESULTS`.
+        metric: by which the ratio is measured.
+        arms: of the comparison.
+    """
+
+    task: str
+    published: str
+    command: str
+    folder: str
+    metric: str
+    arms: tuple[str, ...]
+
+
+CLAIMS = (
+    Claim(
+        "Diffusion, noise prediction",
+        "InfoBatch (Qin et al., ICLR 2024): 27 % less for a latent diffusion model",
+        "train_diffusion.py --pruning.policy infobatch",
+        "dit",
+        "validation_loss",
+        ("infobatch lr^0.5", "importance@0.65 lr^0.5"),
+    ),
+    Claim(
+        "Masked autoencoder",
+        "InfoBatch: 24.8 % less",
+        "train_mae.py --pruning.policy infobatch",
+        "mae",
+        "validation_loss",
+        ("infobatch lr^0.5", "samples@0.65 lr^0.5"),
+    ),
+    Claim(
+        "Classification",
+        "InfoBatch: 40 % less on CIFAR-10, CIFAR-100 and ImageNet-1K. OrderDP (ICLR 2026): 22 to 31 % without loss. "
+        "SeTa (CVPR 2025): 30 to 50 %. IES (ICLR 2025): 10 to 50 % of the backward passes. Partial Forward Blocking "
+        "(Wu et al., ICCV 2025): 33 % less time, ResNet-50",
+        "examples/classification.py --config examples/recipes/cifar10_resnet18.yaml",
+        "classification",
+        "accuracy",
+        (
+            "infobatch",
+            "quantile",
+            "importance@0.7",
+            "orderdp@0.7",
+            "seta",
+            "ies",
+            "selective-backprop@0.7",
+            "topk@0.6",
+            "unbiased@0.6",
+        ),
+    ),
+    Claim(
+        "Classification, long-tailed",
+        "Partial Forward Blocking: rare samples go on",
+        "examples/classification.py --blocking.share 0.4 --blocking.method topk --training.policy full",
+        "long_tail",
+        "accuracy",
+        ("infobatch", "topk@0.6", "unbiased@0.6"),
+    ),
+    Claim(
+        "Semantic segmentation",
+        "InfoBatch: 40 % less on ADE20K",
+        "examples/segmentation.py",
+        "segmentation",
+        "mean_iou",
+        ("infobatch", "quantile", "importance@0.7"),
+    ),
+    Claim(
+        "Instruction tuning",
+        "InfoBatch: 20 % less for LoRA of a LLaMA, after a coreset",
+        "examples/language.py",
+        "language",
+        "validation_loss",
+        ("infobatch", "quantile", "importance@0.7"),
+    ),
+    Claim(
+        "Reinforcement learning of a language model",
+        "DPPO (Zhu et al., ICML 2026): 2.37 times faster than GRPO. CPPO (Lin et al., NeurIPS 2025): 1.6 to 8.3 times",
+        "examples/group_policy.py --pruning.rule dppo --pruning.prompts 0.5",
+        "grpo",
+        "expected_reward",
+        ("nonzero", "cppo@0.5", "dppo@0.5", "proportional@0.5"),
+    ),
+    Claim(
+        "Coreset of 30 %, masked autoencoder",
+        "InfoBatch: composes with Dataset Quantization (Zhou et al., ICCV 2023)",
+        "pretrain coreset RUN --keep 0.3 --method graphcut -o subset.json",
+        "coreset",
+        "validation_loss",
+        ("stratified", "graphcut", "kcenter", "stratified-pruned", "graphcut-pruned", "kcenter-pruned"),
+    ),
+)
+RANDOM = ("random lr^0.5", "random@0.65 lr^0.5", "random@0.65", "random@0.7", "random@0.5", "random")
+
+
+def method_of(arm: str) -> tuple[str, str]:
+    """A method's name, and whether its objective is that of the full data set."""
+    word = arm.partition("@")[0].partition(" ")[0]
+    name, unbiased = METHODS[word.removesuffix("-pruned")]
+    return name + ", InfoBatch inside" * word.endswith("-pruned"), "unbiased" if unbiased else "biased"
+
+
+def rows_of(claim: Claim) -> list[list[str]]:
+    """The rows of a claim.
+
+    Raises:
+        KeyError: the comparison has no arm of a name.
+    """
+    found, _ = proof.read(RESULTS / claim.folder)
+    arms = {arm.name: arm for arm in found.arms}
+    random = next((arms[name] for name in RANDOM if name in arms), None)
+    beside = found.ratio(random, found.base, claim.metric) if random else ""
+    full = max(arm.cost["samples_used"] for arm in found.baseline)
+    rows = []
+    for name in claim.arms:
+        arm = arms[name]
+        used, seeds = f"{arm.cost['samples_used'] / full:.2f}", str(len(arm.quality[claim.metric]))
+        ratio = found.ratio(arm, found.base, claim.metric)
+        rows.append([*method_of(name), used, found.share(arm, "flops"), seeds, ratio, beside])
+    return rows
+
+
+def restoration() -> str:
+    """The section on N:M subnetworks, whose saving is of inference: quality at forward FLOPs."""
+    runs = [json.loads(path.read_text())["arms"] for path in sorted((RESULTS / "restoration").glob("seed-*.json"))]
+    rows = []
+    for arm in runs[0]:
+        values = [run[arm]["psnr"] for run in runs]
+        difference = [run[arm]["psnr"] - run["narrow"]["psnr"] for run in runs]
+        spread = f"{np.mean(difference):+.2f} ± {np.std(difference, ddof=1):.2f}" if arm != "narrow" else ""
+        flops = f"{np.mean([run[arm]['flops'] for run in runs]) / 1e6:.1f}"
+        rows.append([arm, flops, f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}", spread])
+    head = ["network", "forward MFLOPs", "PSNR (dB)", "minus the narrower dense network's"]
+    return (
+        "## Restoration by N:M subnetworks\n\nPublished: ClassPruning (Zhou et al., 2022), about 40 % of the forward "
+        "FLOPs saved at the same quality. Here: `python examples/restoration.py`, denoising. This saves inference, not "
+        f"training, and in practice only where a kernel for N of M exists (2 of 4 on a GPU). {len(runs)} seeds, mean ± "
+        f"standard deviation.\n\n{proof.markdown(head, rows)}"
+    )
+
+
+def table() -> str:
+    """The whole document."""
+    parts = [HEAD]
+    columns = ["method", "objective", "used", "FLOPs", "seeds", "ratio", "random"]
+    for claim in CLAIMS:
+        text = f"## {claim.task}\n\nPublished: {claim.published}. Here: `python {claim.command}`, by "
+        text += f"{proof.plain(claim.metric)} (`results/{claim.folder}`).\n\n"
+        parts.append(text.replace("python pretrain", "pretrain") + proof.markdown(columns, rows_of(claim)) + "\n")
+    return "".join(parts) + restoration()
+
+
+if __name__ == "__main__":
+    (RESULTS / "claims.md").write_text(table())
+    Console().print(f"wrote {RESULTS / 'claims.md'}", soft_wrap=True)
