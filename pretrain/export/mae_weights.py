@@ -108,11 +108,17 @@ def _check_values(weights: Weights, folder: Path, encoder: Any) -> None:
             f"it is of images with {kernel.shape[1]} channels, these have {channels}; give --data.channels "
             f"{kernel.shape[1]}, or a file for 3 channels, which are adapted"
         )
-    card = read_object(folder / "config.json")
-    arguments, here = card.get("model_args"), encoder.blocks[0].attn.num_heads
-    there = card.get("num_attention_heads", arguments.get("num_heads") if isinstance(arguments, dict) else None)
-    if isinstance(there, int) and there != here:
-        raise UserError(f"its config.json has {there} attention heads, the model {here}; give --model.heads {there}")
+    here = encoder.blocks[0].attn.num_heads
+    for file, *keys in (
+        ("config.json", "num_attention_heads"),
+        ("config.json", "model_args", "num_heads"),
+        ("state.json", "config", "model", "heads"),
+    ):
+        there: Any = read_object(folder / file)
+        for key in keys:
+            there = there.get(key) if isinstance(there, dict) else None
+        if isinstance(there, int) and there != here:
+            raise UserError(f"its {file} has {there} attention heads, the model {here}; give --model.heads {there}")
 
 
 def _adapted(tensors: dict[str, Tensor], encoder: Any, mean: Tensor, std: Tensor) -> dict[str, Tensor]:

@@ -161,7 +161,7 @@ def test_a_run_starts_from_pretrained_weights(kind: str, tmp_path: Path) -> None
     elif kind == "transformers":
         to_transformers(theirs, MAE(), tmp_path)
     else:
-        (tmp_path / "state.json").touch()
+        (tmp_path / "state.json").write_text("{}")
         save_file(theirs.state_dict(), path)
     message = start_from(ours, path, encoder)
     whole = kind in ("published", "transformers", "own")

@@ -334,10 +334,13 @@ def test_weights_that_can_not_train_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(message)):
             start_from(fresh(), tmp_path / "init.safetensors", ENCODER)
     save_file(state, tmp_path / "init.safetensors")
-    for card in ({"num_attention_heads": 4}, {"model_args": {"num_heads": 4}}):
-        (tmp_path / "config.json").write_text(json.dumps(card))
-        with pytest.raises(UserError, match=r"config\.json has 4 attention heads, the model 2; give --model\.heads 4"):
+    of_a_run = {"config": {"model": {"heads": 4}}}
+    for card in ({"num_attention_heads": 4}, {"model_args": {"num_heads": 4}}, of_a_run):
+        file = tmp_path / ("state.json" if card is of_a_run else "config.json")
+        file.write_text(json.dumps(card))
+        with pytest.raises(UserError, match=rf"{file.name} has 4 attention heads, the model 2; give --model\.heads 4"):
             start_from(fresh(), tmp_path / "init.safetensors", ENCODER)
+        file.unlink()
 
 
 @pytest.mark.parametrize(
