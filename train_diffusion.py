@@ -20,6 +20,7 @@ def main(config: Config) -> None:
     from pretrain.export import hub
     from pretrain.export.export import export_model
     from pretrain.export.publish import publish
+    from pretrain.export.start_from import start_from_weights
     from pretrain.training.loop import train
 
     if config.push_to_hub:
@@ -32,6 +33,7 @@ def main(config: Config) -> None:
         )
     classes = source.classes if config.class_conditional else 0
     adapter, model, settings = config.component("adapter"), build_model(config, source.shape, classes), config.evaluate
+    start_from_weights(config, model, adapter)
     context = EvalContext(adapter, source, classes, hasattr(model, "encoder"), settings, during_training=True)
     vae = source.autoencoder
     preview = GeneratedImages(adapter, source.shape, classes, settings, config.seed, vae)

@@ -1,6 +1,5 @@
 """Pretrain a vision transformer as a masked autoencoder."""
 
-import os
 from pathlib import Path
 
 from pretrain.config.cli import from_command_line
@@ -13,15 +12,14 @@ START = {"adapter": "mae", "model": "mae", "recipe": Path(__file__).parent / "co
 def main(config: Config) -> None:
     """Build data, adapter and model, train, and publish the result."""
     from pretrain.config.build import build_model
-    from pretrain.core.console import Display
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
     from pretrain.evaluation.previews import Reconstructions
     from pretrain.export import hub
     from pretrain.export.export import export_model
-    from pretrain.export.mae_weights import start_from
     from pretrain.export.publish import publish
+    from pretrain.export.start_from import start_from_weights
     from pretrain.training.loop import train
 
     if config.class_conditional:
@@ -34,9 +32,7 @@ def main(config: Config) -> None:
     adapter, model = config.component("adapter"), build_model(config, source.shape, source.classes)
     if not hasattr(model, "encoder"):
         raise UserError(f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one")
-    if (init := getattr(config.model, "init", None)) and config.resume in (None, "auto"):
-        message = start_from(model, Path(init), config.model.encoder)
-        Display(os.environ.get("RANK", "0") == "0").print(message)
+    start_from_weights(config, model, adapter)
     context = EvalContext(adapter, source, 0, True, config.evaluate, during_training=True)
     preview = Reconstructions(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None
     run, summary = train(

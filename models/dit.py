@@ -28,6 +28,7 @@ class DiTConfig:
             embedding of queries and keys (rope; Su et al., 2021; Heo et al., 2024).
         qk_norm: layer norm of queries and keys, so that attention logits don't diverge (Dehghani et al., 2023, section
             2.1).
+        init: weights to start from: an exported model, a run, or a file of them (.safetensors, .pt).
     """
 
     size: Literal["S", "B", "L", "XL"] = "S"
@@ -37,6 +38,7 @@ class DiTConfig:
     heads: int | None = None
     position: Literal["sincos", "rope"] = "sincos"
     qk_norm: bool = False
+    init: str | None = None
 
     def __post_init__(self) -> None:
         width, depth, heads = self.dimensions

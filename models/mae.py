@@ -32,8 +32,8 @@ class MAEConfig:
         decoder_heads: attention heads of the decoder.
         decoder: self-attention of visible and hidden patches (self; He et al., 2022), or cross-attention of each hidden
             patch to the visible ones (cross; Fu et al., 2024), where leaving out hidden patches does not change others.
-        init: file of weights to start from (.safetensors or .pth): from timm or transformers, a published MAE, or a
-            checkpoint of another run.
+        init: weights to start from: a file (.safetensors or .pth) of timm, transformers or a published MAE, a folder
+            that holds one, or a run.
     """
 
     encoder: str = "vit_base_patch16_224"

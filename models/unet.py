@@ -20,6 +20,7 @@ class UNetConfig:
         attention: number of resolutions with self-attention, from the lowest up.
         head_dim: channels of an attention head.
         dropout: dropout probability, in [0, 1).
+        init: weights to start from: a model or pipeline of diffusers, a run, or a file of them (.safetensors, .pt).
     """
 
     channels: tuple[int, ...] = (64, 128, 128)
@@ -27,6 +28,7 @@ class UNetConfig:
     attention: int = 1
     head_dim: int = 8
     dropout: float = 0.0
+    init: str | None = None
 
     def __post_init__(self) -> None:
         if not self.channels or not all(width > 0 and width % 4 == 0 for width in self.channels):

@@ -11,9 +11,11 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 from conftest import ROOT, read_metrics, tiny
+from pretrain.models.unet import UNetConfig
 from programs import train
 
-from pretrain import InfoBatch, evaluation
+from pretrain import Indexed, InfoBatch, evaluation
+from pretrain.adapters import Batch
 from pretrain.adapters.flow import Flow
 from pretrain.checkpoint import ema_snapshots, verify_resume
 from pretrain.checkpoint.load_run import load_run
@@ -28,6 +30,8 @@ from pretrain.data.sources import open_data
 from pretrain.evaluation import coreset, evaluate, generate, visualize
 from pretrain.evaluation.context import EvalContext
 from pretrain.export import export
+from pretrain.export.denoiser_weights import start_from
+from pretrain.export.to_diffusers import to_diffusers
 from pretrain.infobatch.policies import POLICIES
 
 
@@ -94,6 +98,33 @@ def test_the_documented_loop_trains() -> None:
     assert infobatch.progress == 1 and infobatch.samples_used < 100 * 40
     x, label = (torch.stack(column) for column in zip(*scope["data"], strict=True))
     assert torch.nn.functional.cross_entropy(scope["model"](x), label) < 0.3
+
+
+def test_the_lora_that_is_shown_trains_and_a_run_starts_from_it(tmp_path: Path) -> None:
+    """The base network stays as it is, the loss falls, and the merged network is that of the loop."""
+    (code,) = (block for block in blocks("docs/training.md") if "LoraConfig" in block)
+    torch.manual_seed(0)
+    config = UNetConfig((8, 16), 1, 1, 4)
+    to_diffusers(config.build((1, 8, 8), 0), Flow(), tmp_path / "runs" / "diffusion" / "model")
+    images = torch.randn(1, 1, 8, 8).expand(32, -1, -1, -1)
+    infobatch = InfoBatch(len(images), epochs=8, policy="full")
+    loader = torch.utils.data.DataLoader(Indexed([(image,) for image in images]), 8, sampler=infobatch)
+    scope: dict[str, Any] = {"torch": torch, "infobatch": infobatch, "loader": loader}
+    exec(code.replace('"runs/', f'"{tmp_path}/runs/'), scope)
+    model, before = config.build((1, 8, 8), 0).eval(), config.build((1, 8, 8), 0).eval()
+    start_from(model, Flow(), tmp_path / "runs" / "lora")
+    start_from(before, Flow(), tmp_path / "runs" / "diffusion" / "model")
+    batch = Batch(images, -torch.ones(32).long(), torch.arange(32), torch.arange(32) / 32)
+    with torch.no_grad():
+        trained, base = (Flow()(net, batch, SampleRNG(0, index=batch.index)).loss.mean() for net in (model, before))
+        merged = scope["unet"](images[:2], torch.tensor([3.0, 700.0])).sample
+        torch.testing.assert_close(model(images[:2], torch.tensor([3.0, 700.0]), batch.label[:2]), merged)
+    assert trained < 0.95 * base
+    layers = [
+        name for name in model.state_dict() if any(part in name for part in ("to_q", "to_k", "to_v", "conv1", "conv2"))
+    ]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before.state_dict()[name]) or (name in layers and name.endswith("weight"))
 
 
 class Interrupted(Exception):

@@ -1,15 +1,14 @@
 """Names of a masked autoencoder's parameters: ours, and those of timm, published MAEs and transformers."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from itertools import takewhile
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pretrain.core.errors import UserError
+from pretrain.export.weights import preference, summarise_names, without_wrappers
 
 # Starts of our names, of those of published MAEs (facebookresearch/mae; the encoder's are timm's), and of those of
 # transformers' ViTMAE.
@@ -48,10 +47,6 @@ VARIANTS = (  # further names in files of transformers, and the ones above
 )
 PATCH_WEIGHT = "patch_embed.proj.weight"  # of every timm vision transformer
 PATCH_WEIGHT_TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
-AVERAGED = re.compile(r"(^|[._])(teacher|ema|target)([._]|$)")
-SECOND = re.compile(r"(^|[._])(student|momentum|online|encoder_k)([._]|$)")
-LISTED = 8  # names in a message
 
 
 class Weights(NamedTuple):
@@ -79,7 +74,7 @@ def rename(tensors: dict[str, Tensor]) -> Weights:
 
     The patch embedding, which every vision transformer has, gives both.
     """
-    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in tensors}
+    plain = without_wrappers(tensors)
     ends = (PATCH_WEIGHT, PATCH_WEIGHT_TRANSFORMERS)
     found = [name for name in plain if any(name == end or name.endswith(f".{end}") for end in ends)]
     if not found:
@@ -87,7 +82,7 @@ def rename(tensors: dict[str, Tensor]) -> Weights:
             f"it holds no vision transformer, of which {' or '.join(ends)} would be a part; it "
             f"holds {summarise_names(plain)}"
         )
-    patch_weight = min(found, key=_preference)
+    patch_weight = min(found, key=preference)
     transformers = patch_weight.endswith(PATCH_WEIGHT_TRANSFORMERS)
     prefix = patch_weight.removesuffix(ends[transformers])
     whole = re.sub(r"(^|\.)(vit|encoder)\.$", r"\1", prefix)  # of the masked autoencoder that it may be a part of
@@ -106,17 +101,6 @@ def rename(tensors: dict[str, Tensor]) -> Weights:
     encoder = {name.removeprefix("encoder."): value for name, value in named.items() if name.startswith("encoder.")}
     decoder = {name: value for name, value in named.items() if not name.startswith("encoder.")}
     return Weights(encoder, decoder, ignored, prefix, any(name.startswith("our.") for name in values), len(found) - 1)
-
-
-def _preference(name: str) -> tuple[int, int]:
-    """Of several encoders in a file the one that is used elsewhere.
-
-    A teacher, an EMA or a target encoder (DINO, timm, I-JEPA), then the one with the shortest name, last a student or
-    the momentum encoder of MoCo.
-    """
-    if AVERAGED.search(name):
-        return 0, len(name)
-    return (2 if SECOND.search(name) else 1), len(name)
 
 
 def _from_published(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,14 +156,3 @@ def for_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[name] = value
     return renamed
-
-
-def summarise_names(names: Iterable[str], beside: str = "") -> str:
-    """Names, grouped by the first component in which they differ from `beside`: head (2 tensors), mask_token."""
-    count: Counter[str] = Counter()
-    for name in names:
-        parts, others = name.split("."), beside.split(".")
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
-        count[".".join(parts[: same + 1])] += 1
-    listed = [start if n == 1 else f"{start} ({n} tensors)" for start, n in count.items()]
-    return ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")

@@ -52,17 +52,22 @@ def recipe(config: Config) -> dict[str, Any]:
         ("data", "source"),
         ("adapter", "name"),
         ("model", "name"),
-        ("model", "init"),
         ("pruning", "policy"),
         ("evaluate", "features"),
         ("evaluate", "reference"),
     )
-    for section, key in paths:
-        value = tree[section].get(key) or ""
+    inits = [(section, "init") for section in _models(tree)]
+    for section, key in (*((tree[section], key) for section, key in paths), *inits):
+        value = section.get(key) or ""
         path = features_file(value) if key == "features" else value
         if _is_path(path):
-            tree[section][key] = value.removesuffix(path) + expand(path).resolve().name
+            section[key] = value.removesuffix(path) + expand(path).resolve().name
     return tree
+
+
+def _models(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of the model, and of the networks inside it."""
+    return [tree["model"], *(inner for inner in tree["model"].values() if isinstance(inner, dict))]
 
 
 def _is_path(name: str) -> bool:
@@ -242,9 +247,11 @@ def _training(config: Config, summary: dict[str, Any]) -> list[str]:
     if config.policy != "full":
         samples = f"with dynamic data pruning (InfoBatch, policy {_code(recipe(config)['pruning']['policy'])})"
     data = " --data FOLDER" if _is_path(config.data.source) else ""
+    inits = [_code(section["init"]) for section in _models(recipe(config)) if section.get("init")]
+    start = f"It started from the weights {inits[0]} and was" if inits else "It was"
     return [
         "## Training",
-        f"It was trained {samples} by infobatch-pretrain:",
+        f"{start} trained {samples} by infobatch-pretrain:",
         f"```\npython {program} --config recipe.yaml{data}\n```",
         "`recipe.yaml` contains all settings.",
     ]

@@ -62,25 +62,54 @@ def test_timm_opens_an_encoder_in_every_way(config: MAEConfig, shape, tmp_path: 
         assert torch.equal(larger.blocks[0].mlp.fc1.weight, model.encoder.blocks[0].mlp.fc1.weight)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("norm_pix", [True, False])
-def test_transformers_has_the_same_loss_and_features(norm_pix: bool, tmp_path: Path) -> None:
+def test_transformers_has_the_same_loss_and_features(norm_pix: bool, channels: int, tmp_path: Path) -> None:
+    """And the same predictions; what it saves again starts a run with the same ones."""
     from transformers import AutoModel, ViTMAEForPreTraining
 
-    model, adapter, image = fresh(), MAE(norm_pix=norm_pix), torch.randn(3, 3, 16, 16)
+    shape = (channels, 16, 16)
+    model, adapter, image = fresh(shape=shape), MAE(norm_pix=norm_pix), torch.randn(3, *shape)
     assert to_transformers(model, adapter, tmp_path / "transformers")
-    to_timm(model, ENCODER, CONFIG.timm_arguments((3, 16, 16)), tmp_path)
+    to_timm(model, ENCODER, CONFIG.timm_arguments(shape), tmp_path)
     index = torch.arange(3)
     noise = SampleRNG(0, index=index).uniform(16)  # both masks are its order
     theirs = ViTMAEForPreTraining.from_pretrained(tmp_path / "transformers").eval()
     with torch.no_grad():
         loss = adapter(model, Batch(image, index, index, index / 3), SampleRNG(0, index=index)).loss
-        torch.testing.assert_close(theirs(image, noise=noise).loss, loss.mean())
+        found = theirs(image, noise=noise)
+        torch.testing.assert_close(found.loss, loss.mean())
+        order = noise.argsort(dim=1)
+        predicted = model(image, order[:, :4], order[:, 4:])
+        torch.testing.assert_close(found.logits.gather(1, order[:, 4:, None].expand_as(predicted)), predicted)
+        theirs.save_pretrained(tmp_path / "again")
+        again = fresh(shape=shape, seed=1)
+        assert "and the decoder; its pixels were normalised by mean [0.5" in start_from(
+            again, tmp_path / "again", ENCODER
+        )
+        torch.testing.assert_close(again(image, order[:, :4], order[:, 4:]), predicted)
         everything = torch.arange(16.0).expand(3, -1)
         encoder = AutoModel.from_pretrained(tmp_path / "transformers", mask_ratio=0.0).eval()
         found = encoder(image, noise=everything).last_hidden_state
         torch.testing.assert_close(found, model.encoder.forward_features(image))
         wrapped = AutoModel.from_pretrained(tmp_path).eval()
         torch.testing.assert_close(wrapped(image).last_hidden_state, model.encoder.forward_features(image))
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_files_for_other_channels_are_taken_as_they_are(channels: int, tmp_path: Path) -> None:
+    """By a network for as many: no usual normalisation is known for their pixels, and the message says so."""
+    shape = (channels, 16, 16)
+    theirs, image = fresh(shape=shape, seed=1), torch.randn(2, *shape)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
+    order = torch.arange(16).expand(2, -1)
+    for state in (published(theirs), theirs.encoder.state_dict()):
+        torch.save(state, tmp_path / "mae.pth")
+        ours = fresh(shape=shape)
+        message = start_from(ours, tmp_path / "mae.pth", ENCODER)
+        assert f"normalised by mean [{', '.join(['0.5'] * channels)}] and std" in message
+        with torch.no_grad():
+            assert torch.equal(ours.encode(image, order), theirs.encode(image, order))
 
 
 def test_transformers_export_is_skipped_where_impossible(tmp_path: Path) -> None:
@@ -132,7 +161,7 @@ def test_a_run_starts_from_pretrained_weights(kind: str, tmp_path: Path) -> None
     elif kind == "transformers":
         to_transformers(theirs, MAE(), tmp_path)
     else:
-        (tmp_path / "state.json").touch()
+        (tmp_path / "state.json").write_text("{}")
         save_file(theirs.state_dict(), path)
     message = start_from(ours, path, encoder)
     whole = kind in ("published", "transformers", "own")

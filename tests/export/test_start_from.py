@@ -134,15 +134,17 @@ def test_what_transformers_saves_is_read(tmp_path: Path) -> None:
             torch.testing.assert_close(ours.encoder.forward_features(image), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_register_tokens_of_dinov2(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", [DINOV2, DINOV2.replace("_reg4", "")])
+def test_dinov2_with_and_without_register_tokens(encoder: str, tmp_path: Path) -> None:
     """By the names of the published files and by those of transformers, with the same features as there."""
-    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+    import transformers
 
-    config: Any = Dinov2WithRegistersConfig(
+    registers = "WithRegisters" * (encoder == DINOV2)
+    config: Any = getattr(transformers, f"Dinov2{registers}Config")(
         image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
     )
     torch.manual_seed(0)
-    theirs = Dinov2WithRegistersModel(config).eval()
+    theirs = getattr(transformers, f"Dinov2{registers}Model")(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -171,20 +173,22 @@ def test_register_tokens_of_dinov2(tmp_path: Path) -> None:
     for name, parts in hub.items():
         if isinstance(parts, list):
             hub[name] = torch.cat([value for _, value in sorted(parts, key=lambda item: order[item[0]])])
-    assert {"register_tokens", "mask_token", "blocks.1.ls2.gamma"} < hub.keys()
+    assert {"mask_token", "blocks.1.ls2.gamma"} < hub.keys() and ("register_tokens" in hub) == bool(registers)
     torch.save(hub, tmp_path / "hub.pth")
     image = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         expected = theirs(as_imagenet(image)).last_hidden_state
     for file in ("model.safetensors", "hub.pth"):
-        ours = fresh(MAEConfig(DINOV2, 4, 32, 2, 2, 16, 1, 2))
-        message = start_from(ours, tmp_path / file, DINOV2)
+        ours = fresh(MAEConfig(encoder, 4, 32, 2, 2, 16, 1, 2))
+        message = start_from(ours, tmp_path / file, encoder)
         with torch.no_grad():
             found = ours.encoder.forward_features(image)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
         assert "ignored mask_token" in message and "decoder" not in message
-        with pytest.raises(UserError, match=r"reg_token \(1x4x32 in the file, missing here\)"):
-            start_from(fresh(MAEConfig("vit_small_patch14_dinov2", 4, 32, 2, 2, 16, 1, 2)), tmp_path / file, DINOV2)
+        (other,) = {DINOV2, DINOV2.replace("_reg4", "")} - {encoder}
+        sizes = "1x4x32 in the file, missing here" if registers else "missing in the file, 1x4x32 here"
+        with pytest.raises(UserError, match=rf"reg_token \({sizes}\)"):
+            start_from(fresh(MAEConfig(other, 4, 32, 2, 2, 16, 1, 2)), tmp_path / file, other)
 
 
 def test_an_encoder_that_does_not_fit_is_refused_with_what_does_not(tmp_path: Path) -> None:
@@ -330,10 +334,13 @@ def test_weights_that_can_not_train_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(message)):
             start_from(fresh(), tmp_path / "init.safetensors", ENCODER)
     save_file(state, tmp_path / "init.safetensors")
-    for card in ({"num_attention_heads": 4}, {"model_args": {"num_heads": 4}}):
-        (tmp_path / "config.json").write_text(json.dumps(card))
-        with pytest.raises(UserError, match=r"config\.json has 4 attention heads, the model 2; give --model\.heads 4"):
+    of_a_run = {"config": {"model": {"heads": 4}}}
+    for card in ({"num_attention_heads": 4}, {"model_args": {"num_heads": 4}}, of_a_run):
+        file = tmp_path / ("state.json" if card is of_a_run else "config.json")
+        file.write_text(json.dumps(card))
+        with pytest.raises(UserError, match=rf"{file.name} has 4 attention heads, the model 2; give --model\.heads 4"):
             start_from(fresh(), tmp_path / "init.safetensors", ENCODER)
+        file.unlink()
 
 
 @pytest.mark.parametrize(
