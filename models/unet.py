@@ -17,8 +17,9 @@ class UNetConfig:
     Attributes:
         channels: channels at each resolution, multiples of 4; the first is that of the image, each further one half.
         layers: residual blocks at each resolution.
-        attention: number of resolutions with self-attention, from the lowest up.
+        attention: number of resolutions with self-attention, from the lowest up; if any, the innermost block has it.
         head_dim: channels of an attention head.
+        attention_from: the lowest of these resolutions, from 0 up; 1 in diffusers' train_unconditional.py.
         dropout: dropout probability, in [0, 1).
         init: weights to start from: a model or pipeline of diffusers, a run, or a file of them (.safetensors, .pt).
     """
@@ -27,14 +28,18 @@ class UNetConfig:
     layers: int = 2
     attention: int = 1
     head_dim: int = 8
+    attention_from: int = 0
     dropout: float = 0.0
     init: str | None = None
 
     def __post_init__(self) -> None:
         if not self.channels or not all(width > 0 and width % 4 == 0 for width in self.channels):
             raise ValueError(f"channels must be one or more multiples of 4, got {self.channels}")
-        if not 0 <= self.attention <= len(self.channels):
-            raise ValueError(f"attention must be from 0 to {len(self.channels)} resolutions, got {self.attention}")
+        if min(self.attention, self.attention_from) < 0 or self.attention + self.attention_from > len(self.channels):
+            raise ValueError(
+                f"attention and attention_from must be at least 0, and {len(self.channels)} resolutions at most "
+                f"together, got {self.attention} and {self.attention_from}"
+            )
         if self.head_dim < 1:
             raise ValueError(f"head_dim must be at least 1, got {self.head_dim}")
         if self.attention and any(width % self.head_dim for width in self.channels):
@@ -63,7 +68,8 @@ class UNetConfig:
                 f"a UNet with {len(self.channels)} resolutions needs images whose sides {factor} divides, got "
                 f"{shape[1]}x{shape[2]}; give fewer --model.channels or another --data.size"
             )
-        has_attention = [n >= len(self.channels) - self.attention for n in range(len(self.channels))]
+        lowest_first = range(len(self.channels) - 1, -1, -1)
+        has_attention = [0 <= n - self.attention_from < self.attention for n in lowest_first]
         network = UNet2DModel(
             sample_size=shape[1:],
             in_channels=shape[0],

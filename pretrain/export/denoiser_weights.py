@@ -1,6 +1,7 @@
 """Weights of denoisers to start from: models of diffusers, runs and state dicts."""
 
 import inspect
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -44,7 +45,10 @@ MAY_DIFFER = {  # settings of a network that change no other layer
     "classes",
 }
 FLAGS = {"block_out_channels": "channels", "layers_per_block": "layers", "attention_head_dim": "head-dim"}
-FLAGS |= {name: name.replace("_", "-") for name in ("attention", "patch", "width", "depth", "heads", "position")}
+FLAGS |= {
+    name: name.replace("_", "-")
+    for name in ("attention", "attention_from", "patch", "width", "depth", "heads", "position")
+}
 
 
 def start_from(model: nn.Module, adapter: object, path: Path, flag: str = "--model.init") -> str:
@@ -205,19 +209,19 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _by_our_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """With the number of resolutions with attention, as in `UNetConfig`, in place of the types of blocks, if it is."""
+    """With `attention` and `attention_from` of `UNetConfig` in place of the types of blocks, if they say the same."""
     settings = {name: _plain(value) for name, value in settings.items()}
     down, up = settings.get("down_block_types"), settings.get("up_block_types")
     if not isinstance(down, list):
         return settings
-    for attention in range(len(down) + 1):
-        kinds = [""] * (len(down) - attention) + ["Attn"] * attention
+    for attention, start in itertools.product(range(len(down) + 1), repeat=2):
+        kinds = [""] * (len(down) - attention - start) + ["Attn"] * attention + [""] * start
         same = down == [f"{kind}DownBlock2D" for kind in kinds]
         same = same and up == [f"{kind}UpBlock2D" for kind in reversed(kinds)]
         if same and settings.get("add_attention") == (attention > 0):
             rest = ("down_block_types", "up_block_types", "add_attention")
             settings = {name: value for name, value in settings.items() if name not in rest}
-            return settings | {"attention": attention}
+            return settings | {"attention": attention, "attention_from": start}
     return settings
 
 

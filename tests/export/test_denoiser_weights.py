@@ -93,6 +93,21 @@ def test_a_unet_that_diffusers_saved_gives_the_outputs_of_diffusers(saved: str, 
         assert torch.equal(ours(x, time, label), expected.sample)
 
 
+def test_the_network_of_train_unconditional_starts_here(tmp_path: Path) -> None:
+    """Its blocks, with fewer channels: attention at the second lowest resolution alone."""
+    down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
+    down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
+    channels, blocks = (8, 8, 16, 16, 16, 16), {"down_block_types": (*down,), "up_block_types": (*up,)}
+    torch.manual_seed(1)
+    theirs: Any = UNet2DModel(block_out_channels=channels, norm_num_groups=4, **blocks).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = fresh(UNetConfig(channels, attention_from=1), (3, 32, 32))
+    start_from(ours, DDPM(), tmp_path)
+    x, time = torch.randn(2, 3, 32, 32), torch.tensor([3, 500])
+    with torch.no_grad():
+        assert torch.equal(ours(x, time, torch.tensor([-1, -1])), theirs(x, time).sample)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(
     "adapter", [Flow(), Flow(prediction="sample"), EDM(uncertainty=True)], ids=["flow", "x", "edm"]
@@ -210,6 +225,7 @@ def obeyed(config: Any, message: str) -> Any:
 def test_another_network_is_refused_with_the_flags_that_make_it_fit(what: str, tmp_path: Path) -> None:
     """Nothing changes before, and with these flags the network gives the outputs of the one in the file."""
     unets = [UNET, UNetConfig((8, 16), 2, 2, 4), UNetConfig((8, 32, 16), 1, 1, 4), UNetConfig((16, 24), 3, 0, 4)]
+    unets += [UNetConfig((8, 8, 16), 1, 1, 4, attention_from=1)]
     dits = [DIT, ROPE, DiTConfig(patch=2, width=32, depth=3, heads=2), DiTConfig(width=16, depth=1, heads=2)]
     if what == "export":  # which tells what shapes don't
         unets += [UNetConfig((8, 16), 1, 1, 8)]
