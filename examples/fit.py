@@ -1,4 +1,7 @@
-"""The training loop of the tasks in this folder: adapter, InfoBatch and model; and what all of them do around it."""
+"""The training loop of classification.py, segmentation.py, language.py, group_policy.py and restoration.py.
+
+It joins adapter, InfoBatch and model, and has what all of them do around it.
+"""
 
 import json
 import math

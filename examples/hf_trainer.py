@@ -1,13 +1,13 @@
-"""InfoBatch in Hugging Face's Trainer: its losses per sample are all that is added.
+"""InfoBatch in Hugging Face's Trainer, with evaluation after each epoch and checkpoints inside epochs.
 
 python examples/hf_trainer.py
-python examples/hf_trainer.py --folder runs/hf --resume     # from the newest checkpoint there, also inside an epoch
+python examples/hf_trainer.py --resume                          # from the newest checkpoint in --folder
+torchrun --standalone --nproc_per_node 2 examples/hf_trainer.py
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 from toy import data, learning_rate, network, report
@@ -16,45 +16,47 @@ from transformers import TrainingArguments
 from pretrain.integrations.transformers import InfoBatchTrainer
 
 
-class Classifier(InfoBatchTrainer):
-    """For a model without the interface of transformers; those with labels and logits need no subclass."""
+class Classifier(nn.Module):
+    """With the interface of transformers' models; for another one override `InfoBatchTrainer.sample_losses`."""
 
-    def sample_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """One loss per sample, and the outputs."""
-        logits = model(inputs["features"])
-        return F.cross_entropy(logits, inputs["labels"], reduction="none"), logits
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
 
-
-def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """A batch must be a dict."""
-    features, labels = zip(*samples, strict=True)
-    return {"features": torch.stack(features), "labels": torch.stack(labels)}
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The logits [B, CLASSES]; InfoBatchTrainer takes the cross entropy of each sample."""
+        return {"logits": self.net(features)}
 
 
-def main(epochs: int = 20, folder: str = "runs/hf", resume: bool = False) -> InfoBatchTrainer:
-    """Train a small classifier."""
-    model = network()
-    arguments = TrainingArguments(
-        folder,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=64,
-        lr_scheduler_type="linear",
-        max_grad_norm=0.0,
-        save_strategy="epoch",
-        save_total_limit=1,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        seed=0,
-        use_cpu=not torch.cuda.is_available(),
-    )
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate(0.0), momentum=0.9)
-    trainer = Classifier(
-        model, arguments, collate, train_dataset=data(), optimizers=(optimizer, None), infobatch={"prune_ratio": 0.5}
+def rows(seed: int) -> list[dict[str, Tensor]]:
+    """A data set of dicts, as those of the library datasets."""
+    return [{"features": features, "labels": label} for features, label in data(seed)]
+
+
+def main(epochs: int = 20, folder: str = "runs/hf", resume: bool = False, **arguments: Any) -> InfoBatchTrainer:
+    """Train a small classifier.
+
+    Args:
+        epochs: passes over the data.
+        folder: of the checkpoints.
+        resume: continue from the newest checkpoint there.
+        arguments: more of TrainingArguments.
+    """
+    model = Classifier()
+    arguments = {"per_device_train_batch_size": 64, "max_grad_norm": 0.0, "seed": 0, "report_to": "none", **arguments}
+    arguments |= {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 5, "save_total_limit": 1}
+    arguments |= {"per_device_eval_batch_size": 256, "disable_tqdm": True, "use_cpu": not torch.cuda.is_available()}
+    trainer = InfoBatchTrainer(
+        model,
+        TrainingArguments(folder, num_train_epochs=epochs, lr_scheduler_type="linear", **arguments),
+        train_dataset=rows(seed=0),
+        eval_dataset=rows(seed=1),
+        optimizers=(torch.optim.SGD(model.parameters(), learning_rate(0.0), momentum=0.9), None),
+        infobatch={"prune_ratio": 0.5},
     )
     trainer.train(resume_from_checkpoint=resume)
-    print(report(model.cpu(), trainer.infobatch.samples_used, epochs))
+    if trainer.is_world_process_zero():
+        print(report(model.net.cpu(), trainer.infobatch.samples_used, epochs))
     return trainer
 
 

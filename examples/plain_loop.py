@@ -1,7 +1,7 @@
 """InfoBatch in a plain PyTorch loop, with a checkpoint that is resumed within an epoch.
 
 python examples/plain_loop.py
-python examples/plain_loop.py --checkpoint state.pt --stop-after 50     # stops; the same command again continues
+python examples/plain_loop.py --checkpoint state.pt --stop-after 50     # stops; without --stop-after it continues
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The data and the network of the loops in this folder: points of three classes, easy and hard ones, and an MLP."""
+"""The data and the network of plain_loop.py, ddp.py, hf_trainer.py and lightning_module.py.
+
+Points of three classes, easy and hard ones, and an MLP.
+"""
 
 import torch
 from torch import nn

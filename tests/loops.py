@@ -1,4 +1,4 @@
-"""Small runs of other libraries' trainers, for tests/test_integrations.py.
+"""Small runs of other libraries' trainers, for tests/integrations/test_integrations.py.
 
 Started as `loops.py LIBRARY FOLDER` under torchrun it makes a run, and resumes it from a checkpoint inside its second
 epoch; every rank leaves in FOLDER the samples of its steps and the parameters of both.
@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainingArguments
 
 from pretrain import Indexed, InfoBatch
 from pretrain.integrations.accelerate import prepare_loader
 from pretrain.integrations.lightning import InfoBatchCallback
+from pretrain.integrations.torchdata import StatefulSampler
 from pretrain.integrations.transformers import InfoBatchTrainer
 
 SIZE, BATCH, EPOCHS = 61, 16, 3
@@ -164,12 +167,44 @@ class Looped:
         self.net = net
 
 
+class Stateful:
+    """A plain loop with torchdata's loader, and a checkpoint of each rank after each step; `resume` is one."""
+
+    def __init__(self, folder: Path, resume: Path | None = None, batch: int = BATCH, **options: Any) -> None:
+        self.infobatch, self.steps, self.net = InfoBatch(SIZE, epochs=EPOCHS, seed=1), [], Net()
+        model = DistributedDataParallel(self.net) if self.infobatch.world > 1 else self.net
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        loader = StatefulDataLoader(Indexed(points()), batch, sampler=StatefulSampler(self.infobatch), **options)
+        parts = {"net": self.net, "optimizer": optimizer, "infobatch": self.infobatch, "loader": loader}
+        if resume is not None:
+            state = torch.load(resume / f"{self.infobatch.rank}.pt", weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        for epoch in self.infobatch.epochs():
+            for index, features, label in loader:
+                self.steps.append((epoch, index.tolist()))
+                losses = F.cross_entropy(model(features)["logits"], label, reduction="none")
+                optimizer.zero_grad()
+                self.infobatch(losses, index).backward()
+                optimizer.step()
+                self.infobatch.synchronize()
+                saved = folder / f"step-{len(self.steps):03d}"
+                saved.mkdir(parents=True, exist_ok=True)
+                states = {name: part.state_dict() for name, part in parts.items()}
+                torch.save(states, saved / f"{self.infobatch.rank}.pt")
+
+
 def main(library: str, folder: Path) -> None:
     if library == "transformers":
         runs = [trainer(folder / name, ddp_backend="gloo") for name in ("whole", "resumed")]
         runs[0].train()
         runs[1].train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{RESUMED}"))
         models = [run.model for run in runs]
+    elif library == "torchdata":
+        torch.distributed.init_process_group("gloo")
+        runs = [Stateful(folder / "whole", num_workers=2)]
+        runs += [Stateful(folder / "resumed", folder / "whole" / f"step-{RESUMED:03d}", num_workers=2)]
+        models = [run.net for run in runs]
     elif library == "accelerate":
         runs = [Looped(folder / "whole")]
         runs += [Looped(folder / "resumed", resume=folder / "whole" / f"step-{RESUMED:03d}")]

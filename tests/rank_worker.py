@@ -6,8 +6,11 @@ third epoch.
 
 import contextlib
 import importlib
+import itertools
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -67,9 +70,22 @@ def main(rank: int, world: int, folder: Path, micro: int, state: str = "") -> No
     torch.distributed.destroy_process_group()
 
 
-def run_example(name: str, arguments: dict[str, object], environment: dict[str, str], output: Path) -> None:
-    """Call `main` of a module in examples/ as one process of a launch; what it prints goes to a file."""
+def run_example(
+    name: str, arguments: dict[str, object], environment: dict[str, str], output: Path, kill_at: int = 0
+) -> None:
+    """Call `main` of a module in examples/ as one process of a launch; what it prints goes to a file.
+
+    With `kill_at` the process kills itself where it passes that batch's losses.
+    """
     os.environ.update(environment)
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    if kill_at:
+        InfoBatch.__call__ = at_call(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
     with output.open("w") as file, contextlib.redirect_stdout(file):
         importlib.import_module(name).main(**arguments)
+
+
+def at_call(number: int, act: Callable[[], object]) -> Callable[..., torch.Tensor]:
+    """`InfoBatch.__call__`, which acts instead at its call of that number."""
+    calls, original = itertools.count(1), InfoBatch.__call__
+    return lambda *given, **more: act() if next(calls) == number else original(*given, **more)

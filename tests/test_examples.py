@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, draw_images
 from pretrain.models.nm import NMConfig
-from rank_worker import run_example
+from rank_worker import at_call, run_example
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "examples"))  # as for a script that is started there
 
@@ -27,6 +29,7 @@ import toy
 from fit import Training
 
 import train_diffusion
+from pretrain import InfoBatch
 from pretrain.adapters import Batch
 from pretrain.config.cli import parse
 from pretrain.config.schema import Data
@@ -93,22 +96,23 @@ def test_stopped_after_any_step_a_new_process_continues_bit_identically(tmp_path
     assert stop_after > 45
 
 
-def forked(name: str, processes: int, folder: Path, **arguments: object) -> str:
-    """The last line that rank 0 of an example prints, without a launcher."""
+def forked(name: str, processes: int, folder: Path, /, kill_at: int = 0, **arguments: object) -> str:
+    """The last line that rank 0 of an example prints, without a launcher; or all ranks are killed."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    common |= {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"}  # as torchrun does
     ranks = []
     for rank in range(processes):
         environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         output = folder / f"output-{processes}-{rank}.txt"
-        ranks.append(CONTEXT.Process(target=run_example, args=(name, arguments, environment, output)))
+        ranks.append(CONTEXT.Process(target=run_example, args=(name, arguments, environment, output, kill_at)))
         ranks[-1].start()
     for process in ranks:
         process.join(100)
     statuses = [process.exitcode for process in ranks]
     for process in ranks:
         process.kill()
-    assert statuses == [0] * processes
-    return (folder / f"output-{processes}-0.txt").read_text().splitlines()[-1]
+    assert statuses == [-signal.SIGKILL if kill_at else 0] * processes
+    return "" if kill_at else (folder / f"output-{processes}-0.txt").read_text().splitlines()[-1]
 
 
 def test_ddp_is_one_run_on_any_number_of_processes(tmp_path: Path) -> None:
@@ -130,18 +134,73 @@ def as_plain(found: torch.nn.Module, plain: dict[str, Any]) -> None:
 
 @quiet
 def test_hf_trainer_is_the_plain_loop(plain: dict[str, Any], tmp_path: Path) -> None:
-    trainer = hf_trainer.main(folder=str(tmp_path))
-    as_plain(trainer.model, plain)
+    arguments = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2}
+    trainer = hf_trainer.main(folder=str(tmp_path), **arguments)
+    as_plain(trainer.model.net, plain)
     assert trainer.infobatch.epoch == 20
     promises(run("examples/hf_trainer.py", "--folder", tmp_path, "--resume"))  # which has ended, and is reported
 
 
 @quiet
-def test_lightning_is_the_plain_loop(plain: dict[str, Any]) -> None:
-    promises(run("examples/lightning_module.py"))
-    module = lightning_module.main()
-    as_plain(module.model, plain)
+def test_lightning_is_the_plain_loop(plain: dict[str, Any], tmp_path: Path) -> None:
+    promises(run("examples/lightning_module.py", "--folder", tmp_path / "command"))
+    module = lightning_module.main(folder=str(tmp_path))
+    as_plain(module.net, plain)
     assert module.infobatch.epoch == 20
+
+
+ACCUMULATED = {
+    "hf_trainer": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 16},
+    "lightning_module": {"accumulate_grad_batches": 2, "batch_size": 16},
+}
+
+
+@quiet
+@pytest.mark.parametrize("name", ACCUMULATED)
+def test_the_trainers_end_inside_an_epoch_and_continue(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """With accumulated gradients and evaluations: to the same bits, samples used and validation losses."""
+    arguments, main = {"epochs": 4, **ACCUMULATED[name]}, sys.modules[name].main
+    whole = main(folder=str(tmp_path / "whole"), **arguments)
+    shown = capsys.readouterr().out.splitlines()
+
+    def fail() -> None:
+        raise KeyError("broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(InfoBatch, "__call__", at_call(100, fail))  # inside the second epoch
+        with pytest.raises(KeyError, match="broken"):
+            main(folder=str(tmp_path / "broken"), **arguments)
+    resumed = main(folder=str(tmp_path / "broken"), resume=True, **arguments)
+    assert resumed.infobatch.dropped == whole.infobatch.dropped == 0
+    if name == "hf_trainer":
+        assert same(resumed.model, whole.model.state_dict())
+        losses = [[r["eval_loss"] for r in run.state.log_history if "eval_loss" in r] for run in (whole, resumed)]
+        assert losses[0] == losses[1] and len(losses[0]) == 4
+    else:
+        assert same(resumed.net, whole.net.state_dict())
+    end = capsys.readouterr().out.splitlines()
+    assert end[-1] == shown[-1] and (name == "hf_trainer" or end[-2] == shown[-2] != "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACCUMULATED)
+def test_two_processes_of_a_trainer_are_killed_inside_an_epoch_and_resumed(name: str, tmp_path: Path) -> None:
+    """As above, and up to rounding."""
+    arguments = {"epochs": 4, **ACCUMULATED[name]} | ({"devices": 2} if name == "lightning_module" else {})
+    shown = forked(name, 2, tmp_path, folder=str(tmp_path / "whole"), **arguments)
+    forked(name, 2, tmp_path, kill_at=50, folder=str(tmp_path / "killed"), **arguments)
+    assert forked(name, 2, tmp_path, folder=str(tmp_path / "killed"), resume=True, **arguments) == shown
+
+    def parameters(folder: Path) -> dict[str, Any]:
+        if name == "hf_trainer":
+            (last,) = folder.glob("checkpoint-*/model.safetensors")
+            return load_file(last)
+        return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+    whole, resumed = parameters(tmp_path / "whole"), parameters(tmp_path / "killed")
+    assert len(whole) == 4
+    for key, value in whole.items():
+        torch.testing.assert_close(resumed[key], value, rtol=1e-4, atol=1e-5)
 
 
 def test_the_toy_has_easy_and_hard_samples() -> None:

@@ -9,6 +9,7 @@ the settings in which the runs differ.
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display, duration
 from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write
+from pretrain.infobatch.policies import uses_raw_losses
 from pretrain.training import plots
 
 MAX_PICTURES = 40  # of samples over time, of each run; of more, evenly spaced ones with the first and the last
@@ -63,6 +65,12 @@ class Record:
         """The newest undamaged checkpoint."""
         found = storage.newest_whole(self.folder / "checkpoints")
         return found and found[1]
+
+    @property
+    def policy(self) -> str:
+        """The policy by which samples were chosen; full: every sample in every epoch."""
+        prunes = self.settings.get("infobatch", "").lower() == "true"
+        return self.summary.get("policy") or (self.settings.get("pruning.policy", "full") if prunes else "full")
 
     @property
     def _later(self) -> list[dict[str, Any]]:
@@ -155,7 +163,7 @@ def overview(records: Sequence[Record]) -> list[dict[str, Any]]:
     for record in records:
         summary = record.summary
         row: dict[str, Any] = {"run": record.name, "objective": record.settings.get("adapter.name", "")}
-        row |= {"samples chosen by": summary.get("policy", record.settings.get("pruning.policy") or "full")}
+        row |= {"samples chosen by": record.policy}
         if summary:
             flops, full = summary["train_flops"], summary["full_train_flops"]
             row |= {
@@ -164,6 +172,7 @@ def overview(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "training FLOPs": f"{flops:.3g}",
                 "of the full data set's": f"{flops / full:.1%}" if full else "",
                 "time": duration(summary["seconds"]),
+                "saved": savings(summary),
                 "parameters": f"{summary['parameters']:,}",
             }
         else:
@@ -171,6 +180,14 @@ def overview(records: Sequence[Record]) -> list[dict[str, Any]]:
             row |= {"samples used": f"{last['samples_used']:,} in {last['epoch']} epochs; the run has not finished"}
         rows.append(row | {name.replace("_", " "): f"{value:.4g}" for name, value in record.quality.items()})
     return rows
+
+
+def savings(summary: dict[str, Any]) -> str:
+    """What every sample of every epoch would have cost more, at the run's own FLOP/s; empty: nothing."""
+    flops, full = summary["train_flops"], summary["full_train_flops"]
+    if not 0 < flops < 0.999 * full:  # a step more or less is rounding
+        return ""
+    return f"{full - flops:.3g} FLOPs, about {duration(summary['seconds'] * (full / flops - 1))}"
 
 
 def beside_ordinary(records: Sequence[Record]) -> list[dict[str, str]]:
@@ -183,21 +200,27 @@ def beside_ordinary(records: Sequence[Record]) -> list[dict[str, str]]:
     finished = [r for r in records if r.summary and "validation_loss" in r.quality]
     rows = []
     for record in finished:
-        same = [other for other in finished if group(other) == group(record) and other.summary["policy"] == "full"]
-        if record.summary["policy"] == "full" or not same:
+        same = [other for other in finished if group(other) == group(record) and other.policy == "full"]
+        if record.policy == "full" or not same:
             continue
         flops, loss = record.summary["train_flops"], record.quality["validation_loss"]
-        cost = ordinary_flops(loss, [(o.summary["train_flops"], o.quality["validation_loss"]) for o in same])
-        longest = max(same, key=lambda other: other.summary["train_flops"])
+        same.sort(key=lambda other: other.summary["train_flops"])
+        costs = [other.summary["train_flops"] for other in same]
+        losses = [other.quality["validation_loss"] for other in same]
+        cost, beyond = ordinary_flops(loss, [*zip(costs, losses, strict=True)])
+        seconds = float(np.interp(cost, costs, [other.summary["seconds"] for other in same]))
+        needs, ratio = {-1: ("less than ", "above "), 0: ("", ""), 1: ("more than ", "below ")}[beyond]
+        longest = same[-1]
         rows.append(
             {
                 "run": record.name,
                 "validation loss": f"{loss:.4g}",
                 "training FLOPs": f"{flops:.3g}",
-                "ordinary training needs": {-1: "less than ", 0: "", 1: "more than "}[cost[1]] + f"{cost[0]:.3g}",
-                "ratio": {-1: "above ", 0: "", 1: "below "}[cost[1]] + f"{flops / cost[0]:.2f}",
+                "time": duration(record.summary["seconds"]),
+                "ordinary training needs": f"{needs}{cost:.3g} in {duration(seconds)}",
+                "ratio of FLOPs": f"{ratio}{flops / cost:.2f}",
+                "of time": f"{ratio}{record.summary['seconds'] / seconds:.2f}" if seconds else "",
                 "longest ordinary run": f"{longest.name}: {longest.quality['validation_loss']:.4g}",
-                "time relative to it": f"{record.summary['seconds'] / longest.summary['seconds']:.2f}",
             }
         )
     return rows
@@ -232,11 +255,12 @@ def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 def curves(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Titles and pictures of curves over the epochs, and of the validation loss over the training FLOPs."""
-    wanted = {"loss": "training loss", "lr": "learning rate", "skipped": "share of samples skipped"}
+    wanted = {"loss": "training loss", "lr": "learning rate", "used": "share of samples used"}
     wanted |= {"reliability": "reliability of the scores"}
     found = []
     for key, title in wanted.items():
-        lines = [(r.name, [(e["epoch"], e[key]) for e in r.epochs if e.get(key) is not None]) for r in records]
+        epochs = [(r.name, [e | {"used": 1 - e["skipped"]} for e in r.epochs]) for r in records]
+        lines = [(name, [(e["epoch"], e[key]) for e in given if e.get(key) is not None]) for name, given in epochs]
         found.append((title, plots.lines(lines, "epoch", title, log=key == "loss")))
     metrics = dict.fromkeys(n for r in records for e in r.evaluations for n, v in e.items() if isinstance(v, float))
     for key in metrics:
@@ -262,7 +286,7 @@ def samples(record: Record) -> tuple[list[tuple[str, str]], str]:
     shown = []
     for path in paths:
         with suppress(OSError):  # the run removed it meanwhile
-            shown.append((path.stem.replace("-", " "), data_uri(path.read_bytes())))
+            shown.append((re.sub("-0*", " ", path.stem), data_uri(path.read_bytes())))
     note = f"{len(shown)} of {count} pictures, evenly spaced; all of them are in {record.folder / 'pictures'}"
     return shown, note if len(shown) < count else ""
 
@@ -276,7 +300,8 @@ def scores(record: Record) -> list[str]:
     known = score[~score.isnan()]
     if not len(known):
         return ["No sample has a score yet: they come at the end of the first epoch."]
-    shown = [picture(plots.histogram(known, "score: 1 is usual, larger is learned worse"))]
+    name = "score: the last loss" if uses_raw_losses(record.policy) else "score: 1 is usual, larger is learned worse"
+    shown = [picture(plots.histogram(known, name))]
     if int(count.min()) == int(count.max()):
         return [*shown, f"All {len(count):,} images were used equally often: {int(count.min())} times."]
     try:

@@ -80,13 +80,16 @@ def check_agreement(plan: int, merge: Callable[[Tensor], Tensor]) -> None:
         )
 
 
-def checked_state(state: Mapping[str, Any], like: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+def checked_state(
+    state: Mapping[str, Any], like: Mapping[str, Any], epochs: int, warn: Callable[[str], Any] | None = None
+) -> dict[str, Any]:
     """A state for `InfoBatch.load_state_dict`, with numbers as int and tables as tensors.
 
     Args:
         state: as read from a checkpoint.
         like: what `state_dict` of the same InfoBatch returns now.
         epochs: of the run.
+        warn: called with a message if the state lies before `like` in the same epoch; None: that is on purpose.
 
     Raises:
         ValueError: it is none, is of a data set of another size, or lies beyond the last epoch.
@@ -129,5 +132,11 @@ def checked_state(state: Mapping[str, Any], like: Mapping[str, Any], epochs: int
         raise ValueError(
             f"the state is of epoch {found['epoch'] + bool(found['seen'])}, and the run has {epochs}; continue with at "
             "least as many epochs"
+        )
+    if warn and found["epoch"] == like["epoch"] and found["seen"] < like["seen"]:
+        warn(
+            f"InfoBatch was restored to {like['seen']} samples of epoch {like['epoch']} and is now set back to "
+            f"{found['seen']} without a step in between; torchdata's StatefulDataLoader with workers does that: give "
+            "it the sampler StatefulSampler(infobatch) of pretrain.integrations.torchdata"
         )
     return found

@@ -419,7 +419,7 @@ class InfoBatch(Sampler[int]):
         """
         before = self.state_dict()
         try:
-            self._load(checked_state(state, before, self.total_epochs))
+            self._load(checked_state(state, before, self.total_epochs, None if self._largest_step else self.warn))
         except Exception:  # whatever is wrong with the state, nothing of it stays
             self._load(before)
             raise

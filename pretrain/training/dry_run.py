@@ -27,10 +27,14 @@ def estimate(run: Run, seconds: float) -> list[tuple[str, str]]:
     flops, _ = run.state.flops
     total = flops * size * config.epochs * (share or 1.0) + step_flops(run.state.model, config.optim) * steps
     most = "" if share else "at most "
+    accelerator = run.accelerator
+    where = f"on {accelerator.device.type}"
+    if accelerator.num_processes > 1:
+        where = f"in the first of {accelerator.num_processes} processes, {where}"
     return [
         ("time", f"{most}{duration(steps * seconds)}: {steps:,} steps of {seconds:.3g} s, without evaluations"),
         ("cost", f"{most}{total:.3g} training FLOPs"),
-        ("memory", f"{peak_gigabytes(run.accelerator.device):.2f} GB at most so far, on {run.accelerator.device.type}"),
+        ("memory", f"{peak_gigabytes(accelerator.device):.2f} GB at most so far, {where}"),
         ("--infobatch", what_infobatch_saves(config)),
     ]
 

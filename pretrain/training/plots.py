@@ -14,7 +14,7 @@ from pretrain.data.sources import Source
 Points = Sequence[tuple[float, float]]  # (x, y)
 
 COLUMNS = 12  # images in each row of `sample_counts`
-DARK, PALE = "#1b4f8a", "#b9c4d0"
+DARK = "#1b4f8a"
 
 
 def _figure(width: float, height: float) -> Any:
@@ -33,7 +33,7 @@ def _draw(figure: Any) -> Tensor:
 
 
 def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
-    """Plot the validation loss over the levels: before the training, in between, and now.
+    """Plot the validation loss over the levels: at first, in between, the later the darker, and now.
 
     Args:
         evaluations: records of metrics.jsonl, oldest first; a level without a loss (None) is left out.
@@ -45,14 +45,12 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
     axes = figure.subplots()
     curves = [(record["epoch"], record["validation_loss_by_level"]) for record in evaluations]
     for number, (epoch, losses) in enumerate(curves):
-        last = number == len(curves) - 1
-        name = "before training" if epoch == 0 else f"after epoch {epoch}" if last else None
+        first, last = number == 0, number == len(curves) - 1
+        name = "before training" if epoch == 0 else f"after epoch {epoch}" if first or last else None
         centres = [(bin + 0.5) / len(losses) for bin in range(len(losses))]
-        colour, dashed = (DARK if last else PALE), (epoch == 0 and not last)
         points = [(centre, loss) for centre, loss in zip(centres, losses, strict=True) if loss is not None]
-        axes.plot(
-            *zip(*points, strict=True), "o--" if dashed else "o-", ms=4 if last else 2.5, color=colour, label=name
-        )
+        style, alpha = "o--" if epoch == 0 and not last else "o-", 0.25 + 0.75 * (number + 1) / len(curves)
+        axes.plot(*zip(*points, strict=True), style, ms=4 if last else 2.5, color=DARK, alpha=alpha, label=name)
     values = [value for _, losses in curves for value in losses if value is not None]
     if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
@@ -114,7 +112,7 @@ def histogram(values: Tensor, x: str) -> Tensor:
 
 
 def sample_counts(count: Tensor, score: Tensor, source: Source) -> Tensor | None:
-    """Draw the images that were used least and most often.
+    """Draw the images that were used least and most often, with their scores.
 
     Args:
         count: int [N]; how often each image was used.
@@ -128,7 +126,7 @@ def sample_counts(count: Tensor, score: Tensor, source: Source) -> Tensor | None
     least, most = int(count.min()), int(count.max())
     if least == most:
         return None
-    score = score.nan_to_num(nan=1.0)
+    known, score = score, score.nan_to_num(nan=1.0)
     device = source.autoencoder.network.device if source.autoencoder else torch.device("cpu")
     rows = []
     for name, key in (("least", count + score / (score.max() + 1)), ("most", -count - score / (score.max() + 1))):
@@ -136,12 +134,17 @@ def sample_counts(count: Tensor, score: Tensor, source: Source) -> Tensor | None
         batch = next(source.train.batches(index.tolist(), COLUMNS), None)
         if batch is None:
             return None
-        rows.append((name, count[batch.index], source.seen(on_device(batch, device).image)))
-    figure = _figure(9.0, 2.6)
-    for axes, (name, times, shown) in zip(figure.subplots(2), rows, strict=True):
+        rows.append((name, count[batch.index], known[batch.index], source.seen(on_device(batch, device).image)))
+    figure = _figure(9.0, 2.9)
+    for axes, (name, times, scores, shown) in zip(figure.subplots(2), rows, strict=True):
         picture = grid(shown, columns=COLUMNS).numpy()
         axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
         low, high = int(times.min()), int(times.max())
-        axes.set_title(f"used {name}: {low if low == high else f'{low} to {high}'} times", loc="left", fontsize=9)
-        axes.axis("off")
+        title = f"used {name}: {low if low == high else f'{low} to {high}'} times; scores"
+        axes.set_title(title, loc="left", fontsize=9)
+        centres = [(column + 0.5) * picture.shape[1] / COLUMNS for column in range(len(scores))]
+        axes.set_xticks(centres, ["none" if s.isnan() else f"{s:.3g}" for s in scores], fontsize=8)
+        axes.tick_params(length=0)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
     return _draw(figure)

@@ -1,18 +1,26 @@
 """The page about runs."""
 
+import base64
 import json
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from programs import common, train
 
+from pretrain.core.console import duration
 from pretrain.core.errors import UserError
 from pretrain.export import report
+from pretrain.training import plots
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -54,7 +62,7 @@ def test_ordinary_training_beside_a_pruned_run(flow: Path, tmp_path: Path) -> No
     half = summary | {"policy": "importance", "train_flops": summary["train_flops"] / 2}
     (pruned / "summary.json").write_text(json.dumps(half))
     (row,) = report.beside_ordinary([report.read_record(flow, "flow"), report.read_record(pruned, "pruned")])
-    assert row["run"] == "pruned" and row["ratio"] == "0.50"
+    assert row["run"] == "pruned" and row["ratio of FLOPs"] == "0.50" and row["of time"] == "1.00"
     assert report.beside_ordinary([report.read_record(pruned, "pruned")]) == []
 
 
@@ -68,6 +76,7 @@ def test_a_run_that_is_still_training(flow: Path, tmp_path: Path) -> None:
     config = running / "config.yaml"
     config.write_text(re.sub(r"source: .*", f"source: {tmp_path / 'gone'}", config.read_text()))
     page = report.page([report.read_record(running, "running")])
+    assert "<td>full</td>" in page  # whatever the section `pruning` would do
     assert "the run has not finished" in page and ("can&#39;t be shown" in page or "equally often" in page)
     shutil.rmtree(running / "checkpoints")
     assert "no checkpoint yet" in report.page([report.read_record(running, "running")])
@@ -87,34 +96,122 @@ def test_errors_name_the_folder(break_it: str, flow: Path, tmp_path: Path) -> No
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_the_slider_shows_one_picture_at_a_time(flow: Path, tmp_path: Path) -> None:
-    """In a browser: the last one, and after a move to the left the first one."""
-    run = tmp_path / "run"
-    shutil.copytree(flow, run)
-    drawn = next((run / "pictures").glob("epoch-*.png")).read_bytes()
-    for number in range(7, 10):
-        (run / "pictures" / f"epoch-000{number}.png").write_bytes(drawn)
-    page = report.page([report.read_record(run, "run")])
-    count = len(re.findall(r'<img class="sample1"', page))
-    assert count >= 3
+@pytest.fixture(scope="module")
+def pruned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pruned") / "run"
+    settings = ["--adapter", "flow", "--infobatch", "--pruning.policy", "infobatch", "--evaluate.every", "1"]
+    train("train_diffusion.py", *common(pictures, folder, 4), *settings)
+    return folder
 
-    def visible(move: str) -> list[str]:
-        (tmp_path / "page.html").write_text(page.replace("</body>", f"<script>{move}</script></body>"))
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-        flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-        shown = subprocess.run(
-            [str(CHROMIUM), *flags, "--dump-dom", (tmp_path / "page.html").as_uri()],
+
+def test_each_curve_and_picture_shows_the_runs_own_numbers(flow: Path, pruned: Path, monkeypatch) -> None:
+    """What the files of two runs say, of a run that prunes by raw losses and one that uses every sample."""
+    drawn: dict[str, tuple] = {}
+    for name in ("lines", "loss_by_level", "histogram", "sample_counts"):
+        draw = getattr(plots, name)
+
+        def recorded(*given: object, _name: str = name, _draw: Callable = draw, **more: object) -> object:
+            drawn[str(given[2]) if _name == "lines" and "FLOPs" not in str(given[1]) else _name] = given
+            return _draw(*given, **more)
+
+        monkeypatch.setattr(plots, name, recorded)
+    records = [report.read_record(flow, "flow"), report.read_record(pruned, "pruned")]
+    page = report.page(records)
+    lines = [json.loads(line) for line in (pruned / "metrics.jsonl").read_text().splitlines()]
+    epochs, evaluations = ([r for r in lines if r["kind"] == kind] for kind in ("epoch", "evaluation"))
+    assert [e["epoch"] for e in epochs] == [1, 2, 3, 4] == [e["epoch"] for e in evaluations]
+    used = np.diff([0, *(e["samples_used"] for e in epochs)])
+    expected = {
+        "training loss": [(e["epoch"], e["loss"]) for e in epochs],
+        "learning rate": [(e["epoch"], e["lr"]) for e in epochs],
+        "share of samples used": [*zip((1, 2, 3, 4), used / 43, strict=True)],
+        "reliability of the scores": [(e["epoch"], e["reliability"]) for e in epochs if e["reliability"] is not None],
+        "validation loss": [(e["epoch"], e["validation_loss"]) for e in evaluations],
+    }
+    for title, points in expected.items():
+        (_, _), (name, found) = drawn[title][0]
+        assert name == "pruned" and [*map(list, found)] == [pytest.approx(point) for point in points], title
+        assert f'alt="{title}"' in page
+    assert min(share for _, share in expected["share of samples used"]) < 1 and expected["reliability of the scores"]
+    summary = json.loads((pruned / "summary.json").read_text())
+    flops = [summary["train_flops"] * e["samples_used"] / summary["samples_used"] for e in epochs]
+    losses = [e["validation_loss"] for e in evaluations]
+    name, points = drawn["lines"][0][1]
+    assert name == "pruned" and np.allclose(points, [*zip(flops, losses, strict=True)])
+    assert drawn["loss_by_level"][0] == evaluations
+    checkpoint = records[1].checkpoint
+    assert checkpoint is not None
+    score, count = checkpoint.tensors["infobatch"]["score"], checkpoint.tensors["visits"]["visits"]
+    assert torch.equal(drawn["histogram"][0], score) and drawn["histogram"][1] == "score: the last loss"
+    assert torch.equal(drawn["sample_counts"][0], count) and torch.equal(drawn["sample_counts"][1], score)
+    captions = re.findall(r'<img class="sample2" data-caption="([^"]*)" src="data:image/png;base64,([^"]*)"', page)
+    assert [caption for caption, _ in captions] == [f"epoch {number}" for number in (1, 2, 3, 4)]
+    files = [file.read_bytes() for file in sorted((pruned / "pictures").glob("epoch-*.png"))]
+    assert [base64.b64decode(source) for _, source in captions] == files
+    for name, value in summary["environment"].items():
+        assert f"{name}: {value}" in page
+    assert "<tr><td>epochs</td><td>2</td><td>4</td></tr>" in page and "<td>data.held_out</td>" not in page
+    cost = summary["train_flops"]
+    saved = summary["full_train_flops"] - cost
+    assert f"<td>{saved:.3g} FLOPs, about {duration(summary['seconds'] * saved / cost)}</td>" in page
+    (row,) = report.beside_ordinary(records)
+    ordinary = json.loads((flow / "summary.json").read_text())
+    assert row["of time"].endswith(f"{summary['seconds'] / ordinary['seconds']:.2f}")
+
+
+# -- in a browser ----------------------------------------------------------------------------------
+
+
+def browse(page: Path, *flags: str) -> tuple[str, str]:
+    """The document after its scripts, and what Chromium wrote to stderr."""
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", *flags)
+    flags += ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        done = subprocess.run(
+            [str(CHROMIUM), *flags, f"--user-data-dir={profile}", "--enable-logging=stderr", page.as_uri()],
             capture_output=True,
             text=True,
             check=True,
             timeout=120,
-        ).stdout
+        )
+    return done.stdout, done.stderr
+
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+
+@in_browser
+def test_the_page_opens_without_errors_and_is_not_blank(flow: Path, pruned: Path, tmp_path: Path) -> None:
+    """Every picture is decoded, nothing is written to the console, and each part of a screenshot shows something."""
+    report.main((flow, pruned), tmp_path / "report.html")
+    html, picture = (tmp_path / "report.html").read_text(), tmp_path / "page.png"
+    _, said = browse(tmp_path / "report.html", f"--screenshot={picture}", "--window-size=1240,3000")
+    assert "CONSOLE" not in said
+    pixels = np.asarray(Image.open(picture).convert("RGB"), float)
+    assert pixels.shape == (3000, 1240, 3)
+    for part in np.split(pixels, 6):
+        assert (part < 250).mean() > 0.005 and part.std() > 5
+    script = "document.title = [...document.images].filter(i => i.complete && i.naturalWidth > 50).length; gone()"
+    (tmp_path / "report.html").write_text(
+        html.replace("</body>", f"<script>onload = () => {{{script}}}</script></body>")
+    )
+    shown, said = browse(tmp_path / "report.html", "--dump-dom")
+    assert "gone is not defined" in said and "CONSOLE" in said
+    assert f"<title>{html.count('<img ')}</title>" in shown
+
+
+@in_browser
+def test_the_slider_shows_one_picture_at_a_time(pruned: Path, tmp_path: Path) -> None:
+    """The last one, and after a move to the left the first one."""
+    page = report.page([report.read_record(pruned, "run")])
+
+    def visible(move: str) -> list[str]:
+        (tmp_path / "page.html").write_text(page.replace("</body>", f"<script>{move}</script></body>"))
+        shown, _ = browse(tmp_path / "page.html", "--dump-dom")
         images = re.findall(r'<img class="sample1" data-caption="([^"]*)"[^>]*?(hidden="")?>', shown)
-        assert len(images) == count
+        assert len(images) == 4
         return [caption for caption, hidden in images if not hidden]
 
-    captions = re.findall(r'<img class="sample1" data-caption="([^"]*)"', page)
-    assert visible("") == captions[-1:]
+    assert visible("") == ["epoch 4"]
     move = "const s = document.getElementById('slider1'); s.value = 0; s.dispatchEvent(new Event('input'));"
-    assert visible(move) == captions[:1]
+    assert visible(move) == ["epoch 1"]

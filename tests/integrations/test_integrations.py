@@ -2,8 +2,10 @@
 
 import math
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,17 +15,21 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import ROOT
-from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Dicts, Looped, Net, fit, points, trainer
+from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Dicts, Looped, Net, Stateful, fit, points, trainer
 from torch import nn
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss, ForTokenClassification
 
 from pretrain import Indexed, InfoBatch
 from pretrain.integrations.accelerate import prepare_loader
+from pretrain.integrations.torchdata import StatefulSampler
 from pretrain.integrations.transformers import InfoBatchTrainer, _losses
 
-pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
+pytestmark = pytest.mark.filterwarnings(
+    *(f"ignore:::{name}" for name in ("lightning", "torch.utils.data", "torchdata", "transformers"))
+)
 
 
 def same(one: nn.Module, two: nn.Module) -> bool:
@@ -254,10 +260,70 @@ def test_a_loader_with_another_sampler_is_refused() -> None:
         prepare_loader(Accelerator(cpu=True), loader)
 
 
+# -- torchdata -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_workers": 2},
+        {"num_workers": 2, "persistent_workers": True, "snapshot_every_n_steps": 3},
+        {"num_workers": 1, "drop_last": True, "snapshot_every_n_steps": 2},
+    ],
+    ids=str,
+)
+def test_a_loop_with_a_stateful_loader_is_killed_after_any_step(options: dict, tmp_path: Path) -> None:
+    """Each sample is used as often as without the break, in the same steps."""
+    whole = Stateful(tmp_path / "whole", **options)
+    counts = Counter(index for _, used in whole.steps for index in used)
+    assert len(counts) == SIZE and min(counts.values()) < max(counts.values()) == EPOCHS
+    numbers = range(1, len(whole.steps) + 1)
+    for number in random.Random(len(options)).sample(numbers, 4) if options else numbers:  # starting workers takes long
+        resumed = Stateful(tmp_path / "resumed", tmp_path / "whole" / f"step-{number:03d}", **options)
+        done = Counter(index for _, used in whole.steps[:number] for index in used)
+        assert done + Counter(index for _, used in resumed.steps for index in used) == counts, number
+        assert resumed.steps == whole.steps[number:] and same(resumed.net, whole.net)
+        assert torch.equal(resumed.infobatch.score.nan_to_num(-1), whole.infobatch.score.nan_to_num(-1))
+
+
+def test_the_state_of_a_stateful_loader_alone_is_refused(tmp_path: Path) -> None:
+    """And InfoBatch's alone is enough."""
+    whole = Stateful(tmp_path, num_workers=2)
+    state = torch.load(tmp_path / "step-006" / "0.pt", weights_only=True)
+    infobatch = InfoBatch(SIZE, epochs=EPOCHS, seed=1)
+    loader = StatefulDataLoader(Indexed(points()), BATCH, sampler=StatefulSampler(infobatch), num_workers=2)
+    loader.load_state_dict(state["loader"])
+    next(infobatch.epochs())
+    with pytest.raises(ValueError, match=r"loader's state lies in epoch 1 after .* load the state of both"):
+        iter(loader)
+    infobatch.load_state_dict(state["infobatch"])
+    for sampler in (infobatch, StatefulSampler(infobatch)):
+        for workers in (0, 2):
+            loader = StatefulDataLoader(Indexed(points()), BATCH, sampler=sampler, num_workers=workers)
+            left = [used for epoch, used in whole.steps[6:] if epoch == infobatch.epoch]
+            assert len(left) == len(loader) and [index.tolist() for index, *_ in loader] == left
+
+
+def test_a_stateful_loader_that_sets_infobatch_back_is_noticed() -> None:
+    """It copied InfoBatch's state where its workers fetched a batch, before the loop had its losses."""
+    said: list[str] = []
+    infobatch = InfoBatch(SIZE, epochs=EPOCHS, warn=said.append)
+    loader = StatefulDataLoader(Indexed(points()), BATCH, sampler=infobatch, num_workers=1)
+    next(infobatch.epochs())
+    index, *_ = next(iter(loader))
+    infobatch(torch.rand(BATCH), index)
+    infobatch.load_state_dict(infobatch.state_dict())
+    loader.load_state_dict(loader.state_dict())
+    assert infobatch.seen == BATCH and not said
+    iter(loader)
+    assert infobatch.seen == 0 and "restored to 16 samples of epoch 0 and is now set back to 0" in said[0]
+
+
 # -- several processes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("library", ["transformers", "lightning", "accelerate"])
+@pytest.mark.parametrize("library", ["transformers", "lightning", "accelerate", "torchdata"])
 def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path) -> None:
     """The same samples in each step, each on one rank, and the same parameters up to rounding."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -270,8 +336,8 @@ def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path)
         run = trainer(tmp_path / "one", save_strategy="no", per_device_train_batch_size=2 * BATCH)
         run.train()
         steps, model = run.steps, run.model
-    elif library == "accelerate":
-        loop = Looped(tmp_path / "one", batch=2 * BATCH)
+    elif library in ("accelerate", "torchdata"):
+        loop = {"accelerate": Looped, "torchdata": Stateful}[library](tmp_path / "one", batch=2 * BATCH)
         steps, model = loop.steps, loop.net
     else:
         module = fit(tmp_path / "one", {"every_n_epochs": 99}, batch=2 * BATCH)

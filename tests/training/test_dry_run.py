@@ -45,3 +45,26 @@ def test_a_dry_run_ends_by_a_signal_without_a_trace(pictures: Path, tmp_path: Pa
         train("train_diffusion.py", *common(pictures, tmp_path / "run", 5), "--dry-run")
     assert ended.value.code == 128 + signal.SIGTERM
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerate", [False, True], ids=("torchrun", "accelerate launch"))
+def test_a_dry_run_on_two_processes_is_of_the_whole(
+    accelerate: bool, pictures: Path, tmp_path: Path, capsys, monkeypatch, program
+) -> None:
+    """Everything is printed once, with the steps and FLOPs of one process; nothing of it stays."""
+    settings = [*common(pictures, tmp_path / "run", 5), "--batch-size", "4", *PRUNING["importance"], "--dry-run"]
+    with pytest.raises(SystemExit):
+        train("train_diffusion.py", *settings)
+    alone = capsys.readouterr().out
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    shown = program("train_diffusion.py", *settings, processes=2, accelerate=accelerate, cwd=tmp_path).stdout
+    assert "2 processes on cpu" in shown and "in the first of 2 processes, on cpu" in shown
+    first = [[line.split()[0] for line in text.splitlines() if line] for text in (shown, alone)]
+    assert first[0] == first[1]
+    for pattern in (r"([\d,]+) steps of", r"cost +(\S+) training FLOPs", r"(\d+) images to train on"):
+        assert re.findall(pattern, shown) == re.findall(pattern, alone) != []
+    left = {path.name.partition("_")[0] for path in (tmp_path / "temporary").iterdir()}
+    assert left <= {"torchelastic", "torchinductor"}  # of the launcher and of torch
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
