@@ -65,10 +65,7 @@ class _Position(Iterator[int]):
                 f"the loader's state lies in epoch {there[0]} after {state['fetched']} samples, and InfoBatch is in "
                 f"epoch {here[0]} after {infobatch.seen}; load the state of both, saved after the same step"
             )
-        again = 0
-        if (
-            infobatch.epoch == state["epoch"]
-        ):  # with `snapshot_every_n_steps`: what came after it is fetched and dropped
-            again = max(infobatch.seen - state["fetched"], 0)
+        # With `snapshot_every_n_steps` the loader fetches again what came after its snapshot, and drops it.
+        again = max(infobatch.seen - state["fetched"], 0) if infobatch.epoch == state["epoch"] else 0
         self._fetched = infobatch.seen - again
         self._indices = chain(repeat(0, math.ceil(again / infobatch.world)), iter(infobatch))
