@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.slow
 def test_the_site_builds_and_every_link_leads_to_a_page(tmp_path: Path) -> None:
     for package in ("mkdocs", "material", "mkdocstrings", "mkdocs_jupyter"):
         pytest.importorskip(package)
