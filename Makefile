@@ -3,7 +3,7 @@
 test:  ## the laws and the programs, a few minutes
 	pytest -n auto --dist worksteal
 
-slow:  ## the README's own commands, on the images that ship with the package; the notebooks; the site
+slow:  ## the README's own commands, on the images that ship with the package; the notebooks at full length
 	pytest -m slow
 
 check:  ## style and types

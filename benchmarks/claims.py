@@ -176,18 +176,19 @@ def restoration() -> str:
     """The section on N:M subnetworks, whose saving is of inference: quality at forward FLOPs."""
     runs = [json.loads(path.read_text())["arms"] for path in sorted((RESULTS / "restoration").glob("seed-*.json"))]
     rows = []
-    for arm in runs[0]:
+    for arm in runs[0] if runs else ():
         values = [run[arm]["psnr"] for run in runs]
         difference = [run[arm]["psnr"] - run["narrow"]["psnr"] for run in runs]
         spread = f"{np.mean(difference):+.2f} ± {np.std(difference, ddof=1):.2f}" if arm != "narrow" else ""
         flops = f"{np.mean([run[arm]['flops'] for run in runs]) / 1e6:.1f}"
         rows.append([arm, flops, f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}", spread])
     head = ["network", "forward MFLOPs", "PSNR (dB)", "minus the narrower dense network's"]
+    body = proof.markdown(head, rows) if rows else "Not measured yet.\n"
     return (
         "## Restoration by N:M subnetworks\n\nPublished: ClassPruning (Zhou et al., 2022), about 40 % of the forward "
         "FLOPs saved at the same quality. Here: `python examples/restoration.py`, denoising. This saves inference, not "
         f"training, and in practice only where a kernel for N of M exists (2 of 4 on a GPU). {len(runs)} seeds, mean ± "
-        f"standard deviation.\n\n{proof.markdown(head, rows)}"
+        f"standard deviation.\n\n{body}"
     )
 
 
@@ -198,7 +199,9 @@ def table() -> str:
     for claim in CLAIMS:
         text = f"## {claim.task}\n\nPublished: {claim.published}. Here: `python {claim.command}`, by "
         text += f"{proof.plain(claim.metric)} (`results/{claim.folder}`).\n\n"
-        parts.append(text.replace("python pretrain", "pretrain") + proof.markdown(columns, rows_of(claim)) + "\n")
+        measured = (RESULTS / claim.folder / "records").is_dir()
+        rows = proof.markdown(columns, rows_of(claim)) if measured else "Not measured yet.\n"
+        parts.append(text.replace("python pretrain", "pretrain") + rows + "\n")
     return "".join(parts) + restoration()
 
 

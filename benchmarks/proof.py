@@ -80,7 +80,7 @@ class Results:
 
 def plain(metric: str) -> str:
     """A metric's name in the tables."""
-    return metric.replace("_", " ").replace("knn", "k-NN").replace("frechet", "Fréchet")
+    return metric.replace("_", " ").replace("knn", "k-NN").replace("frechet", "Fréchet").replace("iou", "IoU")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

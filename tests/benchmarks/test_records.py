@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import claims
 import compare
 import compare_examples
 import proof
@@ -128,3 +129,7 @@ def test_every_recipe_that_predicts_noise_names_its_noise_schedule() -> None:
     recipes = [*(ROOT / "benchmarks" / "recipes").glob("*.yaml"), *(ROOT / "configs").glob("*.yaml")]
     ddpm = [text for path in recipes if "ddpm" in (text := path.read_text()).partition("model:")[0]]
     assert len(ddpm) > 5 and all("noise_schedule: " in text for text in ddpm)
+
+
+def test_the_table_of_published_claims_is_that_of_the_records() -> None:
+    assert claims.table() == (claims.RESULTS / "claims.md").read_text(), "run benchmarks/claims.py"
