@@ -259,7 +259,8 @@ OTHER_FLAGS = {
     *("masks", "encoder", "stages", "ade20k", "crop", "flip", "pretrained", "save", "lora.rank", "max-length"),
     *("packed", "subset", "held-out", "runs", "strict", "tags"),
     *("program", "seed-flag", "output", "shift", "adapter.mixup"),
-    *(f"training.{name}" for name in ("policy", "epochs", "optimizer", "schedule", "settings")),
+    *(f"training.{name}" for name in ("policy", "epochs", "lr", "seed", "optimizer", "schedule", "settings")),
+    *("pruning.rule", "pruning.prompts", "warm-models", "lr"),
 }
 
 
