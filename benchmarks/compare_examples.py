@@ -51,6 +51,7 @@ class Comparison:
         shares: lengths of the shortened runs, as shares of the full run's epochs.
         rates: exponents x of the shortened runs' learning rate: the full run's times (1 / share) ** x.
         budgets: of the policies that have one.
+        pruned_rates: learning rates of the policies, as multiples of the full run's.
         note: a comment that is stored in each record, for example how many runs shared a machine.
     """
 
@@ -63,6 +64,7 @@ class Comparison:
     shares: tuple[float, ...] = (0.7, 0.5)
     rates: tuple[float, ...] = (0.0, 0.5, 1.0)
     budgets: tuple[float, ...] = (0.7,)
+    pruned_rates: tuple[float, ...] = (1.0,)
     note: str = ""
 
 
@@ -86,18 +88,33 @@ def expanded(comparison: Comparison, common: Sequence[str]) -> Iterator[Arm]:
             yield Arm("full", "full", ["--training.policy", "full"])
         elif name == "shortened":
             yield from _shortened(comparison, common)
-        elif name in BUDGETED:
-            for budget in comparison.budgets:
-                yield Arm(f"{name}@{budget:g}", name, ["--training.policy", name, "--training.budget", str(budget)])
         else:
-            yield Arm(name, name, ["--training.policy", name])
+            yield from _pruned(comparison, name, common)
+
+
+def _full_run(comparison: Comparison, common: Sequence[str]) -> tuple[int, float]:
+    """Epochs and learning rate of the full run."""
+    known = (recipe(str(comparison.config.resolve())) if comparison.config else {}) | parsed(common)
+    if not {"epochs", "optim.lr"} <= known.keys():
+        raise UserError(
+            "--arms shortened, and --pruned-rates, need the full run's --training.epochs and --training.lr; add both"
+        )
+    return int(known["epochs"]), float(known["optim.lr"])
+
+
+def _pruned(comparison: Comparison, policy: str, common: Sequence[str]) -> Iterator[Arm]:
+    budgets: Sequence[float | None] = comparison.budgets if policy in BUDGETED else [None]
+    for budget in budgets:
+        for rate in comparison.pruned_rates:
+            name = policy + (f"@{budget:g}" if budget else "") + (f" lr*{rate:.2f}" if rate != 1 else "")
+            flags = ["--training.policy", policy, *(["--training.budget", str(budget)] if budget else [])]
+            if rate != 1:
+                flags += ["--training.lr", repr(rate * _full_run(comparison, common)[1])]
+            yield Arm(name, policy, flags)
 
 
 def _shortened(comparison: Comparison, common: Sequence[str]) -> Iterator[Arm]:
-    known = (recipe(str(comparison.config.resolve())) if comparison.config else {}) | parsed(common)
-    if not {"epochs", "optim.lr"} <= known.keys():
-        raise UserError("--arms shortened needs the full run's --training.epochs and --training.lr; add both")
-    epochs, lr = int(known["epochs"]), float(known["optim.lr"])
+    epochs, lr = _full_run(comparison, common)
     for share in comparison.shares:
         length = max(1, round(share * epochs))
         for power in comparison.rates:

@@ -160,7 +160,7 @@ class SeTa(OtherMethod):
     drawn uniformly, k-means cuts their last losses into groups, and the window of groups moves on by one in each epoch.
     The first epoch uses all groups, the last ones a uniform share. Biased towards the groups in the middle, which lie
     in more windows, and in each epoch towards its window. How many samples a window has depends on the losses. The
-    published text could not be had: `keep`, by which the authors set the saving, is 1 in their code by default.
+    defaults are those of the authors' script for CIFAR.
 
     Args:
         keep: share that is drawn uniformly, in (0, 1].
@@ -176,8 +176,8 @@ class SeTa(OtherMethod):
         size: int,
         *,
         keep: float = 0.9,
-        groups: float = 10,
-        window: float = 0.5,
+        groups: float = 5,
+        window: float = 0.9,
         anneal: float = 0.125,
         **more: Any,
     ) -> None:

@@ -2,9 +2,9 @@
 
 Wu, Guo, Zuo, Sang and Gao, "Partial forward blocking: a novel data pruning paradigm for lossless training
 acceleration" (ICCV 2025). All samples of a batch go through the network's first blocks; those in a dense region of the
-features there stop, the others go on. The paper's text could be had in part only: how centres start, and that the
-features' channels are averaged in groups, are this project's choice, and its bandwidth is Silverman's rule with the
-number of centres.
+features there stop, the others go on. The paper's text could be had in part only: that the first samples after blocking
+begins are the centres, and that the features' channels are averaged in groups, are this project's choice, and its
+bandwidth is Silverman's rule with the number of centres.
 
 A network takes part if its `forward` has the keyword `choose`, see `Choose`.
 """
@@ -169,7 +169,8 @@ class PartialForwardBlocking:
         index, features, random = index[order], features[order], random[order]
         kept, weight = self._select(features, random)
         self.blocked += len(features) - len(kept)
-        self.density.update(features[kept])
+        if self.progress() >= ACTIVE[0]:  # features of a network that has learned nothing would be poor centres
+            self.density.update(features[kept])
         own = torch.searchsorted(index, batch.index.cpu()).clamp(max=len(index) - 1)
         mine = index[own] == batch.index.cpu()  # False for padding
         position = (mine & torch.isin(own, kept)).nonzero().flatten()

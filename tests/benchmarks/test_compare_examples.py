@@ -129,3 +129,15 @@ def test_a_run_that_another_process_makes_is_left_to_it(program: Path, recipe: P
     assert [line.partition("--training.seed ")[2][0] for line in runs(program)] == ["1"]
     compare_examples.main(command(program, recipe, "--arms", "full"))
     assert len(runs(program)) == 2
+
+
+def test_policies_are_tried_at_learning_rates_of_their_own(program: Path, recipe: Path) -> None:
+    arms, rates = ("random", "seta", "full"), (1.0, 0.5)
+    comparison = compare_examples.Comparison(program, program.parent, recipe, arms, budgets=(0.7,), pruned_rates=rates)
+    found = {arm.name: parsed(arm.flags) for arm in compare_examples.expanded(comparison, [])}
+    assert [*found] == ["random@0.7", "random@0.7 lr*0.50", "seta", "seta lr*0.50", "full"]
+    stated = {name: settings.get("optim.lr") for name, settings in found.items()}
+    assert stated == dict.fromkeys(found) | {"random@0.7 lr*0.50": "0.5", "seta lr*0.50": "0.5"}
+    unknown = compare_examples.Comparison(program, program.parent, arms=("seta",), pruned_rates=(2.0,))
+    with pytest.raises(UserError, match=r"--pruned-rates, need the full run's --training\.epochs"):
+        list(compare_examples.expanded(unknown, []))
