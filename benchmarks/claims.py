@@ -85,8 +85,8 @@ CLAIMS = (
     Claim(
         "Classification",
         "InfoBatch: 40 % less on CIFAR-10, CIFAR-100 and ImageNet-1K. OrderDP (ICLR 2026): over 40 %. SeTa (CVPR "
-        "2025): up to 50 %. IES (ICLR 2025): 10 to 50 % of the backward passes. Partial Forward Blocking (Wu et al., ICCV "
-        "2025): 33 % less time and 0.5 % more accuracy, ResNet-50 on ImageNet-1K",
+        "2025): up to 50 %. IES (ICLR 2025): 10 to 50 % of the backward passes. Partial Forward Blocking (Wu et al., "
+        "ICCV 2025): 33 % less time and 0.5 % more accuracy, ResNet-50 on ImageNet-1K",
         "examples/classification.py --config examples/recipes/cifar10_resnet18.yaml",
         "classification",
         "accuracy",
