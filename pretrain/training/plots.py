@@ -86,6 +86,8 @@ def lines(curves: Sequence[tuple[str, Points]], x: str, y: str, *, log: bool = F
     if log and min(value for _, points in curves for _, value in points) > 0:
         axes.set_yscale("log")
     axes.set(xlabel=x, ylabel=y)
+    if x == "epoch":
+        axes.locator_params(axis="x", integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
