@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-MEASURES = {"samples_used": "samples", "flops": "training FLOPs", "seconds": "seconds of training"}
+MEASURES = {"samples_used": "samples", "flops": "training FLOPs"}  # not seconds: runs shared machines
 NOT_SETUP = ("epochs", "optim.lr", "optim.compensation", "infobatch")  # nor settings of pruning
 LEVELS = "validation_loss_by_level"
 NAMES = {  # of the settings of the examples, in this project's programs
@@ -43,7 +43,7 @@ class Arm(NamedTuple):
     setup: Setup
     pruned: bool
     lr: float
-    cost: dict[str, float]  # by measure; mean over seeds, of seconds the median
+    cost: dict[str, float]  # by measure; mean over seeds
     quality: dict[str, dict[int, float]]  # by metric and seed
     levels: np.ndarray | None  # [seeds, levels]; validation loss
 
@@ -168,7 +168,7 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
                 frozenset({*own, ("optim", settings.get("optim", "adamw"))}),
                 any(prunes(key, value) for key, value in flags.items()),
                 float(settings.get("optim.lr", "nan")),
-                {m: float(np.median(cost) if m == "seconds" else np.mean(cost)) for m, cost in costs.items()},
+                {m: float(np.mean(cost)) for m, cost in costs.items()},
                 quality,
                 np.array(levels) if levels else None,
             )

@@ -125,13 +125,12 @@ def ratio_table(found: Results) -> str:
             arm.name,
             str(max(map(len, arm.quality.values()))),
             found.share(arm, "flops"),
-            found.share(arm, "seconds"),
         ]
         for metric in found.metrics:
             row += [spread(arm, metric) if metric in arm.quality else "", found.ratio(arm, found.base, metric)]
         rows.append(row)
     both = [name for metric in found.metrics for name in (plain(metric), f"{plain(metric)}: ratio")]
-    return markdown(["arm", "seeds", "FLOPs", "seconds", *both], rows)
+    return markdown(["arm", "seeds", "FLOPs", *both], rows)
 
 
 def own_table(found: Results) -> str:
@@ -206,7 +205,7 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
         sections[title] = level_table(found)
     whole = ", ".join(f"{found.full[measure]:.4g} {unit}" for measure, unit in MEASURES.items())
     head = f"{described(found)}. `benchmarks/README.md` defines the columns.\n"
-    head += f"FLOPs and seconds are shares of those of full training with {found.optimizer} ({whole}).\n"
+    head += f"FLOPs are shares of those of full training with {found.optimizer} ({whole}).\n"
     return head + "".join(f"\n## {title}\n\n{text.lstrip()}" for title, text in sections.items())
 
 
