@@ -221,11 +221,11 @@ def test_there_are_two_baselines(stated: str, tmp_path: Path) -> None:
     text = proof.tables(proof.Results(records), {})
     first = {row[0]: row for row in section(text, "Ratio to shortened training with AdamW")}
     second = {row[0]: row for row in section(text, "Ratio to shortened training with the same optimizer")}
-    assert first["pruned"][5].startswith("0.70") and "pruned" not in second
-    assert first["both"][5].startswith(f"≤{0.7 * 0.65:.2f}") and second["both"][1].startswith(
+    assert first["pruned"][4].startswith("0.70") and "pruned" not in second
+    assert first["both"][4].startswith(f"≤{0.7 * 0.65:.2f}") and second["both"][1].startswith(
         "0.70"
     )  # better than all of AdamW's
-    assert first["muon@0.45 0.002"][5].startswith("0.50")  # 1 / 0.9, for 0.45
+    assert first["muon@0.45 0.002"][4].startswith("0.50")  # 1 / 0.9, for 0.45
     assert "muon@0.55 0.002" not in second and "shortened@0.55 0.002" not in first
     assert {row[0] for row in section(text, "Ordinary training")} == {"training", "---", "adamw", "muon"}
 
@@ -279,9 +279,9 @@ def test_tables_and_figure_are_made_from_the_records_alone(tmp_path: Path, capsy
     text = proof.report(tmp_path)
     assert "objective ddpm, linear noise schedule" in text
     head, _, *rows = section(text, "Ratio to shortened training with AdamW")
-    assert head[4::2] == ["validation loss", "mean log loss", "Fréchet distance"]
+    assert head[3::2] == ["validation loss", "mean log loss", "Fréchet distance"]
     (row,) = (row for row in rows if row[0] == "pruned@0.75")
-    assert row[2] == "0.750" and all(cell.startswith("0.91 [") for cell in row[5::2])
+    assert row[2] == "0.750" and all(cell.startswith("0.91 [") for cell in row[4::2])
     assert "-9." in text.partition("by level")[2]
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     (tmp_path / "table.md").unlink()
