@@ -40,6 +40,8 @@ class UNetConfig:
                 f"attention and attention_from must be at least 0, and {len(self.channels)} resolutions at most "
                 f"together, got {self.attention} and {self.attention_from}"
             )
+        if self.attention_from and not self.attention:
+            raise ValueError(f"attention_from must be 0 where attention is 0, got {self.attention_from}")
         if self.head_dim < 1:
             raise ValueError(f"head_dim must be at least 1, got {self.head_dim}")
         if self.attention and any(width % self.head_dim for width in self.channels):

@@ -247,3 +247,9 @@ def test_mae_gradients_have_the_strides_of_their_parameters(channels: int) -> No
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             assert parameter.grad.stride() == parameter.stride(), name
+
+
+def test_where_a_unet_has_attention_is_checked() -> None:
+    for wrong in ({"attention": 0, "attention_from": 1}, {"attention": 2, "attention_from": 2}, {"attention_from": -1}):
+        with pytest.raises(ValueError, match="attention_from"):
+            UNetConfig(channels=(8, 8, 8), **wrong)
