@@ -4,11 +4,13 @@ python benchmarks/claims.py      # writes benchmarks/results/claims.md
 """
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import proof
+from matched_quality import Arm, best_of
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
@@ -16,12 +18,13 @@ HEAD = """# Published claims and what was measured here
 
 Made by `python benchmarks/claims.py` from the records. *Used* and *FLOPs* are shares of full training's: samples
 with a backward pass, and training FLOPs with all overheads. *Ratio* is the FLOPs over those that ordinary training,
-shortened and at its best learning rate, needs for the same quality: below 1 the method saves. *Random* is the ratio
-of a random subset in each epoch, in the same comparison. *Unbiased*: the expected gradient is that of the full data
-set, in a network without batch norm. [benchmarks/README.md](../README.md) has the commands that made the records
-and defines ratio and interval; each comparison's own table, with all metrics, is `results/NAME/table.md`. The
-published numbers are of other, mostly larger, data sets and networks, and compare with full training, not with
-shortened.
+shortened and at its best learning rate, needs for the same quality: below 1 the method saves. *Rates* is the number
+of learning rates at which the method was trained; its row is the best of them, in the interval of each draw anew.
+*Random* is the ratio of a random subset in each epoch, in the same comparison. *Unbiased*: the expected gradient is
+that of the full data set, in a network without batch norm. [benchmarks/README.md](../README.md) has the commands
+that made the records and defines ratio and interval; each comparison's own table, with all metrics, is
+`results/NAME/table.md`. The published numbers are of other, mostly larger, data sets and networks, and compare with
+full training, not with shortened.
 
 """
 METHODS = {  # by arm, up to the first "@": the name in the table, and whether it is unbiased for the full data set
@@ -153,6 +156,11 @@ def method_of(arm: str) -> tuple[str, str]:
     return name + ", InfoBatch inside" * word.endswith("-pruned"), "unbiased" if unbiased else "biased"
 
 
+def without_rate(name: str) -> str:
+    """An arm's name without its learning rate: infobatch for "infobatch lr*0.70"."""
+    return re.sub(r" lr\*[\d.]+$", "", name)
+
+
 def rows_of(claim: Claim) -> list[list[str]]:
     """The rows of a claim.
 
@@ -160,18 +168,21 @@ def rows_of(claim: Claim) -> list[list[str]]:
         KeyError: the comparison has no arm of a name.
     """
     found, _ = proof.read(RESULTS / claim.folder)
-    arms = {arm.name: arm for arm in found.arms}
-    random = next((arms[name] for name in RANDOM if name in arms), None)
-    beside = found.ratio(random, found.base, claim.metric) if random else ""
+    arms: dict[str, list[Arm]] = {}  # by name without learning rate
+    for arm in found.arms:
+        arms.setdefault(without_rate(arm.name), []).append(arm)
+    random = next((arms[name] for name in RANDOM if name in arms), [])
+    beside = found.ratio(random, found.base, claim.metric)
     full = max(arm.cost["samples_used"] for arm in found.baseline)
     rows = []
     for name in claim.arms:
-        arm = arms[name]
-        used, seeds = f"{arm.cost['samples_used'] / full:.2f}", str(len(arm.quality[claim.metric]))
-        ratio = found.ratio(arm, found.base, claim.metric)
-        if arm.cost["flops"] >= 0.995 * found.full["flops"]:
+        best = best_of(arms[name], claim.metric)
+        used, seeds = f"{best.cost['samples_used'] / full:.2f}", str(len(best.quality[claim.metric]))
+        ratio = found.ratio(arms[name], found.base, claim.metric)
+        if best.cost["flops"] >= 0.995 * found.full["flops"]:
             ratio = "left nothing out"
-        rows.append([*method_of(name), used, found.share(arm, "flops"), seeds, ratio, beside])
+        share, rates = found.share(best, "flops"), str(len(arms[name]))
+        rows.append([*method_of(name), used, share, seeds, rates, ratio, beside])
     return rows
 
 
@@ -198,7 +209,7 @@ def restoration() -> str:
 def table() -> str:
     """The whole document."""
     parts = [HEAD]
-    columns = ["method", "objective", "used", "FLOPs", "seeds", "ratio", "random"]
+    columns = ["method", "objective", "used", "FLOPs", "seeds", "rates", "ratio", "random"]
     for claim in CLAIMS:
         text = f"## {claim.task}\n\nPublished: {claim.published}. Here: `python {claim.command}`, by "
         text += f"{proof.plain(claim.metric)} (`results/{claim.folder}`).\n\n"

@@ -301,10 +301,14 @@ def estimate(values: np.ndarray, sides: np.ndarray, one_length: bool) -> Ratio:
     return Ratio(values[0], low, high, (int(sides[0]), at_low, at_high), False)
 
 
-def ratio(arm: Arm, draws: dict[str, np.ndarray], curve: Curve, metric: str) -> Ratio:
-    """The arm's FLOPs divided by the curve's at the same quality."""
-    needed, outside = cost_for(draws[arm.name], curve, better_is_lower(metric))
-    return estimate(arm.cost["flops"] / needed, -outside, len(curve.cost) == 1)
+def ratio(arms: Sequence[Arm], draws: dict[str, np.ndarray], curve: Curve, metric: str) -> Ratio:
+    """FLOPs divided by the curve's at the same quality, for that one of the arms that is best in each draw."""
+    lower = better_is_lower(metric)
+    quality = np.stack([draws[arm.name] for arm in arms])  # [A, 1 + DRAWS]
+    best = (np.argmin if lower else np.argmax)(quality, axis=0)
+    needed, outside = cost_for(quality[best, np.arange(quality.shape[1])], curve, lower)
+    flops = np.array([arm.cost["flops"] for arm in arms])[best]
+    return estimate(flops / needed, -outside, len(curve.cost) == 1)
 
 
 def share_of_full(full: Curve, family: Curve, metric: str) -> Ratio:

@@ -67,11 +67,12 @@ class Results:
         """The curve through arms; None if none of them has the metric."""
         return curve_of(arms, self.draws[metric], metric)
 
-    def ratio(self, arm: Arm, setup: Setup, metric: str) -> str:
-        """The arm's ratio to a setup's ordinary training; "" if there is none, or the arm belongs to it."""
-        arms = ordinary(self.arms, setup)
-        curve = None if arm in arms or metric not in arm.quality else self.curve(arms, metric)
-        return str(ratio(arm, self.draws[metric], curve, metric)) if curve else ""
+    def ratio(self, arms: Sequence[Arm], setup: Setup, metric: str) -> str:
+        """The best arm's ratio to a setup's ordinary training; "" if there is none, or the arms belong to it."""
+        usual = ordinary(self.arms, setup)
+        arms = [arm for arm in arms if arm not in usual and metric in arm.quality]
+        curve = self.curve(usual, metric) if arms else None
+        return str(ratio(arms, self.draws[metric], curve, metric)) if curve else ""
 
     def share(self, arm: Arm, measure: str) -> str:
         """An arm's cost as a share of full training's."""
@@ -127,7 +128,7 @@ def ratio_table(found: Results) -> str:
             found.share(arm, "flops"),
         ]
         for metric in found.metrics:
-            row += [spread(arm, metric) if metric in arm.quality else "", found.ratio(arm, found.base, metric)]
+            row += [spread(arm, metric) if metric in arm.quality else "", found.ratio([arm], found.base, metric)]
         rows.append(row)
     both = [name for metric in found.metrics for name in (plain(metric), f"{plain(metric)}: ratio")]
     return markdown(["arm", "seeds", "FLOPs", *both], rows)
@@ -136,7 +137,7 @@ def ratio_table(found: Results) -> str:
 def own_table(found: Results) -> str:
     """Ratio to shortened training with the arm's own optimizer, network and objective."""
     arms = [arm for arm in found.others if arm.setup != found.base]
-    rows = [[arm.name, *(found.ratio(arm, arm.setup, metric) for metric in found.metrics)] for arm in arms]
+    rows = [[arm.name, *(found.ratio([arm], arm.setup, metric) for metric in found.metrics)] for arm in arms]
     rows = [row for row in rows if any(row[1:])]
     return (markdown(["arm", *map(plain, found.metrics)], rows) if rows else "") + OWN.format(found.optimizer)
 
@@ -160,7 +161,7 @@ def prediction_table(found: Results, variance: dict[str, list[list[float]]]) -> 
     curve = found.curve(found.baseline, metric)
     for arm in found.others:
         if curve and metric in arm.quality and (figures := variance.get(arm.family)):
-            measured = ratio(arm, found.draws[metric], curve, metric)
+            measured = ratio([arm], found.draws[metric], curve, metric)
             _, low, high = figures[1]
             verdict = "too low" if high < measured.low else "too high" if low > measured.high else "agrees"
             if (verdict, measured.sides[1]) == ("too low", -1) or (verdict, measured.sides[2]) == ("too high", 1):

@@ -50,10 +50,10 @@ def bench(rng: np.random.Generator, true: float, noise: float, common: float, se
     return ordinary(loss, seeds) + arm
 
 
-def ratio_of(records: list[dict], arm: str = "arm") -> Ratio:
+def ratio_of(records: list[dict], *arms: str) -> Ratio:
     found = proof.Results(records)
     curve = found.curve(found.baseline, METRIC)
-    (own,) = (each for each in found.arms if each.name == arm)
+    own = [each for each in found.arms if each.name in (arms or ["arm"])]
     assert curve is not None
     return matched_quality.ratio(own, found.draws[METRIC], curve, METRIC)
 
@@ -72,6 +72,14 @@ def test_without_noise_the_ratio_is_the_true_one(true: float) -> None:
     found = ratio_of(bench(np.random.default_rng(0), true, 0.0, 0.0, seeds=1))
     assert found.value == pytest.approx(true, abs=1e-6) and found.sides[0] == 0
     assert np.isnan(found.low) and str(found) == f"{found.value:.2f}"  # nothing was repeated
+
+
+@given(st.floats(0.3, 1.0), st.floats(0.9, 1.1), st.floats(1.01, 1.5))
+@settings(max_examples=30, deadline=None)
+def test_of_several_learning_rates_the_best_one_counts_at_its_own_cost(true: float, cost: float, worse: float) -> None:
+    records = bench(np.random.default_rng(0), true, 0.0, 0.0, seeds=1)
+    records.append(record("arm lr*2", 0, 0.65 * true * cost, worse / 0.65, *PRUNED))
+    assert ratio_of(records, "arm", "arm lr*2") == ratio_of(records, "arm")
 
 
 @pytest.mark.parametrize(("true", "seeds"), [(0.7, 5), (1.0, 3)])
