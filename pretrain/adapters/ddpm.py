@@ -8,8 +8,8 @@ from einops import reduce
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Losses, drop_labels
+from pretrain.adapters._levels import snr_weight
 from pretrain.adapters._posterior import References
-from pretrain.adapters._uncertainty import snr_weight
 from pretrain.core.rng import SampleRNG
 
 

@@ -7,7 +7,8 @@ from einops import rearrange, reduce
 from torch import nn
 
 from pretrain.adapters import Batch, Losses, bare, drop_labels
-from pretrain.adapters._uncertainty import UncertaintyHead, normal_quantile
+from pretrain.adapters._levels import normal_quantile
+from pretrain.adapters._uncertainty import UncertaintyHead
 from pretrain.core.rng import SampleRNG
 
 

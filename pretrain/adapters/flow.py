@@ -7,8 +7,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Losses, drop_labels
+from pretrain.adapters._levels import normal_quantile
 from pretrain.adapters._posterior import References
-from pretrain.adapters._uncertainty import normal_quantile
 from pretrain.adapters._velocity import VelocityFromImage, shrinkage
 from pretrain.core.rng import SampleRNG
 

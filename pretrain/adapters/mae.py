@@ -8,7 +8,7 @@ from einops import reduce
 from torch import Tensor, nn
 
 from pretrain.adapters import Batch, Losses, bare
-from pretrain.adapters._uncertainty import Masks, random_masks
+from pretrain.adapters._masks import Masks, random_masks
 from pretrain.core.rng import SampleRNG
 
 
