@@ -1,8 +1,8 @@
 """The interface of objectives: an adapter turns a model and a batch into one loss per sample.
 
 An adapter is a frozen dataclass in a file of its own. Its fields are its hyperparameters and its section of the config;
-it has no state, and all its random numbers come from `rng`. A class variable `infobatch` may hold the settings that
-`--infobatch` alone means for it. This folder has four, and `--adapter path/to/mine.py` takes another
+it has no state, and all its random numbers come from `rng`. A class variable or property `infobatch` may hold the
+settings that `--infobatch` alone means for it. This folder has four, and `--adapter path/to/mine.py` takes another
 (docs/objectives.md).
 """
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from einops import reduce
 from torch import Tensor, nn
@@ -28,8 +28,6 @@ class DDPM:
         label_dropout: share of labels replaced by "no label", for classifier-free guidance, in [0, 1].
     """
 
-    infobatch: ClassVar = {"pruning.policy": "importance", "pruning.budget": 0.65, "optim.compensation": 0.5}
-
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     noise_schedule: Literal["linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     timesteps: int = 1000
@@ -50,6 +48,13 @@ class DDPM:
         ):
             if not good:
                 raise ValueError(message)
+
+    @property
+    def infobatch(self) -> dict[str, Any]:
+        """What --infobatch alone means: choosing levels does not pay for velocities, whose gradients are alike."""
+        if self.prediction == "v_prediction" and not self.posterior_mean:
+            return {"pruning.policy": "full"}
+        return {"pruning.policy": "importance", "pruning.budget": 0.65, "optim.compensation": 0.5}
 
     @cached_property
     def ddpm_scheduler(self) -> Any:

@@ -49,8 +49,8 @@ def build_infobatch(config: Config, size: int, warn: Callable[[str], Any], weigh
     best = getattr(config.component("adapter"), "infobatch", {}).get("pruning.policy")
     if config.infobatch and config.policy == best == "full":
         warn(
-            f"--infobatch uses every sample: for {config.adapter.name} no policy lowered the validation loss more "
-            "than as much training without one (docs/policies.md); to prune nevertheless, give --pruning.policy"
+            f"--infobatch uses every sample: for {config.adapter.name} with these settings no policy is known that "
+            "saves more than shorter training (docs/policies.md); to prune nevertheless, give --pruning.policy"
         )
     pruning = config.pruning if config.infobatch else Pruning()  # the recipe's budget concerns pruned training only
     settings = {"prune_ratio": pruning.prune_ratio, "over": pruning.over}

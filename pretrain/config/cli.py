@@ -234,6 +234,13 @@ def _without_section(settings: dict[str, Any], *prefixes: str) -> dict[str, Any]
     return {name: value for name, value in settings.items() if not name.startswith(prefixes)}
 
 
+def _section(component: type, head: type) -> type:
+    """The section of the settings for a component: its fields after those of `head`."""
+    section = types.new_class(component.__name__, (component, head), exec_body=lambda space: None)
+    section.__doc__ = component.__doc__
+    return dataclass(frozen=True, kw_only=True)(section)
+
+
 def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, output_dir: str, help: str) -> Config:
     """The settings of a run from its command line.
 
@@ -267,7 +274,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
 
     if features := _value(arguments, "--evaluate.features"):
         trusted_code.trust_features(features)
-    sections = {}
+    components: dict[str, type] = {}
+    sections: dict[str, type] = {}
     for kind, default, head in (("adapter", adapter, AdapterSection), ("model", model, ModelSection)):
         own_pruning = kind == "adapter" and f"{kind}.name" in settings  # the file's pruning is for its objective
         in_file = str(settings.setdefault(f"{kind}.name", default))
@@ -278,24 +286,26 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
             settings = _without_section(settings, f"{kind}.") | {f"{kind}.name": name}
             if own_pruning:
                 settings = _without_section(settings, "pruning.", "optim.compensation")
-        component = registry.declared(kind, name)
-        best = getattr(component, "infobatch", {}) if kind == "adapter" else {}
-        if (
-            policy is None
-            and "pruning.policy" not in settings
-            and not (prunes and best.get("pruning.policy") == "full")
-        ):
-            settings = best | settings
-        sections[kind] = types.new_class(component.__name__, (component, head), exec_body=lambda space: None)
-        sections[kind].__doc__ = component.__doc__
-        sections[kind] = dataclass(frozen=True, kw_only=True)(sections[kind])
+        components[kind] = registry.declared(kind, name)
+        sections[kind] = _section(components[kind], head)
     cls = dataclasses.make_dataclass("Config", sections.items(), bases=(Config,), frozen=True, kw_only=True)
     usage = "--config FILE starts from a recipe (YAML); settings on the command line take precedence."
     cls.__doc__ = (Config.__doc__ or "").replace("One run.", f"{help} {usage}", 1)
 
+    def best(adapter: Any) -> dict[str, Any]:
+        """What --infobatch alone means for an adapter, where nobody chose a policy."""
+        found = getattr(adapter, "infobatch", {}) if policy is None and "pruning.policy" not in settings else {}
+        return {} if prunes and found.get("pruning.policy") == "full" else found
+
+    def parsed(best: dict[str, Any]) -> tuple[Config, Config]:
+        """The settings without and with those of the command line."""
+        base = parse_settings(cls, _arguments(best | settings, cls, source), None, source)
+        return base, parse_settings(cls, arguments, base, "")
+
     source = f"{recipe}: "
-    base = parse_settings(cls, _arguments(settings, cls, source), None, source)
-    config = parse_settings(cls, arguments, base, "")
+    base, config = parsed(assumed := best(components["adapter"]()))
+    if (known := best(config.adapter)) != assumed:  # it depends on the adapter's settings
+        base, config = parsed(known)
     for metric in config.evaluate.metrics:
         in_file = metric if metric in base.evaluate.metrics else ""
         _check_trust(in_file, None if in_file else metric, "--evaluate.metrics", recipe)

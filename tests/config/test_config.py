@@ -75,12 +75,14 @@ def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
     )  # none of the recipe's policy settings
 
 
-@pytest.mark.parametrize("adapter", registry.names("adapter"))
-def test_infobatch_alone_is_what_the_objective_says(adapter: str, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    "flags", [*registry.names("adapter"), "ddpm --adapter.prediction v_prediction", "flow --adapter.posterior-mean"]
+)
+def test_infobatch_alone_is_what_the_objective_says(flags: str, tmp_path: Path, capsys) -> None:
     """Weaker than a recipe's policy and the command line; `full` is reported."""
-    best = getattr(registry.load("adapter", adapter), "infobatch", {})
-    recipe, own = tmp_path / "r.yaml", ("--adapter", adapter, "--infobatch")
+    recipe, own = tmp_path / "r.yaml", ("--adapter", *flags.split(), "--infobatch")
     recipe.write_text("optim: {lr: 1e-3}\n")
+    best = getattr(config("--config", str(recipe), *own).component("adapter"), "infobatch", {})
     found = flat(config("--config", str(recipe), *own).to_dict())
     assert {name: found[name] for name in best} == best
     build_infobatch(config("--config", str(recipe), *own), 1000, print)
