@@ -301,14 +301,34 @@ def estimate(values: np.ndarray, sides: np.ndarray, one_length: bool) -> Ratio:
     return Ratio(values[0], low, high, (int(sides[0]), at_low, at_high), False)
 
 
+def best_in_each_draw(arms: Sequence[Arm], draws: dict[str, np.ndarray], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Quality and FLOPs, [1 + DRAWS] each, of that one of the arms that is best in each draw."""
+    quality = np.stack([draws[arm.name] for arm in arms])
+    best = (np.argmin if better_is_lower(metric) else np.argmax)(quality, axis=0)
+    return quality[best, np.arange(quality.shape[1])], np.array([arm.cost["flops"] for arm in arms])[best]
+
+
 def ratio(arms: Sequence[Arm], draws: dict[str, np.ndarray], curve: Curve, metric: str) -> Ratio:
-    """FLOPs divided by the curve's at the same quality, for that one of the arms that is best in each draw."""
-    lower = better_is_lower(metric)
-    quality = np.stack([draws[arm.name] for arm in arms])  # [A, 1 + DRAWS]
-    best = (np.argmin if lower else np.argmax)(quality, axis=0)
-    needed, outside = cost_for(quality[best, np.arange(quality.shape[1])], curve, lower)
-    flops = np.array([arm.cost["flops"] for arm in arms])[best]
+    """FLOPs of the best of the arms divided by the curve's at the same quality."""
+    quality, flops = best_in_each_draw(arms, draws, metric)
+    needed, outside = cost_for(quality, curve, better_is_lower(metric))
     return estimate(flops / needed, -outside, len(curve.cost) == 1)
+
+
+def gain(arms: Sequence[Arm], draws: dict[str, np.ndarray], curve: Curve, metric: str) -> str:
+    """How much better than the curve at the same FLOPs the best of the arms is, with its interval: 0.01 [-0.02, 0.04].
+
+    Beyond its ends the curve is taken to be constant.
+    """
+    sign = -1 if better_is_lower(metric) else 1
+    quality, flops = best_in_each_draw(arms, draws, metric)
+    points = rising(sign * curve.quality)  # [1 + DRAWS, P]
+    usual = [np.interp(cost, curve.cost, row) for cost, row in zip(flops, points, strict=True)]
+    value, *resampled = sign * quality - usual
+    if not resampled:
+        return f"{value:+.3f}"
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def share_of_full(full: Curve, family: Curve, metric: str) -> Ratio:

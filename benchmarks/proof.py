@@ -23,6 +23,7 @@ from matched_quality import (
     best_of,
     by_length,
     curve_of,
+    gain,
     ordinary,
     ratio,
     resampled,
@@ -73,6 +74,13 @@ class Results:
         arms = [arm for arm in arms if arm not in usual and metric in arm.quality]
         curve = self.curve(usual, metric) if arms else None
         return str(ratio(arms, self.draws[metric], curve, metric)) if curve else ""
+
+    def gain(self, arms: Sequence[Arm], setup: Setup, metric: str) -> str:
+        """How much better the best arm is than a setup's ordinary training at the same FLOPs; "" as for `ratio`."""
+        usual = ordinary(self.arms, setup)
+        arms = [arm for arm in arms if arm not in usual and metric in arm.quality]
+        curve = self.curve(usual, metric) if arms else None
+        return gain(arms, self.draws[metric], curve, metric) if curve else ""
 
     def share(self, arm: Arm, measure: str) -> str:
         """An arm's cost as a share of full training's."""

@@ -260,7 +260,7 @@ OTHER_FLAGS = {
     *("packed", "subset", "held-out", "runs", "strict", "tags"),
     *("program", "seed-flag", "output", "shift", "adapter.mixup"),
     *(f"training.{name}" for name in ("policy", "epochs", "lr", "seed", "optimizer", "schedule", "settings")),
-    *("pruning.rule", "pruning.prompts", "warm-models", "lr"),
+    *("pruning.rule", "pruning.prompts", "warm-models", "lr", "pruned-rates"),
 }
 
 

@@ -82,6 +82,16 @@ def test_of_several_learning_rates_the_best_one_counts_at_its_own_cost(true: flo
     assert ratio_of(records, "arm", "arm lr*2") == ratio_of(records, "arm")
 
 
+@given(st.floats(0.3, 3.0), st.sampled_from(COSTS))
+@settings(max_examples=30, deadline=None)
+def test_without_noise_the_gain_is_the_distance_to_the_curve(loss: float, cost: float) -> None:
+    found = proof.Results(
+        [*bench(np.random.default_rng(0), 1.0, 0.0, 0.0, seeds=1), record("own", 0, cost, loss, *PRUNED)]
+    )
+    (own,) = (arm for arm in found.arms if arm.name == "own")
+    assert float(found.gain([own], found.base, METRIC)) == pytest.approx(1 / cost - loss, abs=6e-4)
+
+
 @pytest.mark.parametrize(("true", "seeds"), [(0.7, 5), (1.0, 3)])
 def test_a_planted_ratio_is_found_and_intervals_have_their_coverage(true: float, seeds: int, few_draws: None) -> None:
     """95 %; 1.0 is a policy that is equal to random."""

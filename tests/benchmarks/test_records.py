@@ -8,6 +8,7 @@ from pathlib import Path
 import claims
 import compare
 import compare_examples
+import levels
 import proof
 import pytest
 import tyro
@@ -133,3 +134,7 @@ def test_every_recipe_that_predicts_noise_names_its_noise_schedule() -> None:
 
 def test_the_table_of_published_claims_is_that_of_the_records() -> None:
     assert claims.table() == (claims.RESULTS / "claims.md").read_text(), "run benchmarks/claims.py"
+
+
+def test_the_table_of_levels_is_that_of_the_numbers_and_defaults() -> None:
+    assert levels.table() == (claims.RESULTS / "levels.md").read_text(), "run benchmarks/levels.py --table-only"
