@@ -27,6 +27,7 @@ RUNS = {  # recipe and flags
     "dit-epsilon-linear": ("dit", ""),
     "dit-epsilon-cosine": ("dit", COSINE),
     "dit-epsilon-cosine-min-snr": ("dit", f"{COSINE} --adapter.min-snr 5"),
+    "dit-sample-cosine": ("dit", f"{COSINE} --adapter.prediction sample"),
     "dit-v-linear": ("dit", V),
     "dit-v-cosine": ("dit", f"{COSINE} {V}"),
     "dit-v-cosine-min-snr": ("dit", f"{COSINE} {V} --adapter.min-snr 5"),

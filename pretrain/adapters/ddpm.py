@@ -51,8 +51,8 @@ class DDPM:
 
     @property
     def infobatch(self) -> dict[str, Any]:
-        """What --infobatch alone means: choosing levels does not pay for velocities, whose gradients are alike."""
-        if self.prediction == "v_prediction" and not self.posterior_mean:
+        """What --infobatch alone means: plain velocities have gradients too alike for a choice of levels to pay."""
+        if self.prediction == "v_prediction" and not (self.min_snr or self.posterior_mean):
             return {"pruning.policy": "full"}
         return {"pruning.policy": "importance", "pruning.budget": 0.65, "optim.compensation": 0.5}
 
