@@ -35,7 +35,7 @@ from rich.table import Table
 from score_signal import random_samples
 from torch import Tensor
 
-from pretrain.adapters import Batch
+from pretrain.adapters import Adapter, Batch
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import LoadedRun, load_run
 from pretrain.core.errors import exit_on_user_error
@@ -45,6 +45,7 @@ from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats
 from pretrain.infobatch.scores import ScoreReliability
 from pretrain.training.flops import profile_sample
 from pretrain.training.optim import build_optimizer
+from pretrain.training.references import with_references
 
 BINS = 32  # of the level axis, for the best possible density
 STRATA = 8  # of the level axis, for levels stratified within the batch
@@ -85,6 +86,13 @@ def trained_parameters(run: LoadedRun) -> tuple[list[Tensor], list[Tensor]]:
     return parameters, [1 / (square.sqrt() + 1e-8) for square in squares]
 
 
+def objective_of(run: LoadedRun) -> Adapter:
+    """The objective as it was in training: with the references of posterior-mean targets, if it had them."""
+    flops = profile_sample(run.adapter, run.model, run.source.shape, run.source.classes).flops
+    device = next(run.model.parameters()).device
+    return with_references(run.config, run.adapter, run.source, device, flops, lambda message: None)[0]
+
+
 def gradients_of(run: LoadedRun, samples: int, draws: int) -> Gradients:
     """Gradients of random training samples, one at a time, at stratified levels.
 
@@ -94,6 +102,7 @@ def gradients_of(run: LoadedRun, samples: int, draws: int) -> Gradients:
         draws: levels of each, D, evenly spaced from a random start.
     """
     parameters, scale = trained_parameters(run)
+    objective = objective_of(run)
     batch = random_samples(run, samples)
     start = torch.rand(samples, generator=generator(8))
     level = ((start[:, None] + torch.arange(draws) / draws) % 1.0).double()
@@ -104,7 +113,7 @@ def gradients_of(run: LoadedRun, samples: int, draws: int) -> Gradients:
         one = Batch(*(field[i : i + 1] for field in batch))
         for draw in range(draws):
             item = one._replace(level=level[i, draw].float().view(1).to(one.image.device))
-            value = run.adapter(run.model, item, SampleRNG(0, draw, index=one.index)).loss
+            value = objective(run.model, item, SampleRNG(0, draw, index=one.index)).loss
             gradient = torch.autograd.grad(value.sum(), parameters)
             loss[i, draw] = value.item()
             for kind, scaled in enumerate((gradient, [g * s for g, s in zip(gradient, scale, strict=True)])):

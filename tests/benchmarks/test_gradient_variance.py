@@ -1,8 +1,17 @@
 """benchmarks/gradient_variance.py against a simulation."""
 
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
 import gradient_variance
 import pytest
 import torch
+from conftest import ROOT
+
+from pretrain.config.build import build_model
+from pretrain.config.cli import parse
+from pretrain.data.sources import open_data
 
 
 def test_the_predicted_variance_is_that_of_the_estimate() -> None:
@@ -38,3 +47,24 @@ def test_proportional_shares_sum_to_the_budget() -> None:
     assert p.mean().item() == pytest.approx(0.4, abs=1e-6) and p.max() <= 1
     inside = p < 1
     assert (p[inside] / size[inside]).std() < 1e-6 * (p[inside] / size[inside]).mean()
+
+
+def test_gradients_are_those_of_the_training_with_its_posterior_means(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Posterior means take noise out of the targets, so that losses are smaller than with plain ones."""
+    recipe, data = ROOT / "configs" / "fashion_mnist_flow.yaml", ["--data", str(pictures)]
+    config = parse(data, adapter="flow", model="unet", recipe=recipe, output_dir="x", help="")
+    source = open_data(config.data, 0)
+    model = build_model(config, source.shape, 0).eval()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    of_training = (parameters, [torch.ones_like(p) for p in parameters])
+    monkeypatch.setattr(gradient_variance, "trained_parameters", lambda run: of_training)
+    adapter = config.component("adapter")
+    losses = []
+    for each in (adapter, dataclasses.replace(adapter, posterior_mean=False)):
+        run = SimpleNamespace(config=config, adapter=each, model=model, source=source)
+        found = gradient_variance.gradients_of(run, 4, 8)  # type: ignore[arg-type]
+        losses.append(found.loss.mean().item())
+        assert (found.square > 0).all()
+    assert losses[0] < 0.98 * losses[1]
