@@ -11,6 +11,7 @@ import compare_examples
 import levels
 import proof
 import pytest
+import scale
 import tyro
 from conftest import ROOT
 from matched_quality import parsed
@@ -59,7 +60,7 @@ def test_the_documented_commands_make_the_records_and_no_others(records: Path, m
                 assert (record["arm"], record["family"], record["seed"]) == (arm.name, arm.family, seed)
                 assert values(record["flags"]) == values(arm.flags), name
                 folder = comparison.output_dir / "runs" / name
-                program = "train_mae.py" if records.parent.name == "mae" else "train_diffusion.py"
+                program = "train_mae.py" if records.parent.name.startswith("mae") else "train_diffusion.py"
                 again = [*recipe, *record["flags"], "--seed", str(seed), "--output-dir", str(folder)]
                 assert shlex.split(record["command"]) == ["python", program, *again]
                 generated = program == "train_diffusion.py" and comparison.images > 0
@@ -134,6 +135,10 @@ def test_every_recipe_that_predicts_noise_names_its_noise_schedule() -> None:
 
 def test_the_table_of_published_claims_is_that_of_the_records() -> None:
     assert claims.table() == (claims.RESULTS / "claims.md").read_text(), "run benchmarks/claims.py"
+
+
+def test_the_table_of_sizes_is_that_of_the_records() -> None:
+    assert scale.table() == (claims.RESULTS / "scale.md").read_text(), "run benchmarks/scale.py"
 
 
 def test_the_table_of_levels_is_that_of_the_numbers_and_defaults() -> None:
