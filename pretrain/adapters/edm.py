@@ -41,6 +41,13 @@ class EDM:
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
 
+    @property
+    def infobatch(self) -> dict[str, Any]:
+        """What --infobatch alone means: learned uncertainty already makes the gradients of all levels alike."""
+        if self.uncertainty:
+            return {"pruning.policy": "full"}
+        return {"pruning.policy": "importance", "pruning.budget": 0.65, "optim.compensation": 0.5}
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network, with `uncertainty` inside an `UncertaintyHead`, which learns u."""
         return UncertaintyHead(model) if self.uncertainty else model

@@ -76,7 +76,13 @@ def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [*registry.names("adapter"), "ddpm --adapter.prediction v_prediction", "flow --adapter.posterior-mean"]
+    "flags",
+    [
+        *registry.names("adapter"),
+        "ddpm --adapter.prediction v_prediction",
+        "flow --adapter.posterior-mean",
+        "edm --adapter.uncertainty",
+    ],
 )
 def test_infobatch_alone_is_what_the_objective_says(flags: str, tmp_path: Path, capsys) -> None:
     """Weaker than a recipe's policy and the command line; `full` is reported."""
