@@ -110,7 +110,9 @@ def test_the_tables_are_those_of_the_records(records: Path) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", "docs/policies.md", "docs/training.md"])
 def test_ratios_in_documents_are_those_of_the_tables(document: str) -> None:
-    tables = [path.parent / "table.md" for path in RESULTS] + [claims.RESULTS / "scale.md", claims.RESULTS / "claims.md"]
+    tables = [path.parent / "table.md" for path in RESULTS] + [
+        claims.RESULTS / f"{name}.md" for name in ("scale", "claims")
+    ]
     known = {ratio for path in tables for ratio in RATIO.findall(path.read_text())}
     assert set(RATIO.findall((ROOT / document).read_text())) <= known
 
