@@ -57,7 +57,7 @@ the saving better. *Best possible*: of any density of levels. `--infobatch` alon
 
 
 def measure(name: str) -> None:
-    """Train with an objective, and measure the variance; nothing is repeated.
+    """Train with an objective, and measure the variance; a training that was stopped continues.
 
     Args:
         name: of `RUNS`.
@@ -66,11 +66,11 @@ def measure(name: str) -> None:
         UserError: a program failed; its own message stands above.
     """
     recipe, flags = RUNS[name]
-    folder, numbers = ROOT / "runs" / "levels" / name, NUMBERS / f"{name}.json"
+    folder = ROOT / "runs" / "levels" / name
     train = ["train_diffusion.py", "--config", f"benchmarks/recipes/{recipe}.yaml", "--output-dir", str(folder)]
-    variance = ["benchmarks/gradient_variance.py", str(folder), "--output", str(numbers)]
-    for command, made in (([*train, "--resume", "auto", *shlex.split(flags)], folder / "model"), (variance, numbers)):
-        if not made.exists() and subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+    variance = ["benchmarks/gradient_variance.py", str(folder), "--output", str(NUMBERS / f"{name}.json")]
+    for command in ([*train, "--resume", "auto", *shlex.split(flags)], variance):
+        if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
             raise UserError(f"{shlex.join(command)} failed; see above")
 
 
@@ -111,8 +111,9 @@ def main(table_only: bool = False) -> None:
         table_only: measure nothing.
     """
     NUMBERS.mkdir(parents=True, exist_ok=True)
-    for name in () if table_only else RUNS:
-        measure(name)
+    for name in RUNS:
+        if not table_only and not (NUMBERS / f"{name}.json").is_file():
+            measure(name)
     (NUMBERS.parent / "levels.md").write_text(table())
     Console().print(f"wrote {NUMBERS.parent / 'levels.md'}", soft_wrap=True)
 

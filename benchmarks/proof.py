@@ -7,7 +7,7 @@ benchmarks/README.md defines ratio, baselines and the columns of the tables; mat
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +70,17 @@ class Results:
 
     def ratio(self, arms: Sequence[Arm], setup: Setup, metric: str) -> str:
         """The best arm's ratio to a setup's ordinary training; "" if there is none, or the arms belong to it."""
-        usual = ordinary(self.arms, setup)
-        arms = [arm for arm in arms if arm not in usual and metric in arm.quality]
-        curve = self.curve(usual, metric) if arms else None
-        return str(ratio(arms, self.draws[metric], curve, metric)) if curve else ""
+        return self._beside(setup, ratio, arms, metric)
 
     def gain(self, arms: Sequence[Arm], setup: Setup, metric: str) -> str:
         """How much better the best arm is than a setup's ordinary training at the same FLOPs; "" as for `ratio`."""
+        return self._beside(setup, gain, arms, metric)
+
+    def _beside(self, setup: Setup, measure: Callable[..., Any], arms: Sequence[Arm], metric: str) -> str:
         usual = ordinary(self.arms, setup)
         arms = [arm for arm in arms if arm not in usual and metric in arm.quality]
         curve = self.curve(usual, metric) if arms else None
-        return gain(arms, self.draws[metric], curve, metric) if curve else ""
+        return str(measure(arms, self.draws[metric], curve, metric)) if curve else ""
 
     def share(self, arm: Arm, measure: str) -> str:
         """An arm's cost as a share of full training's."""

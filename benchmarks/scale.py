@@ -21,36 +21,36 @@ sample or level out.
 """
 
 
-class Ladder(NamedTuple):
+class Objective(NamedTuple):
     """An objective at several sizes.
 
     Attributes:
-        objective: its name.
+        name: of the objective.
         combination: what is compared with full training, in words.
         family: of its arms.
         folders: of the comparisons in `RESULTS`, which are the names of their recipes, smallest first.
     """
 
-    objective: str
+    name: str
     combination: str
     family: str
     folders: tuple[str, ...]
 
 
-LADDERS = (
-    Ladder(
+OBJECTIVES = (
+    Objective(
         "Noise prediction, linear noise schedule",
         "Muon, levels and samples by importance",
         "muon-importance",
         ("dit", "dit_x8", "dit_x64"),
     ),
-    Ladder(
+    Objective(
         "Flow matching",
         "Muon, posterior-mean targets, levels by importance",
         "muon-posterior-importance",
         ("flow", "flow_x5", "flow_x33"),
     ),
-    Ladder(
+    Objective(
         "Masked autoencoder",
         "Muon, cross-attention decoder, half of the hidden patches",
         "muon-half",
@@ -67,39 +67,42 @@ def described(name: str) -> str:
     return f"`{name}`: {count:,} images of {images}, {found['epochs']} epochs"
 
 
-def rows_of(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a ladder's table; a size without records says so."""
-    head, rows = ["training", "full training, FLOPs", "seeds"], []
-    for name in ladder.folders:
-        if not (RESULTS / name / "records").is_dir():
-            rows.append([described(name), "not measured yet"])
-            continue
-        found, _ = proof.read(RESULTS / name)
-        arms = [arm for arm in found.others if arm.family == ladder.family]
-        seeds = str(max((len(values) for arm in arms for values in arm.quality.values()), default=0))
-        row = [described(name), f"{found.full['flops']:.2g}", seeds]
-        metrics = [metric for metric in proof.HEADLINES if metric in found.metrics]
-        head = [
-            *head[:3],
-            *(f"{proof.plain(metric)}: {what}" for metric in metrics for what in ("against AdamW", "of pruning alone")),
-        ]
-        for metric in metrics:
-            own = found.curve(arms, metric) if arms else None
-            setup = next((arm.setup for arm in arms), found.base)
-            same = [arm for arm in ordinary(found.arms, setup) if arm not in arms]
-            for baseline in (found.baseline, same if arms and all(arm.pruned for arm in arms) else []):
-                full = found.curve(baseline, metric) if baseline else None
-                row.append(str(share_of_full(full, own, metric)) if full and own else "")
-        rows.append(row)
-    return head, [row + [""] * (len(head) - len(row)) for row in rows]
+def cells_of(found: proof.Results, family: str, metric: str) -> list[str]:
+    """The FLOPs of a family for the quality of full training with AdamW, and with its own setup; "" where unknown."""
+    arms = [arm for arm in found.others if arm.family == family and metric in arm.quality]
+    own = found.curve(arms, metric)
+    pruned = bool(arms) and all(arm.pruned for arm in arms)
+    cells = []
+    for baseline in (found.baseline, ordinary(found.arms, arms[0].setup) if pruned else []):
+        full = found.curve(baseline, metric)
+        cells.append(str(share_of_full(full, own, metric)) if full and own else "")
+    return cells
+
+
+def rows_of(objective: Objective) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of an objective's table; a size without records says so."""
+    measured = [name for name in objective.folders if (RESULTS / name / "records").is_dir()]
+    results = {name: proof.read(RESULTS / name)[0] for name in measured}
+    metrics = [metric for metric in proof.HEADLINES if any(metric in found.metrics for found in results.values())]
+    both = [f"{proof.plain(metric)}: {what}" for metric in metrics for what in ("against AdamW", "of pruning alone")]
+    head, rows = ["training", "full training, FLOPs", "seeds", *both], []
+    for name in objective.folders:
+        row = [described(name)] + ["not measured yet"] * (name not in results)
+        if found := results.get(name):
+            runs = [values for arm in found.others if arm.family == objective.family for values in arm.quality.values()]
+            row += [f"{found.full['flops']:.2g}", str(max(map(len, runs), default=0))]
+            for metric in metrics:
+                row += cells_of(found, objective.family, metric) if metric in found.metrics else ["", ""]
+        rows.append(row + [""] * (len(head) - len(row)))
+    return head, rows
 
 
 def table() -> str:
     """The whole document."""
     parts = [HEAD]
-    for ladder in LADDERS:
-        head, rows = rows_of(ladder)
-        parts.append(f"## {ladder.objective}: {ladder.combination}\n\n{proof.markdown(head, rows)}")
+    for objective in OBJECTIVES:
+        head, rows = rows_of(objective)
+        parts.append(f"## {objective.name}: {objective.combination}\n\n{proof.markdown(head, rows)}")
     return "\n".join(parts)
 
 
