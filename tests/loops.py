@@ -1,7 +1,7 @@
 """Small runs of other libraries' trainers, for tests/integrations/test_integrations.py.
 
-Started as `loops.py LIBRARY FOLDER` under torchrun it makes a run, and resumes it from a checkpoint inside its second
-epoch; every rank leaves in FOLDER the samples of its steps and the parameters of both.
+Started as `loops.py FOLDER` under torchrun it makes a run with each library, and resumes it from a checkpoint inside
+its second epoch; every rank leaves in FOLDER/LIBRARY the samples of its steps and the parameters of both.
 """
 
 import sys
@@ -194,14 +194,16 @@ class Stateful:
                 torch.save(states, saved / f"{self.infobatch.rank}.pt")
 
 
-def main(library: str, folder: Path) -> None:
+LIBRARIES = ("transformers", "torchdata", "accelerate", "lightning")
+
+
+def run_and_resume(library: str, folder: Path) -> None:
     if library == "transformers":
         runs = [trainer(folder / name, ddp_backend="gloo") for name in ("whole", "resumed")]
         runs[0].train()
         runs[1].train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{RESUMED}"))
         models = [run.model for run in runs]
     elif library == "torchdata":
-        torch.distributed.init_process_group("gloo")
         runs = [Stateful(folder / "whole", num_workers=2)]
         runs += [Stateful(folder / "resumed", folder / "whole" / f"step-{RESUMED:03d}", num_workers=2)]
         models = [run.net for run in runs]
@@ -217,8 +219,10 @@ def main(library: str, folder: Path) -> None:
         models = [run.net for run in runs]
     found = {"steps": [run.steps for run in runs], "models": [model.state_dict() for model in models]}
     torch.save(found, folder / f"{torch.distributed.get_rank()}.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.distributed.init_process_group("gloo")
+    for library in LIBRARIES:
+        run_and_resume(library, Path(sys.argv[1], library))
+    torch.distributed.destroy_process_group()

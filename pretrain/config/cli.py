@@ -132,7 +132,7 @@ def _arguments(settings: dict[str, Any], cls: type, source: str) -> list[str]:
     arguments: list[str] = []
     for name, value in settings.items():
         if name not in known:
-            raise unknown_setting(name, list(known), source)
+            raise unknown_setting(name, known, source)
         kinds = (known[name], *typing.get_args(known[name]))  # of `tuple[float, float] | None` too
         if known[name] is bool:
             truth = value if isinstance(value, bool) else yaml.SafeLoader.bool_values.get(str(value).lower())

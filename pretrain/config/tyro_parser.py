@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +21,8 @@ import tyro
 
 from pretrain.core.errors import UserError, exit_on_user_error, writing_output
 
+# Texts for --help come from docstrings alone: without them tyro would tokenize the source for comments, at each start.
+DOCSTRINGS = (tyro.conf.HelptextFromCommentsOff,)
 MIN_COLUMNS = 20  # below 10 tyro never ends to break lines
 
 
@@ -34,9 +36,12 @@ def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + item.name, hints[item.name]
 
 
-def unknown_setting(name: str, known: Sequence[str], source: str) -> UserError:
-    """The error for a setting that does not exist, with the most similar one."""
-    near = get_close_matches(name.replace("-", "_"), known, 1, 0.5)
+def unknown_setting(name: str, known: Mapping[str, Any], source: str) -> UserError:
+    """The error for a setting that does not exist, with the most similar one of the known (types by name)."""
+    words = name.replace("-", "_")
+    near = get_close_matches(words, known, 1, 0.5)
+    if known.get(flag := words.removeprefix("no_")) is bool:
+        near = [".no_".join(flag.split("."))]
     near = near or [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
     return UserError(
         f"{source}there is no setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (--help lists them)"
@@ -73,7 +78,7 @@ def _show_help(function: Callable[..., Any], **options: Any) -> None:
     if shutil.get_terminal_size().columns < MIN_COLUMNS:
         os.environ["COLUMNS"] = str(MIN_COLUMNS)
     with writing_output():
-        tyro.cli(function, **options)
+        tyro.cli(function, config=DOCSTRINGS, **options)
     raise SystemExit(0)  # nothing could be written
 
 
@@ -94,7 +99,9 @@ def parse_settings(cls: type, arguments: list[str], default: Any, source: str) -
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            config, unknown = tyro.cli(cls, args=arguments, default=default, return_unknown_args=True)
+            config, unknown = tyro.cli(
+                cls, args=arguments, default=default, return_unknown_args=True, config=DOCSTRINGS
+            )
     except SystemExit:
         raise UserError(source + _sentence(message.getvalue())) from None
     except ValueError as error:  # older versions of tyro don't catch what __post_init__ raises
@@ -105,7 +112,7 @@ def parse_settings(cls: type, arguments: list[str], default: Any, source: str) -
                 f"{source}unexpected argument {unknown[0]!r}; settings are --name value, flags --name alone"
             )
         name = unknown[0].removeprefix("--").partition("=")[0]
-        raise unknown_setting(name, [name for name, _ in settings_of(cls)], source)
+        raise unknown_setting(name, dict(settings_of(cls)), source)
     return config
 
 
@@ -125,7 +132,7 @@ def call_with_options(function: Callable[..., Any], prog: str, arguments: list[s
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            return tyro.cli(function, prog=prog, args=arguments)
+            return tyro.cli(function, prog=prog, args=arguments, config=DOCSTRINGS)
     except SystemExit:
         raise UserError(f"{_sentence(message.getvalue())} (--help lists the options)") from None
 

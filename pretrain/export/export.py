@@ -22,7 +22,6 @@ from pretrain.core.files import read_json, require_plain, usual_mode
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.export import hub, model_card
 from pretrain.export.mae_weights import to_timm, to_transformers
-from pretrain.export.to_diffusers import to_diffusers
 from pretrain.training.metrics_log import MetricsLog
 from pretrain.training.summary import summarise, summary_rows
 
@@ -69,6 +68,8 @@ def _exported(
         component = config.component("model")
         to_transformers(bare(model), config.component("adapter"), folder / "transformers")
         return to_timm(bare(model), component.encoder, component.timm_arguments(shape), folder)
+    from pretrain.export.to_diffusers import to_diffusers  # diffusers' pipelines take seconds to import
+
     try:
         return to_diffusers(model, config.component("adapter"), folder, autoencoder, class_names)
     except SafetensorError as error:  # for example on a full disk

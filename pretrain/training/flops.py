@@ -24,6 +24,7 @@ PEAK_TFLOPS = {
     r"GeForce RTX 3090": (71.0, 35.6),
     r"GeForce RTX 4090": (165.2, 82.6),
 }
+SMALL = 5_000_000  # parameters of a network that is run to count its FLOPs
 
 
 class SampleCost(NamedTuple):
@@ -44,8 +45,9 @@ class SampleCost(NamedTuple):
 def profile_sample(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int) -> SampleCost:
     """Measure the cost of a sample by running the adapter on one black image, in training mode.
 
-    A copy runs on torch's meta device, where a network of any size takes seconds and no memory. An adapter or network
-    that needs the values of tensors runs on the model's device instead. Gradients of the model are None afterwards.
+    A copy of a small network runs on its own device, which takes milliseconds; of a larger one on torch's meta device,
+    where any size takes seconds and no memory. A large network, or its adapter, that needs the values of tensors runs
+    on the model's device itself. Gradients of the model are None afterwards.
 
     Args:
         adapter: the objective.
@@ -56,8 +58,10 @@ def profile_sample(adapter: Adapter, model: nn.Module, shape: tuple[int, int, in
     Raises:
         ValueError: the adapter does not return one loss per sample.
     """
+    small = sum(p.numel() for p in model.parameters()) <= SMALL
     try:  # with a copy of the adapter, too: noise schedulers of diffusers move their tables to the device of the images
-        found = _run(copy.deepcopy(adapter), on_meta_device(model).train(), shape, classes)
+        copied = copy.deepcopy(model) if small else on_meta_device(model)
+        found = _run(copy.deepcopy(adapter), copied.train(), shape, classes)
     except Exception:  # another error than the missing values will be raised again, outside of this one
         found = None
     if found is None:

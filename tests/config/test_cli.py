@@ -39,6 +39,7 @@ def test_a_home_that_is_not_there_is_a_name() -> None:
     ("arguments", "message"),
     [
         ("--optim.lrr 3", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("--no-data.flip", "there is no setting 'no-data.flip'; did you mean 'data.no_flip'?"),
         ("--lr 3", "there is no setting 'lr'; did you mean 'optim.lr'?"),
         ("--optim.lr fast", "--optim.lr must be a number, got 'fast'"),
         ("--data.size big", "--data.size must be a whole number, got 'big'"),

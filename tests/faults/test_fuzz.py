@@ -197,7 +197,7 @@ def made_up_state(data: st.DataObject, finished: Path, folder: Path) -> None:
     assert [each.name for each in folder.iterdir()] == ["run"]
 
 
-@settings(FEW, max_examples=12)
+@settings(FEW, max_examples=8)
 @given(data=st.data())
 def test_an_invalid_state_raises(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
     made_up_state(data, finished, tmp_path)

@@ -15,7 +15,21 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import ROOT
-from loops import BATCH, EPOCHS, EVERY_STEP, RESUMED, SIZE, Dicts, Looped, Net, Stateful, fit, points, trainer
+from loops import (
+    BATCH,
+    EPOCHS,
+    EVERY_STEP,
+    LIBRARIES,
+    RESUMED,
+    SIZE,
+    Dicts,
+    Looped,
+    Net,
+    Stateful,
+    fit,
+    points,
+    trainer,
+)
 from torch import nn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -323,33 +337,40 @@ def test_a_stateful_loader_that_sets_infobatch_back_is_noticed() -> None:
 # -- several processes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("library", ["transformers", "lightning", "accelerate", "torchdata"])
-def test_two_processes_are_one_also_after_a_resume(library: str, tmp_path: Path) -> None:
-    """The same samples in each step, each on one rank, and the same parameters up to rounding."""
+def alone(library: str, folder: Path) -> tuple[list[tuple[int, list[int]]], nn.Module]:
+    """Steps and network of a run of one process with the batches of two."""
+    if library == "transformers":
+        run = trainer(folder, save_strategy="no", per_device_train_batch_size=2 * BATCH)
+        run.train()
+        return run.steps, run.model
+    if library == "lightning":
+        module = fit(folder, {"every_n_epochs": 99}, batch=2 * BATCH)
+        return module.steps, module.net
+    loop = {"accelerate": Looped, "torchdata": Stateful}[library](folder, batch=2 * BATCH)
+    return loop.steps, loop.net
+
+
+def test_two_processes_are_one_also_after_a_resume(tmp_path: Path) -> None:
+    """The same samples in each step, each on one rank, and the same parameters up to rounding.
+
+    One launch for all libraries, which take long to import.
+    """
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [*launch, str(ROOT / "tests" / "loops.py"), library, str(tmp_path)]
+    words = [*launch, str(ROOT / "tests" / "loops.py"), str(tmp_path)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "no loss was passed" not in done.stderr
-    if library == "transformers":
-        run = trainer(tmp_path / "one", save_strategy="no", per_device_train_batch_size=2 * BATCH)
-        run.train()
-        steps, model = run.steps, run.model
-    elif library in ("accelerate", "torchdata"):
-        loop = {"accelerate": Looped, "torchdata": Stateful}[library](tmp_path / "one", batch=2 * BATCH)
-        steps, model = loop.steps, loop.net
-    else:
-        module = fit(tmp_path / "one", {"every_n_epochs": 99}, batch=2 * BATCH)
-        steps, model = module.steps, module.net
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for number, expected in enumerate((steps, steps[RESUMED:])):
-        for one, two, (epoch, used) in zip(*(rank["steps"][number] for rank in ranks), expected, strict=True):
-            assert one[0] == two[0] == epoch and len(one[1]) == len(two[1])
-            assert sorted(index for index in one[1] + two[1] if index >= 0) == sorted(used)
-        for rank in ranks:
-            for name, value in model.state_dict().items():
-                torch.testing.assert_close(rank["models"][number][name], value, rtol=1e-4, atol=1e-5)
+    for library in LIBRARIES:
+        steps, model = alone(library, tmp_path / "alone" / library)
+        ranks = [torch.load(tmp_path / library / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for number, expected in enumerate((steps, steps[RESUMED:])):
+            for one, two, (epoch, used) in zip(*(rank["steps"][number] for rank in ranks), expected, strict=True):
+                assert one[0] == two[0] == epoch and len(one[1]) == len(two[1]), library
+                assert sorted(index for index in one[1] + two[1] if index >= 0) == sorted(used), library
+            for rank in ranks:
+                for name, value in model.state_dict().items():
+                    torch.testing.assert_close(rank["models"][number][name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_gradient_checkpointing_changes_nothing(pictures: Path, finished: Path, 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 5
 
 
-@pytest.mark.parametrize("script", ["train_diffusion.py", pytest.param("train_mae.py", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("script", [pytest.param("train_diffusion.py", marks=pytest.mark.slow), "train_mae.py"])
 def test_compilation_changes_nothing(script: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     """Bit for bit if the compiler only traces; state names do not change, so it can be switched on or off on resume."""
     torch.compiler.reset()
