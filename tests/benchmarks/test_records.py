@@ -24,7 +24,12 @@ COMMANDS = DOCUMENT.replace("\\\n", " ").splitlines()
 LINES = [line for line in COMMANDS if line.startswith("python benchmarks/compare.py")]
 EXAMPLES = [line for line in COMMANDS if line.startswith("python benchmarks/compare_examples.py")]
 OF_EXAMPLES = {shlex.split(line)[shlex.split(line).index("--output-dir") + 1].rpartition("/")[2] for line in EXAMPLES}
+NOISE_SCHEDULES = {
+    **dict.fromkeys(("dit", "dit_x8", "dit_x64", "unet"), ["linear"]),
+    **dict.fromkeys(("dit_cosine", "dit_min_snr"), ["squaredcos_cap_v2"]),
+}
 RATIO = re.compile(r"[≤≥]?\d\.\d\d \[[^\]]*\]")
+VALUE = re.compile(r"[≤≥]\d\.\d\d(?! \[)|[≤≥]?\d\.\d\d \[[^\]]*\]")  # a ratio with its interval, or a bound alone
 
 
 def values(flags: list[str]) -> dict[str, float | str]:
@@ -104,8 +109,8 @@ def test_the_tables_are_those_of_the_records(records: Path) -> None:
     folder = records.parent
     text = proof.tables(*proof.read(folder))
     assert f"# {folder.name}\n\n{text}" == (folder / "table.md").read_text(), "run benchmarks/proof.py"
-    noise_schedule = "linear noise schedule" in text.partition("\n")[0]
-    assert noise_schedule == (folder.name in ("dit", "unet"))
+    schedule = re.findall(r"(\w+) noise schedule", text.partition("\n")[0])
+    assert schedule == NOISE_SCHEDULES.get(folder.name, [])
 
 
 @pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", "docs/policies.md", "docs/training.md"])
@@ -117,17 +122,25 @@ def test_ratios_in_documents_are_those_of_the_tables(document: str) -> None:
     assert set(RATIO.findall((ROOT / document).read_text())) <= known
 
 
-def test_the_table_of_the_readme_has_the_ratios_of_the_arms_that_are_named() -> None:
-    stated = [RATIO.findall(line) for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
-    named = re.findall(r"`([^`]+)`", re.findall(r"The README's rows are (.*)\.$", DOCUMENT, re.M)[0])
-    expected, arms = [], []
-    for word in named:  # arms, then the bench they are of
-        arms.append(word)
-        if word in ("dit", "mae"):
-            table = (ROOT / "benchmarks" / "results" / word / "table.md").read_text().partition("## Ratio to")[2]
-            expected += [RATIO.findall(table.partition(f"| {arm} |")[2].partition("\n")[0]) for arm in arms[:-1]]
-            arms = []
-    assert [row for row in stated if row] == expected
+@pytest.mark.parametrize(
+    ("number", "section", "sentence"),
+    [
+        (0, "## FLOPs for the quality", r"The README's families are (.*)\.$"),
+        (1, "## Ratio to", r"The README's arms are (.*)\.$"),
+    ],
+)
+def test_the_tables_of_the_readme_have_the_numbers_of_what_is_named(number: int, section: str, sentence: str) -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "README.md").read_text(), re.M)
+    table = [table for table in tables if RATIO.search(table)][number]
+    expected, names = [], []
+    for word in re.findall(r"`([^`]+)`", re.findall(sentence, DOCUMENT, re.M)[0]):  # names, then the bench they are of
+        names.append(word)
+        if word in ("dit", "flow", "mae"):
+            rows = (ROOT / "benchmarks" / "results" / word / "table.md").read_text().partition(section)[2]
+            expected += [VALUE.findall(rows.partition(f"| {name} |")[2].partition("\n")[0]) for name in names[:-1]]
+            names = []
+    found = [VALUE.findall(line) for line in table.splitlines()]
+    assert [row for row in found if row] == expected
 
 
 def test_every_recipe_that_predicts_noise_names_its_noise_schedule() -> None:
