@@ -45,7 +45,7 @@ def final(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
 
 def same(one: Path, other: Path) -> bool:
     """Bit for bit."""
-    names = ("model", "ema", "optimizer", "infobatch", "visits")
+    names = ("model", "ema", "optimizer", "infobatch", "times_used")
     pairs = [(final(one, name), final(other, name)) for name in names]
     return all(
         a.keys() == b.keys() and all(torch.equal(a[k].nan_to_num(), b[k].nan_to_num()) for k in a) for a, b in pairs

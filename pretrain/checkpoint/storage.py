@@ -314,7 +314,7 @@ VALUE_TYPES: dict[str, type | tuple[type, ...]] = {
     "progress": float,
     "optimizer": list,
     "infobatch": dict,
-    "nan_guard": dict,
+    "nonfinite": dict,
     "metrics": int,
     "bad_images": list,
     "bad_heldout_images": list,

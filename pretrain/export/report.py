@@ -296,7 +296,7 @@ def scores(record: Record) -> list[str]:
     state = record.checkpoint
     if state is None:
         return ["The run has no checkpoint yet, so it has no scores."]
-    score, count = state.tensors["infobatch"]["score"], state.tensors["visits"]["visits"]
+    score, count = state.tensors["infobatch"]["score"], state.tensors["times_used"]["times_used"]
     known = score[~score.isnan()]
     if not len(known):
         return ["No sample has a score yet: they come at the end of the first epoch."]

@@ -136,7 +136,7 @@ def micro_batches(run: Run, epoch: int) -> Iterator[MicroBatch]:
             torch.manual_seed(fold_seed(run.config.seed, run.state.step, run.accelerator.process_index))
         count = infobatch.global_batch_size(loaded.index)
         missing -= count
-        batch = run.state.nan_guard.filter(loaded._replace(level=infobatch.level(loaded.index)), problems)
+        batch = run.state.nonfinite.filter(loaded._replace(level=infobatch.level(loaded.index)), problems)
         batch = images.augmented(on_device(batch, device), epoch)
         yield MicroBatch(batch, count / step_size, not missing, start)
 
@@ -175,7 +175,7 @@ def optimizer_step(run: Run, epoch: int, micro: MicroBatch, losses: Losses) -> N
     mean_weight = infobatch.size / infobatch.length  # of this epoch's samples; it scales the norm of the gradient
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), config.optim.clip * mean_weight or math.inf)
     if norm is not None and run.accelerator.scaler is None:  # a GradScaler skips such steps itself
-        state.nan_guard.zero_bad_gradient(run.model, full(norm))
+        state.nonfinite.zero_bad_gradient(run.model, full(norm))
     stop, save_by_time = run.inspect(epoch) if sync else (0, False)
 
     middle = (micro.start + infobatch.progress) / 2  # so that no step has learning rate 0

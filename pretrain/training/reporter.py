@@ -111,7 +111,7 @@ class Reporter:
         """Draw the images that were used least and most often, if there is a difference."""
         if self.main:
             used, score = state.times_used, state.infobatch.score
-            self.picture("visits", lambda: plots.sample_counts(used, score, source), state.step)
+            self.picture("times-used", lambda: plots.sample_counts(used, score, source), state.step)
 
     def picture(self, name: str, draw: Callable[[], Tensor | None], step: int, file: str | None = None) -> None:
         """Draw a picture and write it to the run's pictures/ and to the trackers; a failure is a warning.

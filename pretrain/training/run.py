@@ -188,7 +188,7 @@ class Run:
         """What a checkpoint holds; all ranks call it. Later epochs don't change it."""
         self.source.train.skipped |= all_gather_set(self.source.train.skipped)
         state = self.state.state_dict(self.config, self.reporter.metrics.position)
-        state.tensors["visits"] = {"visits": self.state.times_used.clone()}  # changes before it is written
+        state.tensors["times_used"] = {"times_used": self.state.times_used.clone()}  # changes before it is written
         return state
 
     def inspect(self, epoch: int) -> tuple[int, bool]:
@@ -202,28 +202,28 @@ class Run:
         Raises:
             UserError: an image can't be read, or too many losses or gradients are not finite.
         """
-        guard = self.state.nan_guard
+        nonfinite = self.state.nonfinite
         step = f"epoch {epoch + 1}, step {self.state.step + 1}"
         with raise_on_all_ranks():
-            guard.raise_pending()
-        bad_samples = guard.bad_samples()
+            nonfinite.raise_pending()
+        bad_samples = nonfinite.bad_samples()
         stop, save, any_bad = max_over_ranks(
             self.stop_signal.signal, self.is_main and self.writer.due, bool(bad_samples)
         )
         if any_bad:
             before = len(self.source.train.skipped)
-            message = guard.exclude(all_gather_set(bad_samples))
+            message = nonfinite.exclude(all_gather_set(bad_samples))
             self._skipped += len(self.source.train.skipped) - before  # reported here
             self.reporter.display.print(f"warning: {step}: {message}; excluded from now on")
-        if reason := guard.reason_to_stop():
-            samples = sorted(all_gather_set({*guard.recent}))
+        if reason := nonfinite.reason_to_stop():
+            samples = sorted(all_gather_set({*nonfinite.recent}))
             parameters = full_state_dict(self.state.model)
             with raise_on_all_ranks():
                 if self.is_main:
                     replay_step.record(self.config.output_dir, parameters, samples, epoch=epoch)
                 hint = replay_step.hint(self.config.output_dir)
                 raise UserError(f"{step}: {reason}; lower --optim.lr, or {hint}")
-        guard.recent.clear()
+        nonfinite.recent.clear()
         return stop, bool(save)
 
     def exit_on_signal(self, number: int, epoch: int) -> None:

@@ -32,7 +32,7 @@ from pretrain.infobatch.sampler import InfoBatch
 from pretrain.training.blocking import build_blocking
 from pretrain.training.flops import SampleCost, profile_sample
 from pretrain.training.micro_batches import find_micro_batch_size, micro_batch_size
-from pretrain.training.nan_guard import NanGuard
+from pretrain.training.nonfinite import NonFinite
 from pretrain.training.optim import build_optimizer
 from pretrain.training.references import with_references
 from pretrain.training.reporter import Reporter
@@ -142,7 +142,7 @@ def _initial_state(
         ema,
         build_optimizer(model, config.optim),
         infobatch,
-        NanGuard(infobatch, source.train, accelerator.device),
+        NonFinite(infobatch, source.train, accelerator.device),
         accelerator.scaler,
         observers,
         source,

@@ -16,7 +16,7 @@ from pretrain.config.trusted_code import file_hash
 from pretrain.core.errors import UserError
 from pretrain.data.sources import Source
 from pretrain.infobatch.sampler import InfoBatch
-from pretrain.training.nan_guard import NanGuard
+from pretrain.training.nonfinite import NonFinite
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ class TrainState:
         ema: moving averages of its parameters.
         optimizer: the bare optimizer.
         infobatch: the scores and the position in the data.
-        nan_guard: samples that are excluded because their losses were not finite.
+        nonfinite: samples that are excluded because their losses were not finite.
         scaler: GradScaler under fp16, else None.
         observers: evaluators that also receive every batch.
         source: the data set, which has the names of skipped images.
@@ -70,7 +70,7 @@ class TrainState:
     ema: EMACollection
     optimizer: torch.optim.Optimizer
     infobatch: InfoBatch
-    nan_guard: NanGuard
+    nonfinite: NonFinite
     scaler: Any
     observers: Sequence[Observer]
     source: Source
@@ -108,7 +108,7 @@ class TrainState:
             **ema,
             "optimizer": moments,
             "infobatch": infobatch_tensors,
-            "visits": {"visits": self.times_used},
+            "times_used": {"times_used": self.times_used},
             "data": self.fingerprints,
             **{observer.name: observer.state_dict() for observer in self.observers},
         }
@@ -120,7 +120,7 @@ class TrainState:
             "optimizer": groups,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "infobatch": infobatch_values,
-            "nan_guard": self.nan_guard.state_dict(),
+            "nonfinite": self.nonfinite.state_dict(),
             "metrics": metrics,
             "bad_images": sorted(source.train.skipped),
             "bad_heldout_images": sorted(source.test.skipped),
@@ -167,17 +167,17 @@ class TrainState:
         except ValueError as error:
             raise UserError(f"--resume {path}: {error}") from None
         self._load_optimizer(state, values["optimizer"])
-        visits = tensors["visits"]["visits"]
-        if visits.shape != self.times_used.shape or (visits < 0).any():
-            raise ValueError("visits are not one number for each image")
+        used = tensors["times_used"]["times_used"]
+        if used.shape != self.times_used.shape or (used < 0).any():
+            raise ValueError("times_used is not one number for each image")
         self._load_infobatch(tensors["infobatch"], values["infobatch"], path)
         self.step, self.seconds = values["step"], values["seconds"]
-        self.times_used = visits.to(torch.int32)
+        self.times_used = used.to(torch.int32)
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
         self.source.train.skipped |= {*values["bad_images"]}
         self.source.test.skipped |= {*values["bad_heldout_images"]}
-        self.nan_guard.load_state_dict(values["nan_guard"])
+        self.nonfinite.load_state_dict(values["nonfinite"])
         for observer in self.observers:
             if observer.name in tensors:
                 observer.load_state_dict(tensors[observer.name], self.infobatch.progress)

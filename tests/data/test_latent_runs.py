@@ -154,4 +154,4 @@ def test_the_card_names_the_autoencoder(run: Path, plain: Path) -> None:
         in card
     )
     assert f"`{autoencoder['sha256']}`" in card
-    assert (run / "pictures" / "visits.png").is_file()
+    assert (run / "pictures" / "times-used.png").is_file()

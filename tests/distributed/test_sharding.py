@@ -131,8 +131,8 @@ def test_a_parameter_without_dimensions_is_refused() -> None:
 @pytest.mark.parametrize(("main", "due"), [(True, True), (True, False), (False, True)])
 def test_only_the_process_that_writes_checkpoints_says_when_one_is_due(main: bool, due: bool) -> None:
     """The others never write one, so for them one is always due after `checkpoint.minutes`."""
-    guard = Mock(**{"bad_samples.return_value": set(), "reason_to_stop.return_value": ""})
-    state = SimpleNamespace(nan_guard=guard, step=0)
+    nonfinite = Mock(**{"bad_samples.return_value": set(), "reason_to_stop.return_value": ""})
+    state = SimpleNamespace(nonfinite=nonfinite, step=0)
     writer, stop_signal = SimpleNamespace(due=due), SimpleNamespace(signal=0)
     run = SimpleNamespace(state=state, writer=writer, stop_signal=stop_signal, is_main=main)
     assert Run.inspect(run, 0) == (0, main and due)  # pyright: ignore[reportArgumentType]

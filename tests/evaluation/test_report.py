@@ -141,7 +141,7 @@ def test_each_curve_and_picture_shows_the_runs_own_numbers(flow: Path, pruned: P
     assert drawn["loss_by_level"][0] == evaluations
     checkpoint = records[1].checkpoint
     assert checkpoint is not None
-    score, count = checkpoint.tensors["infobatch"]["score"], checkpoint.tensors["visits"]["visits"]
+    score, count = checkpoint.tensors["infobatch"]["score"], checkpoint.tensors["times_used"]["times_used"]
     assert torch.equal(drawn["histogram"][0], score) and drawn["histogram"][1] == "score: the last loss"
     assert torch.equal(drawn["sample_counts"][0], count) and torch.equal(drawn["sample_counts"][1], score)
     captions = re.findall(r'<img class="sample2" data-caption="([^"]*)" src="data:image/png;base64,([^"]*)"', page)

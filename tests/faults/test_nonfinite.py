@@ -14,7 +14,7 @@ from programs import common, final, refused, same, train
 from pretrain.adapters import Batch
 from pretrain.core.errors import UserError
 from pretrain.infobatch.sampler import InfoBatch
-from pretrain.training import nan_guard, replay_step
+from pretrain.training import nonfinite, replay_step
 
 OWN = '''
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def test_too_many_nan_losses_stop_the_run_and_the_step_is_replayed(
 def test_non_finite_gradients_in_three_steps_stop_the_run(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Losses are finite, one parameter's gradient is not, in three steps, none of which changes the parameters."""
     norms: list[torch.Tensor] = []
-    gradient = nan_guard.NanGuard.zero_bad_gradient
+    gradient = nonfinite.NonFinite.zero_bad_gradient
 
     def broken(self, model, norm):
         norms.append(norm)
@@ -89,7 +89,7 @@ def test_non_finite_gradients_in_three_steps_stop_the_run(pictures: Path, tmp_pa
         gradient(self, model, torch.tensor(float("inf")))
         assert not any(value.grad is not None and value.grad.any() for value in model.parameters())
 
-    monkeypatch.setattr(nan_guard.NanGuard, "zero_bad_gradient", broken)
+    monkeypatch.setattr(nonfinite.NonFinite, "zero_bad_gradient", broken)
     sentence = refused("train_diffusion.py", *common(pictures, tmp_path / "run"))
     assert "step 3: the gradients of 3 steps in a row are not finite" in sentence and len(norms) == 3
     replay_step.main([str(tmp_path / "run")])
@@ -109,7 +109,7 @@ def test_a_diverging_run_stops_and_its_step_is_replayed(pictures: Path, tmp_path
 def test_left_out_samples_are_padding_on_a_device() -> None:
     """On the meta device; their indices are on the CPU."""
     images: Any = SimpleNamespace(handle=lambda problems: None)
-    ours = nan_guard.NanGuard(InfoBatch(5, epochs=1), images, torch.device("cpu"))
+    ours = nonfinite.NonFinite(InfoBatch(5, epochs=1), images, torch.device("cpu"))
     ours.load_state_dict({"set_aside": [1], "streak": 0})
     image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")
     batch = ours.filter(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])

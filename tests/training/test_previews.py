@@ -26,10 +26,10 @@ def test_a_tracker_gets_the_images_of_the_run(script: str, image: int, pictures:
     shown = EventAccumulator(str(folder / "trackers" / "run"), size_guidance={"images": 0})
     shown.Reload()
     found = {name: shown.Images(name) for name in shown.Tags()["images"]}
-    assert {name: len(events) for name, events in found.items()} == {"pictures": 2, "loss-by-level": 2, "visits": 1}
+    assert {name: len(events) for name, events in found.items()} == {"pictures": 2, "loss-by-level": 2, "times-used": 1}
     steps = [record["step"] for record in read_metrics(folder) if record["kind"] == "epoch"]
     assert [event.step for event in found["loss-by-level"]] == [steps[1], steps[3]]
-    for name, event in (("epoch-0004", found["pictures"][-1]), ("visits", found["visits"][-1])):
+    for name, event in (("epoch-0004", found["pictures"][-1]), ("times-used", found["times-used"][-1])):
         kept = np.asarray(Image.open(folder / "pictures" / f"{name}.png").convert("RGB"))
         logged = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
         assert np.array_equal(kept, np.asarray(logged))
@@ -38,7 +38,7 @@ def test_a_tracker_gets_the_images_of_the_run(script: str, image: int, pictures:
 
 def test_uses_of_samples_are_counted(finished: Path) -> None:
     """As many as were used; each sample at least once and at most once per epoch."""
-    count = final(finished, "visits")["visits"]
+    count = final(finished, "times_used")["times_used"]
     assert count.sum() == json.loads((finished / "summary.json").read_text())["samples_used"]
     assert count.min() >= 1 and count.max() == 4
 

@@ -48,8 +48,8 @@ def test_a_run_writes_its_files(script: str, infobatch: bool, pictures: Path, tm
         8,
     ]
     drawn = {path.name for path in (folder / "pictures").iterdir()}
-    charts = {"loss-by-level.png", "visits.png"}
-    assert drawn - charts == {f"epoch-000{n}.png" for n in (2, 4, 6, 8)} and ("visits.png" in drawn) == infobatch
+    charts = {"loss-by-level.png", "times-used.png"}
+    assert drawn - charts == {f"epoch-000{n}.png" for n in (2, 4, 6, 8)} and ("times-used.png" in drawn) == infobatch
     for path in (folder / "pictures").iterdir():
         assert np.asarray(Image.open(path)).std() > 0
     for message in (

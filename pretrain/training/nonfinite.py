@@ -17,7 +17,7 @@ MAX_STREAK = 3  # consecutive steps with a gradient that is not finite, after wh
 MAX_EXCLUDED = 0.01  # share of the samples, but at least one sample; the run stops if more are excluded
 
 
-class NanGuard:
+class NonFinite:
     """Keeps numbers that are not finite out of the parameters, and samples that cause them out of the batches.
 
     Args:
