@@ -2,6 +2,7 @@
 
 import copy
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -45,9 +46,9 @@ class SampleCost(NamedTuple):
 def profile_sample(adapter: Adapter, model: nn.Module, shape: tuple[int, int, int], classes: int) -> SampleCost:
     """Measure the cost of a sample by running the adapter on one black image, in training mode.
 
-    A copy of a small network runs on its own device, which takes milliseconds; of a larger one on torch's meta device,
-    where any size takes seconds and no memory. A large network, or its adapter, that needs the values of tensors runs
-    on the model's device itself. Gradients of the model are None afterwards.
+    A copy of a small network runs on its own device, which takes milliseconds; of a larger one, or if that fails, on
+    torch's meta device, where any size takes seconds and no memory. An adapter or network that needs the values of
+    tensors runs on the model's device itself. Gradients of the model are None afterwards.
 
     Args:
         adapter: the objective.
@@ -59,11 +60,12 @@ def profile_sample(adapter: Adapter, model: nn.Module, shape: tuple[int, int, in
         ValueError: the adapter does not return one loss per sample.
     """
     small = sum(p.numel() for p in model.parameters()) <= SMALL
-    try:  # with a copy of the adapter, too: noise schedulers of diffusers move their tables to the device of the images
-        copied = copy.deepcopy(model) if small else on_meta_device(model)
-        found = _run(copy.deepcopy(adapter), copied.train(), shape, classes)
-    except Exception:  # another error than the missing values will be raised again, outside of this one
-        found = None
+    found = None
+    for copied in (copy.deepcopy, on_meta_device) if small else (on_meta_device,):
+        # With a copy of the adapter, too: noise schedulers of diffusers move their tables to the device of the images.
+        with suppress(Exception):  # missing values, or memory; another error will be raised again below
+            found = _run(copy.deepcopy(adapter), copied(model).train(), shape, classes)
+            break
     if found is None:
         mode = model.training
         try:

@@ -29,7 +29,7 @@ from pretrain.core.rng import SampleRNG
 from pretrain.data.grid import to_uint8
 from pretrain.evaluation import evaluate, generate
 from pretrain.evaluation.validation_loss import ValidationLoss
-from pretrain.export import export, hub, model_card
+from pretrain.export import export, hub, model_card, to_diffusers
 
 
 @pytest.fixture(scope="module")
@@ -315,8 +315,8 @@ def test_a_picture_that_is_a_link_is_not_in_the_card(run: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("module", "name", "error"),
     [
-        (export, "to_diffusers", SafetensorError("I/O error: No space left on device (os error 28)")),
-        (export, "to_diffusers", OSError(30, "Read-only file system")),
+        (to_diffusers, "to_diffusers", SafetensorError("I/O error: No space left on device (os error 28)")),
+        (to_diffusers, "to_diffusers", OSError(30, "Read-only file system")),
         (model_card, "write", OSError(28, "No space left on device")),
     ],
     ids=["full", "read-only", "full for the card"],
