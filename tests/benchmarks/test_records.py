@@ -70,7 +70,8 @@ def test_the_documented_commands_make_the_records_and_no_others(records: Path, m
                 assert shlex.split(record["command"]) == ["python", program, *again]
                 generated = program == "train_diffusion.py" and comparison.images > 0
                 assert ("frechet_distance" in record["quality"]) == generated, name
-        flags = [f"--{'optim.name' if key == 'optim' else key}={value}" for key, value in valid.items()]
+        named = {"optim.name" if key == "optim" else key: value for key, value in valid.items()}
+        flags = [f"--{key}={value}" if value else f"--{key}" for key, value in named.items()]
         parse([*recipe, *flags], adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
     assert made == found.keys() - gone
 
