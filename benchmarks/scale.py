@@ -17,7 +17,7 @@ Made by `python benchmarks/scale.py` from the records; [benchmarks/README.md](..
 defines metrics and intervals. *Against AdamW*: the FLOPs at which the combination reaches the quality of full
 training with AdamW at its best learning rate, as a share of that training's. *Of pruning alone*: the same against
 full training with the combination's own optimizer, network and objective; empty where the combination leaves no
-sample or level out.
+sample or level out, or where that full training was not run.
 """
 
 
@@ -71,9 +71,10 @@ def cells_of(found: proof.Results, family: str, metric: str) -> list[str]:
     """The FLOPs of a family for the quality of full training with AdamW, and with its own setup; "" where unknown."""
     arms = [arm for arm in found.others if arm.family == family and metric in arm.quality]
     own = found.curve(arms, metric)
-    pruned = bool(arms) and all(arm.pruned for arm in arms)
+    same = ordinary(found.arms, arms[0].setup) if arms and all(arm.pruned for arm in arms) else []
+    longest = max((arm.cost["samples_used"] for arm in same), default=0)
     cells = []
-    for baseline in (found.baseline, ordinary(found.arms, arms[0].setup) if pruned else []):
+    for baseline in (found.baseline, same if longest >= 0.99 * found.full["samples_used"] else []):
         full = found.curve(baseline, metric)
         cells.append(str(share_of_full(full, own, metric)) if full and own else "")
     return cells
