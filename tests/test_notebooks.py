@@ -28,7 +28,7 @@ def test_the_stored_outputs_are_small_and_without_errors(path: Path) -> None:
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
 
 
-def call(line: str) -> None:
+def run_line(line: str) -> None:
     """One line of a shell cell: `python -m pretrain` in this process, which has imported everything; others by bash."""
     words, _, end = line.partition(" > ")
     if not words.startswith("python -m pretrain "):
@@ -55,7 +55,7 @@ def test_the_cells_of_a_notebook_run(path: Path, tmp_path: Path, monkeypatch: py
             if source.startswith("%%bash\n"):
                 shell = source.removeprefix("%%bash\n").replace("\\\n", " ")
                 for line in shell.replace("--evaluate.every 4", "--evaluate.every 1").splitlines():
-                    call(line)
+                    run_line(line)
             else:
                 exec(compile(source, path.name, "exec"), space)
 

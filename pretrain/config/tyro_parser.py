@@ -40,8 +40,9 @@ def unknown_setting(name: str, known: Mapping[str, Any], source: str) -> UserErr
     """The error for a setting that does not exist, with the most similar one of the known (types by name)."""
     words = name.replace("-", "_")
     near = get_close_matches(words, known, 1, 0.5)
-    if known.get(flag := words.removeprefix("no_")) is bool:
-        near = [".no_".join(flag.split("."))]
+    head, _, flag = words.removeprefix("no_").rpartition(".")
+    if not source and known.get(f"{head}.{flag}") is bool:  # on the command line
+        near = [f"{head}.no_{flag}"]
     near = near or [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
     return UserError(
         f"{source}there is no setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (--help lists them)"
