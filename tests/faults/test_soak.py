@@ -111,7 +111,15 @@ PLANTS = [
 ]
 
 
-@pytest.mark.parametrize(("first", "fault", "message"), PLANTS, ids=[plant[0].__name__ for plant in PLANTS])
+@pytest.mark.parametrize(
+    ("first", "fault", "message"),
+    [
+        pytest.param(
+            *plant, id=plant[0].__name__, marks=[] if plant[0] in (forgetful, sizes_only) else pytest.mark.slow
+        )
+        for plant in PLANTS
+    ],
+)
 def test_the_soak_notices_a_broken_guarantee(
     first: Callable[[], None], fault: str, message: str, undisturbed: soak.Soak, monkeypatch: pytest.MonkeyPatch
 ) -> None:

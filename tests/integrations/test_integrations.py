@@ -96,7 +96,7 @@ def test_the_trainer_is_the_plain_loop(accumulate: int, drop_last: bool, tmp_pat
     assert all(0 < one <= two <= EPOCHS for one, two in pairwise(logged))
 
 
-@pytest.mark.parametrize(("accumulate", "evaluate"), [(1, "epoch"), (2, "steps")])
+@pytest.mark.parametrize(("accumulate", "evaluate"), [pytest.param(1, "epoch", marks=pytest.mark.slow), (2, "steps")])
 def test_the_trainer_is_killed_anywhere(accumulate: int, evaluate: str, tmp_path: Path) -> None:
     """A checkpoint after every step: each continues to the same bits with the samples that are left."""
     more = {"gradient_accumulation_steps": accumulate, "eval_strategy": evaluate, "eval_steps": 2}
