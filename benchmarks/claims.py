@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import proof
-from matched_quality import Arm, best_of
+from matched_quality import Arm
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
@@ -185,7 +185,7 @@ def rows_of(claim: Claim) -> list[list[str]]:
     rows = []
     random = [name for name in RANDOM if name in arms][:1]
     for name in [*random, *claim.arms]:
-        best = best_of(arms[name], claim.metric)
+        best = found.best(arms[name], claim.metric)
         used, seeds = f"{best.cost['samples_used'] / full:.2f}", str(len(best.quality[claim.metric]))
         ratio = found.ratio(arms[name], found.base, claim.metric)
         if best.cost["flops"] >= 0.995 * found.full["flops"]:

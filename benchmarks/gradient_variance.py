@@ -51,6 +51,7 @@ BINS = 32  # of the level axis, for the best possible density
 STRATA = 8  # of the level axis, for levels stratified within the batch
 HALF = 0.5  # share of the batch that is selected by new losses
 SHARE = 0.65  # budget of the policies that have one
+UNIFORM = torch.ones(1, 1, dtype=torch.float64)  # density of levels
 
 
 class Gradients(NamedTuple):
@@ -67,9 +68,9 @@ class Gradients(NamedTuple):
 class Estimate(NamedTuple):
     """An estimator of the mean gradient."""
 
-    keep: Tensor  # float64 [S] or [S, D]; probability p of each sample
+    keep: Tensor  # float64, broadcastable to [S, D, 2]; probability p of each sample
     share: float  # K: mean of p over the data set
-    density: Tensor  # float64 [bins]; density d of levels
+    density: Tensor  # float64 [bins, 1 or 2]; density d of levels
     cost: float = 1.0  # of a sample that is used, relative to a forward and backward pass
 
 
@@ -138,16 +139,26 @@ def second_moment(gradients: Gradients, estimate: Estimate) -> Tensor:
     """K |g|^2 / (p d) of each sample, averaged over its levels: float64 [S, 2]."""
     keep, share, density, _ = estimate
     bin = (gradients.level * len(density)).long()
-    p = keep if keep.ndim == 2 else keep[:, None]
-    return share * (gradients.square / (p * density[bin])[..., None]).mean(dim=1)
+    return share * (gradients.square / (keep * density[bin])).mean(dim=1)
 
 
 def by_rule(gradients: Gradients, rule: SamplingRule, score: Tensor) -> Estimate:
     """The estimator of a sampling rule; `score` is that of all samples, float32 [N]."""
     band = torch.bucketize(score, rule.edges, right=True)
     keep = torch.where(score.isnan(), torch.full_like(rule.keep, rule.unseen)[0], rule.keep[band])
-    density = torch.ones(1, dtype=torch.float64) if rule.density is None else rule.density / rule.density.mean()
-    return Estimate(keep[gradients.index.cpu()], keep.mean().item(), density)
+    density = UNIFORM if rule.density is None else (rule.density / rule.density.mean())[:, None]
+    return Estimate(keep[gradients.index.cpu()][:, None, None], keep.mean().item(), density)
+
+
+def best_density(gradients: Gradients) -> Tensor:
+    """The density of levels with the least second moment, plain and preconditioned: float64 [BINS, 2].
+
+    It is proportional to the root of the mean squared gradient in each bin (Cauchy-Schwarz).
+    """
+    bin = (gradients.level * BINS).long().flatten()
+    total = torch.zeros(BINS, 2, dtype=torch.float64).index_add_(0, bin, gradients.square.flatten(0, 1))
+    density = (total / torch.bincount(bin, minlength=BINS)[:, None]).sqrt()
+    return density / density.mean(dim=0)
 
 
 def proportional(size: Tensor, share: float) -> Tensor:
@@ -166,26 +177,21 @@ def policies(run: LoadedRun, gradients: Gradients) -> dict[str, Estimate]:
     levels.restore(state["levels"])
     reliability.sums = state["reliability"]
     stats = ScoreStats(levels.mean / levels.mean.mean(), reliability.reliability or 0.0)
-    uniform = torch.ones(1, dtype=torch.float64)
     found = {}
     raw = gradients.loss[:, 0].float()  # at a random level
     below = raw < raw.mean()
     p = torch.where(below, 0.5, 1.0).double()
-    found["infobatch"] = Estimate(p, p.mean().item(), uniform)
+    found["infobatch"] = Estimate(p[:, None, None], p.mean().item(), UNIFORM)
     found["infobatch rule, corrected scores"] = by_rule(gradients, POLICIES["infobatch"](score, stats), score)
     for name, settings in (("samples", {"over": "samples"}), ("levels", {"over": "levels"}), ("importance", {})):
         policy = POLICIES["importance"]
         found[name] = by_rule(gradients, policy(score, stats, share=SHARE, **settings), score)
-    by_sample = gradients.square[..., 0].mean(dim=1)
-    bin = (gradients.level * BINS).long().flatten()
-    density = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bin, gradients.square[..., 0].flatten())
-    density = (density / torch.bincount(bin, minlength=BINS)).sqrt()
-    density = density / density.mean()
-    ideal = proportional(by_sample.sqrt(), SHARE)
-    found["best possible choice of samples"] = Estimate(ideal, SHARE, uniform)
-    found["best possible choice of levels"] = Estimate(torch.full_like(ideal, SHARE), SHARE, density)
-    fresh = proportional(gradients.loss.sqrt(), HALF)
-    found["backward of half the batch, by fresh losses"] = Estimate(fresh, HALF, uniform, (1 + 2 * HALF) / (3 * HALF))
+    norms = gradients.square.mean(dim=1, keepdim=True).sqrt()  # [S, 1, 2]
+    ideal = torch.stack([proportional(norms[..., kind], SHARE) for kind in range(2)], dim=-1)
+    found["best possible choice of samples"] = Estimate(ideal, SHARE, UNIFORM)
+    found["best possible choice of levels"] = Estimate(torch.ones(1, 1, 1).double(), 1.0, best_density(gradients))
+    fresh = proportional(gradients.loss.sqrt(), HALF)[..., None]
+    found["backward of half the batch, by fresh losses"] = Estimate(fresh, HALF, UNIFORM, (1 + 2 * HALF) / (3 * HALF))
     return found
 
 

@@ -1,8 +1,9 @@
 """Cost at matched quality: arms from records, the curve of a baseline, ratios and their intervals.
 
-Intervals are 95 % of a bootstrap over seeds. The quality of a run is modelled as a sum: its arm, its seed, a remainder
-(least squares). In each draw every seed gets one of the estimated seed effects, the same for all arms, and every run
-one of the remainders of all runs; both are scaled by their degrees of freedom. So a seed that is good for all arms
+The quality of a run is modelled as a sum: its arm, its seed, a remainder (least squares). An arm's quality is what the
+model expects over all seeds, so that arms with different seeds compare. Intervals are 95 % of a bootstrap: in each draw
+every seed gets one of the estimated seed effects, the same for all arms, and every run one of the remainders of all
+runs; both are scaled by their degrees of freedom, and the model is fitted again. So a seed that is good for all arms
 alike cancels, and the remainders are known from the runs of all arms, where one arm has three or five. In each draw
 the best learning rates are selected anew; where several are equally good, that flatters the baseline, and intervals
 err upwards.
@@ -195,28 +196,26 @@ def by_length(arms: Sequence[Arm], metric: str) -> list[list[Arm]]:
     return [sorted(group, key=lambda arm: arm.lr) for group in groups.values()]
 
 
-def mean(arm: Arm, metric: str) -> float:
-    """An arm's mean quality."""
-    return float(np.mean(list(arm.quality[metric].values())))
-
-
-def best_of(group: Sequence[Arm], metric: str) -> Arm:
-    """The arm with the best mean quality."""
-    return (min if better_is_lower(metric) else max)(group, key=lambda arm: mean(arm, metric))
+def best_of(group: Sequence[Arm], draws: dict[str, np.ndarray], metric: str) -> Arm:
+    """The arm with the best quality; `draws` are those of `resampled`."""
+    return (min if better_is_lower(metric) else max)(group, key=lambda arm: draws[arm.name][0])
 
 
 def spread(arm: Arm, metric: str) -> str:
-    """An arm's mean quality with its standard deviation over seeds."""
+    """The mean of an arm's runs with their standard deviation."""
     values = list(arm.quality[metric].values())
     digits = 4 - (abs(values[0]) >= 1) - (abs(values[0]) >= 10)
-    return f"{mean(arm, metric):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 # -- cost at matched quality --------------------------------------------------------------------
 
 
 def resampled(arms: Sequence[Arm], metric: str) -> dict[str, np.ndarray]:
-    """Each arm's mean quality, [1 + DRAWS]: the measured one, then bootstrap draws; [1] if nothing was repeated."""
+    """Each arm's quality, [1 + DRAWS]: the measured one, then bootstrap draws; [1] if nothing was repeated.
+
+    Where no seeds connect the arms, an arm's quality is the mean of its own runs.
+    """
     arms = [arm for arm in arms if metric in arm.quality]
     runs = [(arm.name, seed, value) for arm in arms for seed, value in arm.quality[metric].items()]
     seeds = sorted({seed for _, seed, _ in runs})
@@ -225,19 +224,25 @@ def resampled(arms: Sequence[Arm], metric: str) -> dict[str, np.ndarray]:
     for row, (name, seed, _) in zip(design, runs, strict=True):
         row[[columns[name], columns[seed]]] = 1
     values = np.array([value for *_, value in runs])
-    effects, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    measured = {arm.name: np.array([mean(arm, metric)]) for arm in arms}
+    fit, rank = np.linalg.pinv(design), np.linalg.matrix_rank(design)
+    if rank == len(columns) - 1:  # all arms are connected by seeds
+        estimate = fit[: len(arms)] + fit[len(arms) :].mean(axis=0)  # [arms, runs]
+    else:
+        estimate = (design[:, : len(arms)] / design[:, : len(arms)].sum(axis=0)).T
+    quality = estimate @ values
     if len(runs) == rank:
-        return measured
-    remainder = (values - design @ effects) * (len(runs) / (len(runs) - rank)) ** 0.5
-    common = effects[len(arms) :] - effects[len(arms) :].mean()
-    common *= (len(seeds) / (len(seeds) - 1)) ** 0.5
+        return {arm.name: quality[n : n + 1] for n, arm in enumerate(arms)}
+    remainder = (values - design @ (fit @ values)) * (len(runs) / (len(runs) - rank)) ** 0.5
+    common = (fit @ values)[len(arms) :]
+    common = (common - common.mean()) * (len(seeds) / (len(seeds) - 1)) ** 0.5
     of_seed = {seed: np.random.default_rng(seed).choice(common, DRAWS) for seed in seeds}
-    for arm in arms:
-        own = np.random.default_rng([*arm.name.encode()]).choice(remainder, (len(arm.quality[metric]), DRAWS))
-        error = np.mean([of_seed[seed] + row for seed, row in zip(arm.quality[metric], own, strict=True)], axis=0)
-        measured[arm.name] = measured[arm.name] + np.concatenate([[0.0], error])
-    return measured
+    errors = [
+        np.random.default_rng([*arm.name.encode()]).choice(remainder, (len(arm.quality[metric]), DRAWS))
+        + np.stack([of_seed[seed] for seed in arm.quality[metric]])
+        for arm in arms
+    ]
+    drawn = quality[:, None] + estimate @ np.concatenate(errors)
+    return {arm.name: np.append(quality[n], drawn[n]) for n, arm in enumerate(arms)}
 
 
 def curve_of(arms: Sequence[Arm], draws: dict[str, np.ndarray], metric: str) -> Curve | None:

@@ -68,6 +68,10 @@ class Results:
         """The curve through arms; None if none of them has the metric."""
         return curve_of(arms, self.draws[metric], metric)
 
+    def best(self, arms: Sequence[Arm], metric: str) -> Arm:
+        """The one of the arms, which all have the metric, that is best by it."""
+        return best_of(arms, self.draws[metric], metric)
+
     def ratio(self, arms: Sequence[Arm], setup: Setup, metric: str) -> str:
         """The best arm's ratio to a setup's ordinary training; "" if there is none, or the arms belong to it."""
         return self._beside(setup, ratio, arms, metric)
@@ -119,7 +123,7 @@ def scan_table(found: Results) -> str:
             row.append(", ".join(f"{arm.lr:.2g}" for arm in group))
             for metric in found.metrics:
                 measured = [arm for arm in group if metric in arm.quality]
-                best = best_of(measured, metric) if measured else None
+                best = found.best(measured, metric) if measured else None
                 edge = "†" if best in (measured[:1] + measured[-1:]) else ""
                 row.append(f"{spread(best, metric)} at {best.lr:.2g}{edge}" if best else "")
             rows.append(row)
@@ -132,7 +136,7 @@ def ratio_table(found: Results) -> str:
     for arm in found.others:
         row = [
             arm.name,
-            str(max(map(len, arm.quality.values()))),
+            " to ".join(map(str, sorted({*map(len, arm.quality.values())}))),  # metrics may have been added later
             found.share(arm, "flops"),
         ]
         for metric in found.metrics:
@@ -150,16 +154,26 @@ def own_table(found: Results) -> str:
     return (markdown(["arm", *map(plain, found.metrics)], rows) if rows else "") + OWN.format(found.optimizer)
 
 
+def by_rate(found: Results, family: str) -> dict[str, list[Arm]]:
+    """A family's arms: all, by its name; and those of each learning rate that has several lengths, by name and rate."""
+    arms = [arm for arm in found.others if arm.family == family]
+    rates = sorted(
+        {arm.lr for arm in arms if len(by_length([a for a in arms if a.lr == arm.lr], found.metrics[0])) > 1}
+    )
+    groups = {f"{family}, learning rate {rate:g}": [arm for arm in arms if arm.lr == rate] for rate in rates}
+    return {family: arms} | (groups if len({arm.lr for arm in arms}) > 1 else {})
+
+
 def full_table(found: Results) -> str:
-    """FLOPs at which each family, at its best learning rates, reaches the quality of full training."""
+    """FLOPs at which each family reaches the quality of full training: at its best learning rates, and at each."""
     rows = []
     for family in dict.fromkeys(arm.family for arm in found.others):
-        row = [family]
-        for metric in found.metrics:
-            full = found.curve(found.baseline, metric)
-            own = found.curve([arm for arm in found.others if arm.family == family], metric)
-            row.append(str(share_of_full(full, own, metric)) if full and own else "")
-        rows.append(row)
+        for name, arms in by_rate(found, family).items():
+            row = [name]
+            for metric in found.metrics:
+                full, own = found.curve(found.baseline, metric), found.curve(arms, metric)
+                row.append(str(share_of_full(full, own, metric)) if full and own else "")
+            rows.append(row)
     return markdown(["family", *map(plain, found.metrics)], rows)
 
 
@@ -182,7 +196,7 @@ def prediction_table(found: Results, variance: dict[str, list[list[float]]]) -> 
 def level_table(found: Results) -> str:
     """Each arm's validation loss by level relative to ordinary training with the same number of samples."""
     metric = HEADLINES[0]
-    curve = [best_of(group, metric) for group in by_length(found.baseline, metric)]
+    curve = [found.best(group, metric) for group in by_length(found.baseline, metric)]
     columns = np.array([arm.levels.mean(axis=0) for arm in curve if arm.levels is not None]).T
     cost, rows = [arm.cost["samples_used"] for arm in curve if arm.levels is not None], []
     for arm in found.others:
@@ -248,7 +262,7 @@ def figure(found: Results, path: Path) -> None:
     chart, axes = pyplot.subplots(1, len(found.metrics), figsize=(5 * len(found.metrics), 4.2), squeeze=False)
     for axis, metric in zip(axes[0], found.metrics, strict=True):
         for (name, arms), colour in zip(curves.items(), colours, strict=False):
-            points = [best_of(group, metric) for group in by_length(arms, metric)]
+            points = [found.best(group, metric) for group in by_length(arms, metric)]
             values = [list(point.quality[metric].values()) for point in points]
             axis.errorbar(
                 [point.cost["flops"] / found.full["flops"] for point in points],

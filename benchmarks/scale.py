@@ -3,21 +3,23 @@
 python benchmarks/scale.py      # writes benchmarks/results/scale.md
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import proof
-from matched_quality import ordinary, recipe, share_of_full
+from matched_quality import Arm, ordinary, recipe, share_of_full
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# The saving at several sizes
 
 Made by `python benchmarks/scale.py` from the records; [benchmarks/README.md](../README.md) has the commands and
-defines metrics and intervals. *Against AdamW*: the FLOPs at which the combination reaches the quality of full
-training with AdamW at its best learning rate, as a share of that training's. *Of pruning alone*: the same against
-full training with the combination's own optimizer, network and objective; empty where the combination leaves no
-sample or level out, or where that full training was not run.
+defines metrics and intervals. A row is one learning rate of the combination, the same for all metrics. *Against
+AdamW*: the FLOPs at which the combination reaches the quality of full training with AdamW at its best learning rate by
+the metric in question, as a share of that training's. *Of pruning alone*: the same against full training with the
+combination's own optimizer, network and objective; empty where the combination leaves no sample or level out, or where
+that full training was not run.
 """
 
 
@@ -67,9 +69,8 @@ def described(name: str) -> str:
     return f"`{name}`: {count:,} images of {images}, {found['epochs']} epochs"
 
 
-def cells_of(found: proof.Results, family: str, metric: str) -> list[str]:
-    """The FLOPs of a family for the quality of full training with AdamW, and with its own setup; "" where unknown."""
-    arms = [arm for arm in found.others if arm.family == family and metric in arm.quality]
+def cells_of(found: proof.Results, arms: Sequence[Arm], metric: str) -> list[str]:
+    """The FLOPs of arms for the quality of full training with AdamW, and with their own setup; "" where unknown."""
     own = found.curve(arms, metric)
     same = ordinary(found.arms, arms[0].setup) if arms and all(arm.pruned for arm in arms) else []
     longest = max((arm.cost["samples_used"] for arm in same), default=0)
@@ -81,20 +82,25 @@ def cells_of(found: proof.Results, family: str, metric: str) -> list[str]:
 
 
 def rows_of(objective: Objective) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of an objective's table; a size without records says so."""
+    """Head and rows of an objective's table, a row for each learning rate; a size without records says so."""
     measured = [name for name in objective.folders if (RESULTS / name / "records").is_dir()]
     results = {name: proof.read(RESULTS / name)[0] for name in measured}
     metrics = [metric for metric in proof.HEADLINES if any(metric in found.metrics for found in results.values())]
     both = [f"{proof.plain(metric)}: {what}" for metric in metrics for what in ("against AdamW", "of pruning alone")]
-    head, rows = ["training", "full training, FLOPs", "seeds", *both], []
+    head, rows = ["training", "full training, FLOPs", "learning rate", "seeds", *both], []
     for name in objective.folders:
-        row = [described(name)] + ["not measured yet"] * (name not in results)
-        if found := results.get(name):
-            runs = [values for arm in found.others if arm.family == objective.family for values in arm.quality.values()]
-            row += [f"{found.full['flops']:.2g}", str(max(map(len, runs), default=0))]
+        found = results.get(name)
+        groups = proof.by_rate(found, objective.family) if found else {}
+        if len(groups) > 1:
+            groups.pop(objective.family)  # at several rates
+        for arms in filter(None, groups.values()):
+            seeds = max(len(values) for arm in arms for values in arm.quality.values())
+            row = [described(name), f"{found.full['flops']:.2g}", f"{arms[0].lr:g}", str(seeds)]
             for metric in metrics:
-                row += cells_of(found, objective.family, metric) if metric in found.metrics else ["", ""]
-        rows.append(row + [""] * (len(head) - len(row)))
+                row += cells_of(found, arms, metric) if metric in found.metrics else ["", ""]
+            rows.append(row)
+        if not groups:
+            rows.append([described(name), "not measured yet"] + [""] * (len(head) - 2))
     return head, rows
 
 

@@ -27,7 +27,7 @@ def test_the_predicted_variance_is_that_of_the_estimate() -> None:
     keep = 0.2 + 0.8 * torch.rand(s, generator=rng).double()
     density = torch.tensor([0.3, 0.8, 1.2, 1.7]).double()
     share = keep.mean().item()
-    estimate = gradient_variance.Estimate(keep, share, density)
+    estimate = gradient_variance.Estimate(keep[:, None, None], share, density[:, None])
     predicted = (gradient_variance.second_moment(visits, estimate).mean(0) - mean)[0].item()
 
     chance = (density[(level[0] * 4).long()] / d).expand(s, -1)
@@ -39,6 +39,25 @@ def test_the_predicted_variance_is_that_of_the_estimate() -> None:
     between = g.mean(1).square().sum(-1).mean() - mean[0]
     measured = estimates.var(dim=0).sum().item() * s * share + share * (between + mean[0]).item() - mean[0].item()
     assert measured == pytest.approx(predicted, rel=0.05)
+
+
+def test_the_best_density_has_the_least_second_moment_of_each_kind() -> None:
+    """Of densities over the same bins; squared gradients are generated, plain and preconditioned ones differently."""
+    rng = torch.Generator().manual_seed(1)
+    level = ((torch.rand(400, 1, generator=rng) + torch.arange(16) / 16) % 1.0).double()
+    square = torch.stack([level.exp(), 2 - level], dim=-1) * torch.rand(400, 16, 2, generator=rng).double()
+    gradients = gradient_variance.Gradients(torch.arange(400), level, level, square, torch.zeros(2), torch.zeros(2))
+
+    def moment(density: torch.Tensor) -> torch.Tensor:
+        whole = gradient_variance.Estimate(torch.ones(1, 1, 1).double(), 1.0, density)
+        return gradient_variance.second_moment(gradients, whole).mean(0)
+
+    best = gradient_variance.best_density(gradients)
+    assert not torch.allclose(best[:, 0], best[:, 1], rtol=0.1)
+    for _ in range(50):
+        other = best * (1 + 0.3 * torch.randn(len(best), 2, generator=rng).double().clamp(-2, 2))
+        assert (moment(other / other.mean(0)) > moment(best)).all()
+    assert (moment(gradient_variance.UNIFORM) > moment(best)).all()
 
 
 def test_proportional_shares_sum_to_the_budget() -> None:

@@ -118,7 +118,7 @@ def test_an_arm_with_the_runs_of_another_has_its_ratio() -> None:
     records = bench(rng, 1.0, 0.02, 0.02, 3)
     twin = [run | {"arm": "twin", "family": "twin"} for run in records if run["arm"] == "arm"]
     one, two = (ratio_of(records + twin, name) for name in ("arm", "twin"))
-    assert one.value == two.value and one.sides == two.sides
+    assert one.value == pytest.approx(two.value) and one.sides == two.sides
     assert (one.low, one.high) == pytest.approx((two.low, two.high), abs=0.01)
 
 
@@ -131,7 +131,7 @@ def test_joint_resampling_makes_intervals_narrower_where_seeds_have_a_common_eff
         joint = ratio_of(records)
         exchanged = {name: rng.permutation(5) for name in sorted({run["arm"] for run in records})}
         apart = ratio_of([run | {"seed": int(exchanged[run["arm"]][run["seed"]])} for run in records])
-        assert joint.value == apart.value
+        assert joint.value == pytest.approx(apart.value)
         narrower.append((joint.high - joint.low) / (apart.high - apart.low))
     assert np.mean(narrower) < 0.6
 
@@ -142,6 +142,21 @@ def test_an_arm_with_few_seeds_is_resampled_with_those_of_the_others() -> None:
     one = ratio_of([run for run in records if run["arm"] != "arm" or run["seed"] == 2])
     five = ratio_of(records)
     assert one.high - one.low > five.high - five.low > 0
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True))
+@settings(max_examples=15, deadline=None)
+def test_an_arm_with_few_seeds_is_compared_with_the_same_seeds_of_the_others(own: list[int]) -> None:
+    """However much better than others these seeds are."""
+    records = bench(np.random.default_rng(0), 0.7, 0.0, 0.3, seeds=5)
+    found = ratio_of([run for run in records if run["arm"] != "arm" or run["seed"] in own])
+    assert found.value == pytest.approx(0.7, abs=1e-6)
+
+
+def test_arms_without_a_common_seed_are_compared_by_their_means() -> None:
+    records = bench(np.random.default_rng(0), 0.7, 0.0, 0.0, seeds=3)
+    moved = [run | {"seed": run["seed"] + 10 * (run["arm"] == "arm")} for run in records]
+    assert ratio_of(moved).value == pytest.approx(0.7, abs=1e-6)
 
 
 def test_learning_rates_are_selected_anew_in_every_draw() -> None:
