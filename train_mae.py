@@ -29,7 +29,7 @@ def main(config: Config) -> None:
     source = open_data(config.data, config.seed)
     if source.autoencoder is not None:
         raise UserError(f"--data {config.data.source}: it has latents, for train_diffusion.py; name images")
-    adapter, model = config.component("adapter"), build_model(config, source.shape, source.classes)
+    adapter, model = config.component("adapter"), build_model(config, source.shape, 0)
     if not hasattr(model, "encoder"):
         raise UserError(f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one")
     start_from_weights(config, model, adapter)

@@ -254,8 +254,6 @@ def write_record(
     Raises:
         UserError: the file can't be written.
     """
-    if output is None:
-        return
     record = {
         "cost": fitted.cost,
         "quality": quality,
@@ -266,10 +264,25 @@ def write_record(
         "training": asdict(training),
         **more,
     }
+    write_json(output, record)
+
+
+def write_json(output: Path | None, values: Any) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Args:
+        output: the file, in a folder that need not exist; None: nothing is written.
+        values: plain JSON.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    if output is None:
+        return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n")
+            part.write_text(json.dumps(values, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output {output}: it can't be written ({error}); name another file") from None
 

@@ -12,7 +12,6 @@ gives without sampling. Exact match of greedy completions is reported beside it;
 rises.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tyro
-from fit import Training, device, fit
+from fit import Training, device, fit, write_json
 from group_policy_adapter import GroupPolicy, Rollouts
 from language_adapter import Instruction, Sequences, means
 from language_data import Bytes, Sample, collate, encoded, made
@@ -292,8 +291,7 @@ def main(settings: Settings) -> dict[str, Any]:
         f"rollouts {record['rollout_flops'] / 1e9:,.1f} GFLOPs, updates {record['update_flops'] / 1e9:,.1f} GFLOPs, "
         f"skipped {record['prompts_skipped']:.1%} of prompts, {record['completions_skipped']:.1%} of completions"
     )
-    if settings.output is not None:
-        settings.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(settings.output, record)
     return record
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from pretrain.core.padding import is_padding, sample_of
-from pretrain.core.rng import generator
+from pretrain.core.rng import SampleRNG, generator
 
 
 class OtherMethod(Sampler[int]):
@@ -72,6 +72,10 @@ class OtherMethod(Sampler[int]):
     def draws(self, *key: int) -> torch.Generator:
         """Random numbers of (seed, epoch, key)."""
         return generator(self.seed, self.epoch, *key)
+
+    def level(self, index: Tensor) -> Tensor:
+        """float32 [B] in [0, 1); the levels of samples (or padding), int64 [B], in this epoch, uniform."""
+        return SampleRNG(self.seed, self.epoch, index=sample_of(index)).uniform()
 
     @property
     def progress(self) -> float:

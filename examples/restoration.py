@@ -8,15 +8,13 @@ The FLOPs are those of a forward pass for one image if masked weights cost nothi
 and training computes all products: this lowers the cost of inference, not of training.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
-from fit import Training, device, epoch_batches, fit
+from fit import Training, device, epoch_batches, fit, run, write_json
 from pretrain.models.nm import NMConfig, NMNetwork
 from restoration_adapter import Restoration
 from torch import Tensor, nn
@@ -25,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain import InfoBatch
 from pretrain.adapters import Batch
 from pretrain.config.schema import Data
-from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import on_device
 from pretrain.data.preload import preload
@@ -191,9 +189,7 @@ def main(
         except ValueError as error:
             raise UserError(str(error)) from None
         found[arm] = measure(train(network, source, adapter, training), adapter, source)
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps({"seed": training.seed, "arms": found}, indent=2) + "\n")
+        write_json(output, {"seed": training.seed, "arms": found})
     step = (adapter.high - adapter.low) / RANGES
     heads = [f"{adapter.low + n * step:.0f}-{adapter.low + (n + 1) * step:.0f}" for n in range(RANGES)]
     print(f"\n{'PSNR (dB), noise':<17}" + "".join(f"{head:>8}" for head in (*heads, "all")) + "  forward MFLOPs")
@@ -205,5 +201,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        tyro.cli(main)
+    run(main)

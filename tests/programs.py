@@ -3,6 +3,7 @@
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import train_mae
 from pretrain.checkpoint import storage
 from pretrain.config.cli import parse
 from pretrain.core.errors import UserError
+from pretrain.training.flops import SampleCost, profile_sample
 from tests.faults.trainers import HANGS, Trainers
 
 PROGRAMS = {"train_diffusion.py": train_diffusion, "train_mae.py": train_mae}
@@ -64,3 +66,10 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = HANGS) -> No
     while not condition():
         assert process.poll() is None and time.monotonic() < end, "the program ended or hangs"
         time.sleep(0.02)
+
+
+def profile_config(config: Any, adapter: Any, shape: tuple[int, int, int], classes: int) -> SampleCost:
+    """The cost of a sample of a network, from its settings, without memory for it."""
+    with torch.device("meta"):
+        model = config.build(shape, classes)
+    return profile_sample(adapter, model, shape, classes)

@@ -245,6 +245,14 @@ def test_restoration(tmp_path: Path, capsys) -> None:
     assert flops["level"] < 1.02 * flops["narrow"] < 1.2 * flops["level"]
 
 
+@pytest.mark.parametrize("policy", ["seta", "ies"])
+def test_restoration_with_another_method(policy: str, tmp_path: Path) -> None:
+    data = Data(str(draw_images(tmp_path / "images", 24, size=8)), held_out=8)
+    training = Training(epochs=2, batch_size=8, policy=policy)
+    found = restoration.main(data=data, arms=("dense",), width=8, blocks=1, training=training)
+    assert found["dense"]["psnr"] > 0
+
+
 def test_what_restoration_refuses(tmp_path: Path) -> None:
     data = Data(str(draw_images(tmp_path / "images", 12, size=8)), held_out=4)
     for settings, words in (({"budget": 0.2}, "budget must lie between 0.25 and 1"), ({"width": 6}, "group = 4")):

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from programs import wait_for
+from programs import profile_config, wait_for
 
 from pretrain.config.cli import parse
 from pretrain.data.sources import open_data
-from pretrain.training.flops import profile_config
 
 ROW = re.compile(
     r"^\| `(\w+)` \| ([\d,]+) of (\d+)x(\d+)x(\d+)(?:, (\d+) classes)? "

@@ -347,6 +347,10 @@ class Config:
             raise ValueError(
                 "blocking.share excludes pruning, because a blocked sample has no score, and compile; leave one out"
             )
+        if self.blocking.share and "online-probe" in self.evaluate.metrics:
+            raise ValueError(
+                "blocking.share excludes evaluate.metrics online-probe, which needs all features of a batch"
+            )
         if self.shard and (self.blocking.share or self.micro_batch == "auto" or self.precision == "fp16"):
             raise ValueError("shard excludes blocking.share, micro_batch auto and precision fp16; leave one out")
         if self.resume and self.overwrite:

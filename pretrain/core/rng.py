@@ -18,8 +18,9 @@ SHIFTS = (30, 27, 31)
 MASK = (1 << 64) - 1
 
 
-def _signed(value: int) -> int:
-    """The int64 that has the same 64 bits."""
+def signed(value: int) -> int:
+    """The int64 that has the same lowest 64 bits."""
+    value &= MASK
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -34,7 +35,7 @@ def _mix_tensor(value: Tensor) -> Tensor:
     for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
         # `>>` keeps the sign of an int64; the mask makes it the unsigned shift.
         high = (value >> shift) & ((1 << (64 - shift)) - 1)
-        value = (value ^ high) * _signed(multiplier)  # int64 products wrap around
+        value = (value ^ high) * signed(multiplier)  # int64 products wrap around
     return value
 
 
@@ -63,15 +64,15 @@ class SampleRNG:
     """
 
     def __init__(self, *key: int, index: Tensor) -> None:
-        state = _signed(fold_seed(*key) << 1)
-        self.state = _mix_tensor((sample_of(index) ^ state) + _signed(GOLDEN))
+        state = signed(fold_seed(*key) << 1)
+        self.state = _mix_tensor((sample_of(index) ^ state) + signed(GOLDEN))
         self.count = 0
 
     def _bits(self, n: int) -> Tensor:
         """int64 [B, n], all 64 bits random."""
         step = torch.arange(self.count + 1, self.count + 1 + n, device=self.state.device)
         self.count += n
-        return _mix_tensor(self.state[:, None] + step * _signed(GOLDEN))
+        return _mix_tensor(self.state[:, None] + step * signed(GOLDEN))
 
     def uniform(self, *shape: int) -> Tensor:
         """float32 [B, *shape] in [0, 1)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from pretrain.adapters import Batch
 from pretrain.core.errors import UserError, warn
 from pretrain.core.files import atomic_write, expand
+from pretrain.data.fingerprint import digest
 from pretrain.data.grid import to_uint8
 from pretrain.data.images import Images
 from pretrain.data.sources import Source, is_cache, open_data
@@ -177,8 +179,12 @@ class ImageQuality:
 
 
 def _fingerprint(images: Images, index: range, autoencoder: str) -> str:
-    """A hash of some of the images `index` at equal distances, and of the name of the autoencoder that decodes them."""
-    digest = hashlib.sha256(f"{len(images)} {len(index)} {images.shape} {autoencoder}".encode())
+    """A hash of the files of the images `index`, of some of their pixels, and of the name of their autoencoder.
+
+    Files say which images they are, pixels how they are resized.
+    """
+    files = digest(images, np.asarray(index))
+    found = hashlib.sha256(f"{files} {len(images)} {images.shape} {autoencoder}".encode())
     for number in index[:: -(-len(index) // FINGERPRINT_IMAGES)]:
-        digest.update(images[None, number].image.numpy().tobytes())
-    return digest.hexdigest()[:16]
+        found.update(images[None, number].image.numpy().tobytes())
+    return found.hexdigest()[:16]

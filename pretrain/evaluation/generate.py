@@ -74,8 +74,8 @@ def main(
         if value < minimum:
             raise UserError(f"--{name} must be at least {minimum}, got {value}")
     state = launch.join()
-    trained, worse = load_run(run, sigma_rel), _load_guide(run, guide, guide_sigma_rel)
-    adapter, classes = trained.adapter, trained.classes
+    trained = load_run(run, sigma_rel)
+    adapter, classes, worse = trained.adapter, trained.classes, _load_guide(trained, guide, guide_sigma_rel)
     if not isinstance(adapter, Generative):
         raise UserError(f"{run}: {type(adapter).__name__} generates no images; give a run of train_diffusion.py")
     check_sampling(
@@ -131,7 +131,7 @@ def _write_grid(files: Path, count: int) -> None:
     Display(True).print(f"{count} images in {files}, the first {len(shown)} in {files.parent / 'grid.png'}")
 
 
-def _load_guide(run: Path, guide: Path | None, sigma_rel: float | None) -> Any:
+def _load_guide(trained: Any, guide: Path | None, sigma_rel: float | None) -> Any:
     """The `LoadedRun` of autoguidance, or None.
 
     Raises:
@@ -141,7 +141,8 @@ def _load_guide(run: Path, guide: Path | None, sigma_rel: float | None) -> Any:
 
     if guide is None and sigma_rel is None:
         return None
-    trained, worse = load_run(run), load_run(guide or run, sigma_rel)
+    run = trained.folder
+    worse = load_run(guide or run, sigma_rel)
     if any(getattr(trained, name) != getattr(worse, name) for name in ("adapter", "classes", "shape")):
         raise UserError(f"--guide {guide}: it must have the objective, classes and shape of {run}; give another run")
     return worse

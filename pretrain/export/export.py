@@ -22,6 +22,7 @@ from pretrain.core.files import read_json, require_plain, usual_mode
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.export import hub, model_card
 from pretrain.export.mae_weights import to_timm, to_transformers
+from pretrain.export.weights import parameters_alone
 from pretrain.training.metrics_log import MetricsLog
 from pretrain.training.summary import summarise, summary_rows
 
@@ -35,6 +36,8 @@ def export_model(
     class_names: Sequence[str] = (),
 ) -> str:
     """Write the model of a run: an encoder for timm and transformers, a denoiser for diffusers.
+
+    Of a network that these libraries don't have the parameters alone are written.
 
     Args:
         model: with EMA parameters.
@@ -64,14 +67,17 @@ def _exported(
     autoencoder: Autoencoder | None,
     class_names: Sequence[str],
 ) -> str:
-    if hasattr(model, "encoder"):
-        component = config.component("model")
-        to_transformers(bare(model), config.component("adapter"), folder / "transformers")
+    component, adapter = config.component("model"), config.component("adapter")
+    if hasattr(component, "timm_arguments"):
+        if hasattr(adapter, "mask_ratio") and hasattr(adapter, "norm_pix"):
+            to_transformers(bare(model), adapter, folder / "transformers")
         return to_timm(bare(model), component.encoder, component.timm_arguments(shape), folder)
+    if hasattr(model, "encoder"):
+        return parameters_alone(bare(model), folder)
     from pretrain.export.to_diffusers import to_diffusers  # diffusers' pipelines take seconds to import
 
     try:
-        return to_diffusers(model, config.component("adapter"), folder, autoencoder, class_names)
+        return to_diffusers(model, adapter, folder, autoencoder, class_names)
     except SafetensorError as error:  # for example on a full disk
         raise OSError(str(error)) from None
 

@@ -34,9 +34,10 @@ from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write
 from pretrain.infobatch.policies import uses_raw_losses
 from pretrain.training import plots
+from pretrain.training.metrics_log import MetricsLog
 
 MAX_PICTURES = 40  # of samples over time, of each run; of more, evenly spaced ones with the first and the last
-HIDDEN = ("output_dir", "evaluate.", "checkpoint.", "trackers.")  # settings that don't change what is trained
+HIDDEN = ("output_dir", "evaluate.", "checkpoint.")  # settings that don't change what is trained
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,13 @@ def read_record(folder: Path, name: str) -> Record:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: it is not the folder of a run; name a run's --output-dir")
     try:
-        lines = _lines(folder / "metrics.jsonl")
+        file = folder / "metrics.jsonl"
         return Record(
             folder,
             name,
             dict(_flat(read_plain_yaml(folder / "config.yaml"))),
-            [line for line in lines if line.get("kind") == "epoch"],
-            [line for line in lines if line.get("kind") == "evaluation"],
+            MetricsLog(file, writes=False, log=Display(True).print).read("epoch"),
+            MetricsLog(file, writes=False).read("evaluation"),  # of a damaged line was warned above
             _json(folder / "summary.json", {}),
             _json(folder / "evaluation.json", []),
         )
@@ -122,15 +123,6 @@ def _json(path: Path, default: Any) -> Any:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
     if not isinstance(found, type(default)):
         raise ValueError(f"{path.name} is no {type(default).__name__} in JSON")
-    return found
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line that is being written is left out."""
-    found: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []:
-        if line.endswith("\n"):
-            found.append(json.loads(line))
     return found
 
 
@@ -191,17 +183,19 @@ def savings(summary: dict[str, Any]) -> str:
 
 
 def beside_ordinary(records: Sequence[Record]) -> list[dict[str, str]]:
-    """Pruned runs beside runs of the same network on the same data that used every sample, at any number of epochs."""
+    """Pruned runs beside runs with the same objective, network and data that used every sample, for any time."""
 
-    def group(record: Record) -> tuple[Any, ...]:
-        names = ("parameters", "dataset_size", "adapter")
-        return (record.settings.get("data.source"), *(record.summary[name] for name in names))
+    def group(record: Record) -> dict[str, str]:
+        return {name: value for name, value in record.settings.items() if name.startswith(("adapter", "model", "data"))}
+
+    def ordinary(record: Record) -> bool:
+        return record.policy == "full" and float(record.settings.get("blocking.share") or 0) == 0
 
     finished = [r for r in records if r.summary and "validation_loss" in r.quality]
     rows = []
     for record in finished:
-        same = [other for other in finished if group(other) == group(record) and other.policy == "full"]
-        if record.policy == "full" or not same:
+        same = [other for other in finished if group(other) == group(record) and ordinary(other)]
+        if ordinary(record) or not same:
             continue
         flops, loss = record.summary["train_flops"], record.quality["validation_loss"]
         same.sort(key=lambda other: other.summary["train_flops"])

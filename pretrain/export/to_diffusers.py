@@ -11,9 +11,9 @@ from pretrain.adapters import Generative
 from pretrain.adapters._sampling import make_scheduler
 from pretrain.adapters._uncertainty import UncertaintyHead
 from pretrain.adapters._velocity import VelocityFromImage
-from pretrain.checkpoint.storage import write
 from pretrain.data.autoencoder import Autoencoder
 from pretrain.export.pipeline import LabelPipeline
+from pretrain.export.weights import parameters_alone
 
 
 def to_diffusers(
@@ -47,11 +47,10 @@ def to_diffusers(
     model = model.network if isinstance(model, VelocityFromImage) else model
     network: Any = getattr(model, "network", model)
     if not isinstance(network, ModelMixin) or not isinstance(adapter, Generative):
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "model.safetensors", dict(model.state_dict()), {"format": "pt"})
+        how = parameters_alone(model, folder)
         if autoencoder is not None:
             autoencoder.network.save_pretrained(folder / "vae")
-        return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"
+        return how
     scheduler = make_scheduler(adapter, None, latents=autoencoder is not None)
     if not image and (pipeline := _stock_pipeline(network, scheduler, autoencoder)) is not None:
         pipeline.save_pretrained(folder)

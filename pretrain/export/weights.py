@@ -1,4 +1,4 @@
-"""Weights to start from: files of them, the names in them, and what is said when they don't fit."""
+"""Files of weights: those to start from, the names in them, what is said when they don't fit; and one of a network."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.checkpoint import storage
 from pretrain.core.errors import UserError, warn
@@ -189,3 +189,18 @@ def summarise_names(names: Iterable[str], beside: str = "") -> str:
 
 def _listed(items: list[str]) -> str:
     return ", ".join(items[:LISTED]) + (f" and {len(items) - LISTED} more" if len(items) > LISTED else "")
+
+
+def parameters_alone(model: nn.Module, folder: Path) -> str:
+    """Write the state dict of a network that no library has.
+
+    Args:
+        model: the network.
+        folder: where to write.
+
+    Returns:
+        A Python expression that reads it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write(folder / "model.safetensors", dict(model.state_dict()), {"format": "pt"})
+    return f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r})"

@@ -118,7 +118,9 @@ class EpochLosses:
         self._finite.fill_(True)
 
     def clear(self) -> None:
-        """Remove all, for the next epoch."""
+        """Remove all, for the next epoch, or before a state is restored after an error."""
         self.loss.fill_(UNSEEN)
-        self._differ.fill_(False)
+        self._finite.fill_(True)
+        for flag in (self._wrong, self._negative, self._differ):
+            flag.fill_(False)
         self._several = False

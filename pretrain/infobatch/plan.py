@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.core.rng import fold_seed
+from pretrain.core.rng import fold_seed, signed
 from pretrain.infobatch.chunks import CHUNK, map_chunks
 from pretrain.infobatch.permutation import permute
 from pretrain.infobatch.policies import SamplingRule
@@ -125,7 +125,7 @@ class Plan:
         """
         seed, epoch = self.key
         start = fold_seed(seed, 1) * 2 + epoch * EPOCH_STEP
-        bits = index * _signed(SAMPLE_STEP) + _signed(start)  # products of int64 wrap around: that is the fraction
+        bits = index * signed(SAMPLE_STEP) + signed(start)  # products of int64 wrap around: that is the fraction
         return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
 
     def level_of(self, index: Tensor) -> Tensor:
@@ -183,9 +183,3 @@ class Plan:
         total = 0 if self.selected is None else int(self.selected.sum(dtype=np.int64))
         tables = torch.cat(self._on(torch.device("cpu"))).view(torch.int32)
         return fold_seed(self.length, total, *probe.tolist(), *(int(value) & 0xFFFFFFFF for value in tables))
-
-
-def _signed(value: int) -> int:
-    """The int64 of the same 64 bits."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

@@ -5,7 +5,8 @@ It never returns weights: k of the n samples of a band are drawn without replace
 drawn d times as densely as uniformly weighs 1 / d. So the expected gradient is that of the full data set under every
 policy (docs/concepts.md).
 
-A policy of your own is one function in one file, `policy="path/to/mine.py"`; docs/policies.md has an example.
+A policy of your own is a function, `InfoBatch(..., policy=mine)`, or one in a file, `--pruning.policy path/to/mine.py`;
+docs/policies.md has an example.
 """
 
 # torch does not declare all types of tolist, split and from_numpy.

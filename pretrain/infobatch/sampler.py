@@ -273,9 +273,10 @@ class InfoBatch(Sampler[int]):
             ValueError: a sample's loss was passed already (noticed on a CPU).
         """
         index = as_index(index)
-        on_cpu = self.losses.loss.device.type == index.device.type == "cpu"
-        if on_cpu and (self.losses.loss[sample_of(index).clamp(max=self.size)] != UNSEEN).any():
-            raise ValueError("weight(index) must be called before the losses of these samples are passed, in each step")
+        if self.losses.loss.device.type == index.device.type == "cpu":
+            own = index[~is_padding(index)].clamp(max=self.size)  # padding repeats a sample, whose loss may be known
+            if (self.losses.loss[own] != UNSEEN).any():
+                raise ValueError("weight(index) must be called before the losses of these samples are passed")
         scale = len(index) * self.world / max(self.global_batch_size(index), 1)
         return scale * self._weight(index.to(self._score.device)).to(index.device)
 

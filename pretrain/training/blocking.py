@@ -156,7 +156,9 @@ class PartialForwardBlocking:
         losses = self.objective(network, batch, rng)
         kept, weight = chosen[0]
         score = (losses.loss if losses.score is None else losses.score).detach()
-        score = torch.full_like(score, float(score[kept].mean())).index_copy(0, kept, score[kept])
+        known = score[kept]
+        mean = known[known.isfinite()].mean().nan_to_num()  # a sample whose loss is not finite is reported for itself
+        score = mean.expand_as(score).index_copy(0, kept, known)
         return Losses(losses.loss * weight, score)
 
     def _choose(self, feature: Tensor, batch: Batch, rng: SampleRNG) -> tuple[Tensor, Tensor]:
@@ -310,7 +312,7 @@ def build_blocking(
         return None
     if "choose" not in inspect.signature(model.forward).parameters:
         raise UserError(
-            f"--blocking.share: the network, --model {config.model.name}, has no argument `choose` in its forward, as "
-            "dit and mae have; leave it out"
+            f"--blocking.share: the forward of a {type(model).__name__}, which --adapter {config.adapter.name} trains, "
+            "has no argument `choose`, as those of a DiT and a MaskedAutoencoder have; leave it out"
         )
     return PartialForwardBlocking(adapter, config.blocking, progress)

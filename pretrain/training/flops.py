@@ -3,7 +3,7 @@
 import copy
 import re
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -74,21 +74,6 @@ def profile_sample(adapter: Adapter, model: nn.Module, shape: tuple[int, int, in
             model.train(mode)
     flops, unused, loss_name = found
     return SampleCost(flops, [p for name, p in model.named_parameters() if name in unused], loss_name)
-
-
-def profile_config(model_config: Any, adapter: Adapter, shape: tuple[int, int, int], classes: int) -> SampleCost:
-    """Measure the cost of a sample from a model's config, without memory for the network.
-
-    Args:
-        model_config: with a method `build(shape, classes)`.
-        adapter, shape, classes: see `profile_sample`.
-
-    Raises:
-        ValueError: see `profile_sample`.
-    """
-    with torch.device("meta"):
-        model = model_config.build(shape, classes)
-    return profile_sample(adapter, model, shape, classes)
 
 
 def on_meta_device(model: nn.Module) -> nn.Module:

@@ -128,9 +128,9 @@ def micro_batches(run: Run, epoch: int) -> Iterator[MicroBatch]:
     missing, step_size, start = 0, 0, 0.0  # samples of the step that are still to come, and all of them, over all ranks
     for loaded, problems in run.batches:
         if not missing:
-            left, full = infobatch.length - infobatch.seen, run.config.batch_size
+            left, size = infobatch.length - infobatch.seen, run.config.batch_size
             # Less than half a batch joins the step before it: AdamW would make a full-sized step of a few images.
-            missing = step_size = left if left < 1.5 * full else full
+            missing = step_size = left if left < 1.5 * size else size
             start = infobatch.progress
             # For random layers of the network, such as dropout.
             torch.manual_seed(fold_seed(run.config.seed, run.state.step, run.accelerator.process_index))

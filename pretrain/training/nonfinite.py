@@ -39,7 +39,7 @@ class NonFinite:
 
     def state_dict(self) -> dict[str, Any]:
         """The excluded samples, and the current number of consecutive bad steps. Synchronizes with the device."""
-        return {"set_aside": sorted(self.excluded), "streak": int(self._streak)}
+        return {"excluded": sorted(self.excluded), "streak": int(self._streak)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`.
@@ -47,7 +47,7 @@ class NonFinite:
         Raises:
             ValueError: the excluded samples are no indices.
         """
-        excluded = state["set_aside"]
+        excluded = state["excluded"]
         if not all(type(index) is int and index >= 0 for index in excluded):
             raise ValueError("the excluded samples are no indices")
         self.excluded = {*excluded}

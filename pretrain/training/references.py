@@ -42,12 +42,15 @@ def with_references(
     if not getattr(adapter, "posterior_mean", False):
         return adapter, flops
     cost = _flops(source)
+    images, flip, said = source.train, source.train.data.flip, "although --adapter.posterior-mean is set"
     if obstacle := _obstacle(source, cost / flops if flops else math.inf):
-        log(f"targets are not posterior means, although --adapter.posterior-mean is set: {obstacle}")
+        log(f"targets are not posterior means, {said}: {obstacle}")
         return adapter, flops
-    images, flip = source.train, source.train.data.flip
     parts = [on_device(batch, device) for batch in images.batches(range(len(images)), BATCH)]
     image, label = torch.cat([part.image for part in parts]), torch.cat([part.label for part in parts])
+    if config.class_conditional and (label < 0).any():  # to the network they look like those of dropped labels
+        log(f"targets are not posterior means, {said}: {int((label < 0).sum()):,} images have no label")
+        return adapter, flops
     if flip:
         image, label = torch.cat([image, image.flip(-1)]), label.repeat(2)
     references = References.of(image, label if config.class_conditional else None)

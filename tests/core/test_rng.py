@@ -4,15 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.core.rng import MASK, SampleRNG, _mix, _mix_tensor, _signed, fold_seed
+from pretrain.core.rng import MASK, SampleRNG, _mix, _mix_tensor, fold_seed, signed
 
 integers = st.integers(0, MASK)
 
 
 @given(st.lists(integers, min_size=1, max_size=8))
 def test_tensors_mix_as_integers_do(values: list[int]) -> None:
-    mixed = _mix_tensor(torch.tensor([_signed(value) for value in values]))
-    assert mixed.tolist() == [_signed(_mix(value)) for value in values]
+    mixed = _mix_tensor(torch.tensor([signed(value) for value in values]))
+    assert mixed.tolist() == [signed(_mix(value)) for value in values]
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=2, max_size=2, unique=True), st.integers(0, 2**31))

@@ -11,11 +11,14 @@ import pytest
 import torch
 from conftest import ROOT, read_metrics
 from fidelity import by_hand
+from PIL import Image
 
 from pretrain.checkpoint.load_run import load_run
+from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
-from pretrain.evaluation import generate
+from pretrain.data.sources import open_data
+from pretrain.evaluation import fid, generate
 from pretrain.evaluation.evaluate import main
 
 
@@ -84,6 +87,20 @@ def test_distances_are_those_of_torch_fidelity(flow: Path, assets: Path, tmp_pat
     assert kept.stat().st_mtime_ns == before  # read, not written
     assert evaluate(flow, "--metrics", "fid", "--num-images", 70, "--max-reference", 20)["fid"] != found["fid"]
     assert len([*assets.rglob("*.safetensors")]) == 2
+
+
+def test_the_cache_of_reference_features_is_of_these_images(pictures: Path, tmp_path: Path) -> None:
+    """One changed image of many is another data set, and so is another size."""
+    folder = shutil.copytree(pictures, tmp_path / "data")
+    images = [open_data(Data(str(folder), size=size), 0).train for size in (12, 12, 8)]
+    keys = [fid._fingerprint(each, range(len(each)), "") for each in images]
+    assert keys[0] == keys[1] != keys[2]
+    for number in (0, 1, 30):
+        file = Path(images[0].name_of(number))
+        before = file.read_bytes()
+        Image.new("L", (12, 12)).save(file)
+        assert fid._fingerprint(open_data(Data(str(folder), size=12), 0).train, range(43), "") != keys[0]
+        file.write_bytes(before)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

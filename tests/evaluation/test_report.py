@@ -64,6 +64,27 @@ def test_ordinary_training_beside_a_pruned_run(flow: Path, tmp_path: Path) -> No
     (row,) = report.beside_ordinary([report.read_record(flow, "flow"), report.read_record(pruned, "pruned")])
     assert row["run"] == "pruned" and row["ratio of FLOPs"] == "0.50" and row["of time"] == "1.00"
     assert report.beside_ordinary([report.read_record(pruned, "pruned")]) == []
+    settings = (pruned / "config.yaml").read_text()
+    for other, rows in (("times: logit_normal", 0), ("times: uniform", 1)):  # the losses of other times don't compare
+        (pruned / "config.yaml").write_text(re.sub(r"times: \w+", other, settings))
+        records = [report.read_record(flow, "flow"), report.read_record(pruned, "pruned")]
+        assert len(report.beside_ordinary(records)) == rows
+
+
+def test_a_run_with_partial_forward_blocking_is_not_the_ordinary_training(flow: Path, tmp_path: Path) -> None:
+    blocked = shutil.copytree(flow, tmp_path / "blocked")
+    file = blocked / "config.yaml"
+    file.write_text(re.sub(r"(blocking:\n(?:  .*\n)*?  share:) .*", r"\1 0.4", file.read_text()))
+    (row,) = report.beside_ordinary([report.read_record(path, path.name) for path in (flow, blocked)])
+    assert row["run"] == "blocked"
+
+
+def test_a_damaged_line_of_the_metrics_is_left_out_and_named(flow: Path, tmp_path: Path, capsys) -> None:
+    run = shutil.copytree(flow, tmp_path / "run")
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text("nonsense\n" + whole)
+    assert report.read_record(run, "run").epochs == report.read_record(flow, "flow").epochs
+    assert capsys.readouterr().out.count("line 1 can't be read and is left out") == 1
 
 
 def test_a_run_that_is_still_training(flow: Path, tmp_path: Path) -> None:
@@ -82,13 +103,13 @@ def test_a_run_that_is_still_training(flow: Path, tmp_path: Path) -> None:
     assert "no checkpoint yet" in report.page([report.read_record(running, "running")])
 
 
-@pytest.mark.parametrize("break_it", ["missing", "config", "metrics", "summary", "nothing", "output"])
+@pytest.mark.parametrize("break_it", ["missing", "config", "summary", "nothing", "output"])
 def test_errors_name_the_folder(break_it: str, flow: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(flow, run)
-    names = {"config": "config.yaml", "metrics": "metrics.jsonl", "summary": "summary.json"}
+    names = {"config": "config.yaml", "summary": "summary.json"}
     if break_it in names:
-        (run / names[break_it]).write_text("[1]\n" if break_it != "metrics" else "nonsense\n")
+        (run / names[break_it]).write_text("[1]\n")
     runs = {"missing": (tmp_path / "gone",), "nothing": ()}.get(break_it, (run,))
     output = tmp_path / "gone" / "page.html" if break_it == "output" else tmp_path / "page.html"
     with pytest.raises(UserError, match="at least one run" if break_it == "nothing" else "gone|run"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT
 from pretrain.models.dit import DiTConfig
@@ -15,10 +16,12 @@ from pretrain.models.unet import UNetConfig
 from programs import common, final, train
 from safetensors.torch import load_file
 
+import train_mae
 from pretrain.adapters._sampling import generate
 from pretrain.adapters.ddpm import DDPM
 from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
+from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import parse
 from pretrain.export.to_diffusers import to_diffusers
 
@@ -169,3 +172,64 @@ with torch.no_grad():
     assert len(found) == 5
     for features in found.values():
         torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+OWN_NETWORK = '''
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """A network of one layer."""
+
+    width: int = 8
+
+    def build(self, shape, classes):
+        return Own(shape, self.width + classes)
+
+
+class Own(nn.Module):
+    def __init__(self, shape, width):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], width))
+        self.out = nn.Linear(width, 144)
+
+    def forward(self, image):
+        return self.out(self.encoder(image))
+'''
+OWN_OBJECTIVE = '''
+from dataclasses import dataclass
+
+from pretrain.adapters import Losses
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Fill in what is hidden."""
+
+    def __call__(self, model, batch, rng):
+        hidden = rng.uniform(144) < 0.5
+        pixels = batch.image.flatten(1)
+        whole = model(pixels.masked_fill(hidden, 0).view_as(batch.image))
+        return Losses((whole - pixels).square().mean(1))
+'''
+
+
+def test_an_encoder_and_an_objective_of_ones_own_are_trained_exported_and_opened(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """As parameters alone; on data with labels, which the network does not see."""
+    (tmp_path / "net.py").write_text(OWN_NETWORK)
+    (tmp_path / "fill.py").write_text(OWN_OBJECTIVE)
+    words = [*common(pictures, tmp_path / "run", 1), "--evaluate.metrics", "loss"]
+    own = ["--model", str(tmp_path / "net.py"), "--adapter", str(tmp_path / "fill.py")]
+    train_mae.main(parse([*map(str, words), *own], **train_mae.START, output_dir="runs/x", help=""))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    found, average = eval(summary["open_model_with"], {"safetensors": safetensors}), final(tmp_path / "run", "ema")
+    assert found.keys() == average.keys() and all(torch.equal(found[name], value) for name, value in average.items())
+    model = load_run(tmp_path / "run").model
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in average.items())

@@ -110,7 +110,7 @@ def test_left_out_samples_are_padding_on_a_device() -> None:
     """On the meta device; their indices are on the CPU."""
     images: Any = SimpleNamespace(handle=lambda problems: None)
     ours = nonfinite.NonFinite(InfoBatch(5, epochs=1), images, torch.device("cpu"))
-    ours.load_state_dict({"set_aside": [1], "streak": 0})
+    ours.load_state_dict({"excluded": [1], "streak": 0})
     image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")
     batch = ours.filter(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])
     assert batch.index.tolist() == [0, ~1, 2] and batch.image.device.type == batch.label.device.type == "meta"

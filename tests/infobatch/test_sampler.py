@@ -45,6 +45,7 @@ def test_a_second_loss_has_the_weights_of_the_first() -> None:
             assert second.item() == pytest.approx(infobatch(losses[index], index).item())
             with pytest.raises(ValueError, match="before the losses of these samples are passed"):
                 infobatch.weight(index)
+            assert (infobatch.weight(~index) == 0).all()  # padding, whose samples may have their losses
 
 
 # -- law 2: every sample has a chance -------------------------------------------------------------------------

@@ -46,6 +46,24 @@ def test_a_non_finite_loss_raises_and_is_never_a_score(bad: float) -> None:
         list(run(InfoBatch(20, epochs=3), losses))
 
 
+@pytest.mark.parametrize("fault", ["not finite", "negative", "twice"])
+def test_after_an_error_a_good_state_continues(fault: str) -> None:
+    infobatch = InfoBatch(20, epochs=3)
+    good = infobatch.state_dict()
+    losses, index = torch.ones(20), torch.arange(20)
+    with pytest.raises((FloatingPointError, ValueError)):
+        for _, used in run(infobatch, losses.index_fill(0, index[13:14], math.nan if fault == "not finite" else 1.0)):
+            if fault == "negative":
+                infobatch(-losses[used], used)
+            if fault == "twice":
+                infobatch(losses[used], used)
+            infobatch.check()
+    infobatch.load_state_dict(good)
+    for _ in run(infobatch, losses):
+        infobatch.check()
+    assert infobatch.epoch == 3 and (infobatch.score == 1).all()
+
+
 def step_once(infobatch: InfoBatch) -> list[int]:
     """Begin the first epoch."""
     next(infobatch.epochs())

@@ -1,8 +1,10 @@
 """Partial Forward Blocking: which samples go on, with which weight, and that a run with it is one run."""
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +20,13 @@ from pretrain.adapters import Batch, Losses
 from pretrain.adapters.flow import Flow
 from pretrain.adapters.mae import MAE
 from pretrain.config.schema import Blocking
+from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG, generator
 from pretrain.training import blocking
 from pretrain.training.blocking import (
     FeatureDensity,
     PartialForwardBlocking,
+    build_blocking,
     inclusion_probabilities,
     systematic_sample,
 )
@@ -209,6 +213,23 @@ def test_a_batch_of_padding_alone_counts_for_nothing() -> None:
     assert (found.loss == 0).all() and made.density.assigned.sum() == blocking.CENTRES
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_that_of_its_sample_alone(bad: float) -> None:
+    """Also if no other sample goes on."""
+
+    def objective(model: Any, batch: Batch, rng: SampleRNG) -> Losses:
+        losses = Linear()(model, batch, rng).loss
+        return Losses(losses.masked_fill(batch.index == 0, bad))
+
+    for count in (1, 2, 40):
+        made = one(0.5, "topk")
+        made.objective = objective
+        image, index = torch.randn(count, 4, generator=generator(count)), torch.arange(count)
+        image[0] = 50  # far from all centres, so that it goes on
+        found = made(Features(), Batch(image, index, index, torch.rand(count)), SampleRNG(0, index=index))
+        assert found.score is not None and found.score.isfinite().tolist() == [False] + [True] * (count - 1)
+
+
 def test_a_run_is_resumed_to_the_same_bits_and_its_cost_is_less(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +259,13 @@ def test_a_run_is_resumed_to_the_same_bits_and_its_cost_is_less(
 
 def test_what_can_not_be_blocked_is_refused(pictures: Path, tmp_path: Path) -> None:
     words = [*common(pictures, tmp_path / "run"), "--blocking.share", 0.5]
-    assert "no argument `choose`" in refused("train_diffusion.py", *words)
-    for more in (["--infobatch", "--pruning.policy", "infobatch"], ["--compile"]):
+    assert "the forward of a UNet, which --adapter ddpm trains, has no argument `choose`" in refused(
+        "train_diffusion.py", *words
+    )
+    flow, dit = Flow(prediction="sample"), DiTConfig(patch=4, width=16, depth=4, heads=2).build((1, 8, 8), 0)
+    settings: Any = SimpleNamespace(blocking=Blocking(0.5), adapter=SimpleNamespace(name="flow"))
+    with pytest.raises(UserError, match="the forward of a VelocityFromImage, which --adapter flow trains"):
+        build_blocking(settings, flow, flow.prepare(dit), lambda: 0.0)
+    probe = ["--evaluate.metrics", "loss,online-probe"]
+    for more in (["--infobatch", "--pruning.policy", "infobatch"], ["--compile"], probe):
         assert "blocking.share excludes" in refused("train_mae.py", *words, *more)

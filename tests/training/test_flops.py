@@ -12,7 +12,7 @@ from conftest import PRUNED
 from pretrain.models.dit import DiTConfig
 from pretrain.models.mae import MAEConfig
 from pretrain.models.unet import UNetConfig
-from programs import common, same, train
+from programs import common, profile_config, same, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.adapters.ddpm import DDPM
@@ -45,16 +45,14 @@ def test_dit_flops_are_the_papers(size, patch: int, multiply_adds: float) -> Non
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     assert counter.get_total_flops() / 2 == pytest.approx(multiply_adds, rel=0.02)
-    visit = flops.profile_config(DiTConfig(size=size, patch=patch), Flow(), (4, 32, 32), 1000)
+    visit = profile_config(DiTConfig(size=size, patch=patch), Flow(), (4, 32, 32), 1000)
     assert visit.flops == pytest.approx(3 * counter.get_total_flops(), rel=0.01)
 
 
 def test_flops_of_a_network_larger_than_memory() -> None:
     """97 billion parameters, 390 GB."""
     config = DiTConfig(width=2**14, depth=20, heads=128)
-    assert (
-        flops.profile_config(config, Flow(), (4, 32, 32), 0).flops > 6 * 12 * 20 * 2**28 * 256
-    )  # 6 per token and weight
+    assert profile_config(config, Flow(), (4, 32, 32), 0).flops > 6 * 12 * 20 * 2**28 * 256  # 6 per token and weight
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -65,7 +63,7 @@ def test_flops_on_the_meta_device_are_the_actual_ones(name: str) -> None:
     visit = flops.profile_sample(adapter, model, (3, 8, 12), 4)
     counted, unreached, _ = flops._run(adapter, model, (3, 8, 12), 4)  # also: the adapter still works with values
     assert (visit.flops, len(visit.unused)) == (counted, len(unreached)) and counted > 0
-    assert visit == flops.profile_config(part, adapter, (3, 8, 12), 4)
+    assert visit == profile_config(part, adapter, (3, 8, 12), 4)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -73,8 +71,8 @@ def test_flops_on_the_meta_device_are_the_actual_ones(name: str) -> None:
 def test_attention_is_counted() -> None:
     """Twice as many patches cost more than twice as much: two products of queries, keys and values are square."""
     part, width, depth = DiTConfig(patch=1, width=16, depth=2, heads=2), 16, 2
-    few, many = (flops.profile_config(part, Flow(), (1, 8, side), 0).flops for side in (8, 16))
-    embedding = flops.profile_config(part, Flow(), (1, 1, 1), 0).flops - 6 * (12 * width**2 * depth + 2 * width)
+    few, many = (profile_config(part, Flow(), (1, 8, side), 0).flops for side in (8, 16))
+    embedding = profile_config(part, Flow(), (1, 1, 1), 0).flops - 6 * (12 * width**2 * depth + 2 * width)
     assert many - 2 * few + embedding == pytest.approx(3 * depth * 4 * width * (128**2 - 2 * 64**2), rel=0.05)
 
 

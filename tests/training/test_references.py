@@ -45,3 +45,22 @@ def test_references_are_all_training_images_or_the_run_says_why_not(
     assert objective(10**12)[0] is adapter and "cropped at random" in messages[0]
     plain = dataclasses.replace(adapter, posterior_mean=False)
     assert with_references(config, plain, source, CPU, 0, messages.append) == (plain, 0) and len(messages) == 1
+
+
+def test_images_without_a_label_beside_labelled_ones_have_no_posterior_means(pictures: Path) -> None:
+    """To the network they look like images whose label was dropped, which the references of a label don't count."""
+    recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
+    words = ["--data", str(pictures), "--class-conditional"]
+    config = parse(words, adapter="flow", model="unet", recipe=recipe, output_dir="x", help="")
+    adapter, source, messages = config.component("adapter"), open_data(config.data, 0), []
+    batches = source.train.batches
+
+    def without(rows, size):
+        for batch in batches(rows, size):
+            yield batch._replace(label=batch.label.index_fill(0, torch.tensor([0]), -1))
+
+    found = with_references(config, adapter, source, CPU, 10**12, messages.append)
+    assert isinstance(found[0], partial)
+    source.train.batches = without  # type: ignore[method-assign]
+    assert with_references(config, adapter, source, CPU, 10**12, messages.append) == (adapter, 10**12)
+    assert messages[1].endswith("set: 1 images have no label")
