@@ -260,8 +260,7 @@ class InfoBatch(Sampler[int]):
     def weight(self, index: Tensor | Sequence[int]) -> Tensor:
         """The weights of samples of this step, for a second loss beside the one that is passed to `__call__`.
 
-        ``(infobatch.weight(index) * second).mean()`` is weighted as `__call__` weights the first one. Call it before
-        `__call__` in the step.
+        ``(infobatch.weight(index) * second).mean()`` is weighted as `__call__`, later in the step, weights the first.
 
         Args:
             index: int64 [B]; the sampler's indices of these samples, padding included.
