@@ -115,6 +115,6 @@ def test_the_diffusion_recipe(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_the_mae_recipe(tmp_path: Path) -> None:
-    summary = run("train_mae.py", tmp_path / "run", "--infobatch", "--evaluate.at-start")
-    assert summary["dataset_size"] == 6000 and summary["saved_fraction"] > 0.1
+    summary = run("train_mae.py", tmp_path / "run", "--evaluate.at-start")
+    assert summary["dataset_size"] == 6000
     assert summary["quality"]["knn_accuracy"] > summary["quality_before"]["knn_accuracy"] + 0.08
