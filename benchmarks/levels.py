@@ -50,8 +50,8 @@ HEAD = """# Levels by importance under each objective
 Made by `python benchmarks/levels.py`: one run without pruning of each objective, then the variance of the weighted
 gradient at its last parameters relative to uniform sampling at equal cost, with a 95 % interval over images. Below 1
 choosing levels by importance promises a saving. *Preconditioned*: in units of Adam's running squares, which predicts
-the saving better. *Best possible*: of the density of levels for which it is least. `--infobatch` alone is what the objective has by default.
-`RUNS` in levels.py has the recipe and flags of each row.
+the saving better. *Best possible*: of the density of levels for which it is least. `--infobatch` alone is what the
+objective has by default. `RUNS` in levels.py has the recipe and flags of each row.
 
 """
 
