@@ -22,9 +22,9 @@ and at its best learning rate, needs for the same quality: below 1 the method sa
 rates at which the method was trained; its row is the best of them, in the interval of each draw anew. *Gain* is by how
 much the metric is better than that of ordinary training, shortened to the same FLOPs: where more training hardly helps,
 ratios are wide, and this is the number to read. *Unbiased*: the expected gradient is that of the full data set, in a
-network without batch norm. [benchmarks/README.md](../README.md) has the commands that made the records and defines
-ratio and interval; each comparison's own table, with all metrics, is `results/NAME/table.md`. The published numbers are
-of other, mostly larger, data sets and networks, and compare with full training, not with shortened.
+network without batch norm. [benchmarks/README.md](../README.md) defines ratio and interval; each comparison's own
+table, with all metrics, is `results/NAME/table.md`, and `results/NAME/commands.sh` makes its records. The published
+numbers are of other, mostly larger, data sets and networks, and compare with full training, not with shortened.
 
 """
 METHODS = {  # by arm, up to the first "@": the name in the table, and whether it is unbiased for the full data set

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from commands import commands
 from matched_quality import (
     MEASURES,
     Arm,
@@ -240,10 +241,11 @@ def read(folder: Path) -> tuple[Results, dict[str, list[list[float]]]]:
 
 
 def report(folder: Path) -> str:
-    """Write `table.md` and `figure.png` from the records in a folder; return the text of the first."""
+    """Write `table.md`, `figure.png` and `commands.sh` from a folder's records; return the text of the first."""
     found, predicted = read(folder)
     text = f"# {folder.name}\n\n" + tables(found, predicted)
     (folder / "table.md").write_text(text)
+    (folder / "commands.sh").write_text(commands(folder.name, found.records))
     figure(found, folder / "figure.png")
     return text
 

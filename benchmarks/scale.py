@@ -14,12 +14,12 @@ from rich.console import Console
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# The saving at several sizes
 
-Made by `python benchmarks/scale.py` from the records; [benchmarks/README.md](../README.md) has the commands and
-defines metrics and intervals. A row is one learning rate of the combination, the same for all metrics. *Against
-AdamW*: the FLOPs at which the combination reaches the quality of full training with AdamW at its best learning rate by
-the metric in question, as a share of that training's. *Of pruning alone*: the same against full training with the
-combination's own optimizer, network and objective; empty where the combination leaves no sample or level out, or where
-that full training was not run.
+Made by `python benchmarks/scale.py` from the records of `results/NAME/commands.sh`;
+[benchmarks/README.md](../README.md) defines metrics and intervals. A row is one learning rate of the combination, the
+same for all metrics. *Against AdamW*: the FLOPs at which the combination reaches the quality of full training with
+AdamW at its best learning rate by the metric in question, as a share of that training's. *Of pruning alone*: the same
+against full training with the combination's own optimizer, network and objective; empty where the combination leaves no
+sample or level out, or where that full training was not run.
 """
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/results: its records are those of the documented commands, its tables those of its records."""
+"""benchmarks/results: its records are those of its commands, its tables those of its records."""
 
 import json
 import re
@@ -20,10 +20,6 @@ from pretrain.config.cli import parse
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/records"))
 DOCUMENT = (ROOT / "benchmarks" / "README.md").read_text()
-COMMANDS = DOCUMENT.replace("\\\n", " ").splitlines()
-LINES = [line for line in COMMANDS if line.startswith("python benchmarks/compare.py")]
-EXAMPLES = [line for line in COMMANDS if line.startswith("python benchmarks/compare_examples.py")]
-OF_EXAMPLES = {shlex.split(line)[shlex.split(line).index("--output-dir") + 1].rpartition("/")[2] for line in EXAMPLES}
 NOISE_SCHEDULES = {
     **dict.fromkeys(("dit", "dit_x8", "dit_x64", "unet"), "linear"),
     **dict.fromkeys(("dit_cosine", "dit_min_snr"), "squaredcos_cap_v2"),
@@ -37,24 +33,31 @@ def values(flags: list[str]) -> dict[str, float | str]:
     return {key: float(f"{float(v):.6g}") if v[:1].isdigit() else v for key, v in parsed(flags).items()}
 
 
+def commands_of(records: Path) -> list[list[str]]:
+    """The words of each command of a comparison."""
+    script = (records.parent / "commands.sh").read_text().replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in script.splitlines() if line.startswith("python ")]
+
+
+OF_EXAMPLES = [path for path in RESULTS if commands_of(path)[0][0] == "benchmarks/compare_examples.py"]
+
+
 @pytest.mark.parametrize(
-    "records", [path for path in RESULTS if path.parent.name not in OF_EXAMPLES], ids=lambda path: path.parent.name
+    "records", [path for path in RESULTS if path not in OF_EXAMPLES], ids=lambda path: path.parent.name
 )
-def test_the_documented_commands_make_the_records_and_no_others(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_make_the_records_and_no_others(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
     gone = {name for name, record in found.items() if record["family"] == "corrected"}
     assert all("made before 0.2" in found[name]["note"] for name in gone)
     made: set[str] = set()
     valid: dict[str, str] = {}
-    for line in LINES:
-        comparison, rest = tyro.cli(compare.Comparison, args=shlex.split(line)[2:], return_unknown_args=True)
-        assert not rest
-        if comparison.output_dir.name != records.parent.name:
-            continue
+    for program, *words in commands_of(records):
+        assert program == "benchmarks/compare.py"
+        comparison, rest = tyro.cli(compare.Comparison, args=words, return_unknown_args=True)
         assert comparison.output_dir == Path("runs/compare") / records.parent.name
         recipe = ["--config", str(comparison.config)]
-        base = parse(recipe, adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
+        base = parse([*recipe, *rest], adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
         for arm in compare.expanded(comparison, base):
             valid |= parsed(arm.flags)
             for seed in comparison.seeds:
@@ -66,29 +69,27 @@ def test_the_documented_commands_make_the_records_and_no_others(records: Path, m
                 assert values(record["flags"]) == values(arm.flags), name
                 folder = comparison.output_dir / "runs" / name
                 program = "train_mae.py" if records.parent.name.startswith("mae") else "train_diffusion.py"
-                again = [*recipe, *record["flags"], "--seed", str(seed), "--output-dir", str(folder)]
+                again = [*recipe, *rest, *record["flags"], "--seed", str(seed), "--output-dir", str(folder)]
                 assert shlex.split(record["command"]) == ["python", program, *again]
                 generated = program == "train_diffusion.py" and comparison.images > 0
                 assert ("frechet_distance" in record["quality"]) == generated, name
         named = {"optim.name" if key == "optim" else key: value for key, value in valid.items()}
         flags = [f"--{key}={value}" if value else f"--{key}" for key, value in named.items()]
-        parse([*recipe, *flags], adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
+        parse([*recipe, *rest, *flags], adapter="flow", model="unet", recipe=comparison.config, output_dir="", help="")
     assert made == found.keys() - gone
 
 
-@pytest.mark.parametrize(
-    "records", [path for path in RESULTS if path.parent.name in OF_EXAMPLES], ids=lambda path: path.parent.name
-)
-def test_the_documented_commands_make_the_records_of_examples_and_no_others(
+@pytest.mark.parametrize("records", OF_EXAMPLES, ids=lambda path: path.parent.name)
+def test_the_commands_make_the_records_of_examples_and_no_others(
     records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     found = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
     made: set[str] = set()
-    for line in EXAMPLES:
-        comparison, rest = tyro.cli(compare_examples.Comparison, args=shlex.split(line)[2:], return_unknown_args=True)
-        if comparison.output_dir.name != records.parent.name:
-            continue
+    for program, *words in commands_of(records):
+        assert program == "benchmarks/compare_examples.py"
+        comparison, rest = tyro.cli(compare_examples.Comparison, args=words, return_unknown_args=True)
+        assert comparison.output_dir == Path("runs/compare") / records.parent.name
         config = ["--config", str(comparison.config)] if comparison.config else []
         for arm in compare_examples.expanded(comparison, rest):
             for seed in comparison.seeds:

@@ -1,0 +1,54 @@
+# Makes the records of classification_long: bash benchmarks/results/classification_long/commands.sh, from the repository's root.
+# One command for each set of seeds; a comparison that was stopped goes on where it was. Written by benchmarks/proof.py.
+
+python benchmarks/compare_examples.py --program examples/classification.py --config benchmarks/recipes/classification_long.yaml --output-dir runs/compare/classification_long --data path/to/cifar10 --seeds 0 1 2 --arms \
+  "full lr*0.5=--training.policy full --training.lr 0.05" \
+  "full lr*2=--training.policy full --training.lr 0.2" \
+  "full lr*4=--training.policy full --training.lr 0.4" \
+  "full=--training.policy full" \
+  "ies lr*0.70=--training.policy ies --training.lr 0.06999999999999999" \
+  "ies lr*1.40=--training.policy ies --training.lr 0.13999999999999999" \
+  "ies=--training.policy ies" \
+  "importance@0.7 lr*0.70=--training.policy importance --training.budget 0.7 --training.lr 0.06999999999999999" \
+  "importance@0.7 lr*1.40=--training.policy importance --training.budget 0.7 --training.lr 0.13999999999999999" \
+  "importance@0.7=--training.policy importance --training.budget 0.7" \
+  "infobatch lr*0.70=--training.policy infobatch --training.lr 0.06999999999999999" \
+  "infobatch lr*1.40=--training.policy infobatch --training.lr 0.13999999999999999" \
+  "infobatch=--training.policy infobatch" \
+  "orderdp@0.7 lr*0.70=--training.policy orderdp --training.budget 0.7 --training.lr 0.06999999999999999" \
+  "orderdp@0.7 lr*1.40=--training.policy orderdp --training.budget 0.7 --training.lr 0.13999999999999999" \
+  "orderdp@0.7=--training.policy orderdp --training.budget 0.7" \
+  "quantile lr*0.70=--training.policy quantile --training.lr 0.06999999999999999" \
+  "quantile lr*1.40=--training.policy quantile --training.lr 0.13999999999999999" \
+  "quantile=--training.policy quantile" \
+  "random@0.7 lr*0.70=--training.policy random --training.budget 0.7 --training.lr 0.06999999999999999" \
+  "random@0.7 lr*1.40=--training.policy random --training.budget 0.7 --training.lr 0.13999999999999999" \
+  "random@0.7=--training.policy random --training.budget 0.7" \
+  "selective-backprop@0.7 lr*0.70=--training.policy selective-backprop --training.budget 0.7 --training.lr 0.06999999999999999" \
+  "selective-backprop@0.7 lr*1.40=--training.policy selective-backprop --training.budget 0.7 --training.lr 0.13999999999999999" \
+  "selective-backprop@0.7=--training.policy selective-backprop --training.budget 0.7" \
+  "seta lr*0.70=--training.policy seta --training.lr 0.06999999999999999" \
+  "seta lr*1.40=--training.policy seta --training.lr 0.13999999999999999" \
+  "seta=--training.policy seta" \
+  "shortened@0.25 lr*1.00=--training.policy full --training.epochs 12 --training.lr 0.1" \
+  "shortened@0.25 lr*2.04=--training.policy full --training.epochs 12 --training.lr 0.20412414523193154" \
+  "shortened@0.25 lr*4.17=--training.policy full --training.epochs 12 --training.lr 0.41666666666666674" \
+  "shortened@0.25 lr*8.51=--training.policy full --training.epochs 12 --training.lr 0.8505172717997148" \
+  "shortened@0.35 lr*1.00=--training.policy full --training.epochs 18 --training.lr 0.1" \
+  "shortened@0.35 lr*1.67=--training.policy full --training.epochs 18 --training.lr 0.16666666666666669" \
+  "shortened@0.35 lr*2.78=--training.policy full --training.epochs 18 --training.lr 0.2777777777777778" \
+  "shortened@0.35 lr*4.63=--training.policy full --training.epochs 18 --training.lr 0.462962962962963" \
+  "shortened@0.5 lr*1.00=--training.policy full --training.epochs 25 --training.lr 0.1" \
+  "shortened@0.5 lr*1.41=--training.policy full --training.epochs 25 --training.lr 0.14142135623730953" \
+  "shortened@0.5 lr*2.00=--training.policy full --training.epochs 25 --training.lr 0.2" \
+  "shortened@0.5 lr*2.83=--training.policy full --training.epochs 25 --training.lr 0.28284271247461906" \
+  "shortened@0.7 lr*1.00=--training.policy full --training.epochs 35 --training.lr 0.1" \
+  "shortened@0.7 lr*1.20=--training.policy full --training.epochs 35 --training.lr 0.11952286093343936" \
+  "shortened@0.7 lr*1.43=--training.policy full --training.epochs 35 --training.lr 0.14285714285714288" \
+  "shortened@0.7 lr*1.71=--training.policy full --training.epochs 35 --training.lr 0.17074694419062766" \
+  "topk@0.6 lr*0.70=--training.policy full --blocking.share 0.4 --blocking.method topk --training.lr 0.07" \
+  "topk@0.6 lr*1.40=--training.policy full --blocking.share 0.4 --blocking.method topk --training.lr 0.14" \
+  "topk@0.6=--training.policy full --blocking.share 0.4 --blocking.method topk" \
+  "unbiased@0.6 lr*0.70=--training.policy full --blocking.share 0.4 --training.lr 0.07" \
+  "unbiased@0.6 lr*1.40=--training.policy full --blocking.share 0.4 --training.lr 0.14" \
+  "unbiased@0.6=--training.policy full --blocking.share 0.4"

@@ -1,0 +1,8 @@
+# Makes the records of unet: bash benchmarks/results/unet/commands.sh, from the repository's root.
+# One command for each set of seeds; a comparison that was stopped goes on where it was. Written by benchmarks/proof.py.
+
+python benchmarks/compare.py --config benchmarks/recipes/unet.yaml --output-dir runs/compare/unet --seeds 0 1 2 --arms \
+  full \
+  "importance@0.65 lr^0.5=--pruning.policy importance --pruning.budget 0.65 --optim.compensation 0.5" \
+  "shortened@0.571 lr*1.32=--epochs 4 --optim.lr 0.003968626966596886" \
+  "shortened@0.714 lr*1.18=--epochs 5 --optim.lr 0.0035496478698597697"
