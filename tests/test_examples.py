@@ -71,7 +71,7 @@ def same(model: torch.nn.Module, parameters: dict[str, Any]) -> bool:
 
 def test_plain_loop_is_stopped_and_resumed(plain: dict[str, Any], tmp_path: Path, capsys) -> None:
     promises(run("examples/plain_loop.py"))
-    for stop_after in (1, 70, 133, 151):
+    for stop_after in (1, 133):
         file = tmp_path / f"{stop_after}.pt"
         plain_loop.main(checkpoint=file, stop_after=stop_after)
         assert re.search(r"stopped in epoch \d+ after \d+ of its", capsys.readouterr().out)

@@ -311,7 +311,7 @@ def test_large_tars_are_fingerprinted_without_reading_them(pictures: Path, tmp_p
     assert len(fingerprint(s.train)) == 43
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_from_tars(pictures: Path, tmp_path: Path, start: str) -> None:
     images: Images = source(shards_of(pictures, tmp_path / "shards"), workers=1).train
     expected = torch.stack([images[None, n].image for n in range(len(images))])

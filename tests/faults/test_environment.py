@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 from conftest import PRUNED, ROOT, read_metrics, tiny
 from programs import common, same, train
 
@@ -15,6 +16,7 @@ def test_another_folder_hash_seed_locale_and_time_zone(pictures: Path, finished:
     here = tmp_path / "größer, 大 и больше"
     here.mkdir()
     around = {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Pacific/Chatham", "HOME": str(here), "TERM": "dumb"}
+    around["MPLCONFIGDIR"] = matplotlib.get_configdir()  # its list of fonts takes long to make
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_diffusion.py"), *words, "--micro-batch", "6"],
         cwd=here,

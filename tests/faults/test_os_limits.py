@@ -20,7 +20,7 @@ def few_files() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux alone")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_few_open_files_are_one_sentence(workers: int, pictures: Path, tmp_path: Path) -> None:
     words = [*common(pictures, tmp_path / "run", 2), "--data.workers", workers]
     with Trainers("train_diffusion.py", words, tmp_path / "out.txt", first=few_files) as trainers:

@@ -122,7 +122,13 @@ def test_every_signal_to_stop_writes_a_checkpoint(number: int, pictures: Path, t
 
 
 @pytest.mark.parametrize(
-    ("processes", "told", "slow"), [(1, 0, 0), pytest.param(2, 0, 0, marks=pytest.mark.slow), (2, 1, 0), (2, 0, 1)]
+    ("processes", "told", "slow"),
+    [
+        (1, 0, 0),
+        pytest.param(2, 0, 0, marks=pytest.mark.slow),
+        (2, 1, 0),
+        pytest.param(2, 0, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_in_an_evaluation_loses_nothing(
     processes: int, told: int, slow: int, trained: Path, pictures: Path, tmp_path: Path

@@ -44,6 +44,7 @@ def soaked(
     return undisturbed
 
 
+@pytest.mark.slow
 def test_soak_with_all_kinds_of_faults(undisturbed: soak.Soak) -> None:
     counts = soaked(undisturbed, [*soak.FAULTS], 6).counts
     assert counts["runs to the end"] >= 1 and counts["checkpoints compared"] >= 1

@@ -140,7 +140,8 @@ def test_gradient_checkpointing_changes_nothing(pictures: Path, finished: Path, 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 5
 
 
-@pytest.mark.parametrize("script", [pytest.param("train_diffusion.py", marks=pytest.mark.slow), "train_mae.py"])
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_diffusion.py", "train_mae.py"])
 def test_compilation_changes_nothing(script: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     """Bit for bit if the compiler only traces; state names do not change, so it can be switched on or off on resume."""
     torch.compiler.reset()
@@ -150,7 +151,7 @@ def test_compilation_changes_nothing(script: str, pictures: Path, tmp_path: Path
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: graphs.append(how) or real(self, **how))
     probe = ["--evaluate.metrics", "loss,online-probe"] if script == "train_mae.py" else []
     for name in ("plain", "compiled"):
-        words = [*common(pictures, tmp_path / name, 3), "--infobatch", *probe]
+        words = [*common(pictures, tmp_path / name, 3), *PRUNED, *probe]
         train(script, *words, *(["--compile"] if name == "compiled" else []))
     assert graphs == [{"dynamic": False, "backend": "eager"}]
     assert same(tmp_path / "plain", tmp_path / "compiled")

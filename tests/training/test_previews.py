@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import read_metrics
+from conftest import PRUNED, read_metrics
 from PIL import Image
 from programs import common, final, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,7 +22,7 @@ from pretrain.training import plots
 def test_a_tracker_gets_the_images_of_the_run(script: str, image: int, pictures: Path, tmp_path: Path) -> None:
     """Every pixel, for each evaluation."""
     folder = tmp_path / "run"
-    train(script, *common(pictures, folder), "--infobatch", "--tracker", "tensorboard")
+    train(script, *common(pictures, folder), *PRUNED, "--tracker", "tensorboard")
     shown = EventAccumulator(str(folder / "trackers" / "run"), size_guidance={"images": 0})
     shown.Reload()
     found = {name: shown.Images(name) for name in shown.Tags()["images"]}
