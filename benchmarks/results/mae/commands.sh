@@ -12,6 +12,7 @@ python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir r
 python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir runs/compare/mae --seeds 0 1 2 3 4 --arms \
   "cross@0.8=--model.decoder cross --epochs 16" \
   "cross@1=--model.decoder cross" \
+  "full lr*0.25=--optim.lr 5e-4" \
   "full lr*0.5=--optim.lr 1e-3" \
   "full lr*2=--optim.lr 0.004" \
   full \
@@ -61,20 +62,26 @@ python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir r
   "shortened@0.45 lr*2.22=--epochs 9 --optim.lr 0.0044444444444444444" \
   "shortened@0.45 lr*3.00=--epochs 9 --optim.lr 0.006" \
   "shortened@0.45 lr*4.00=--epochs 9 --optim.lr 8e-3" \
+  "shortened@0.55 lr*0.50=--epochs 11 --optim.lr 1e-3" \
   "shortened@0.55 lr*1.00=--epochs 11 --optim.lr 0.002" \
   "shortened@0.55 lr*1.35=--epochs 11 --optim.lr 0.0026967994498529684" \
   "shortened@0.55 lr*1.82=--epochs 11 --optim.lr 0.0036363636363636364" \
   "shortened@0.55 lr*2.50=--epochs 11 --optim.lr 0.005" \
   "shortened@0.55 lr*3.50=--epochs 11 --optim.lr 7e-3" \
+  "shortened@0.65 lr*0.25=--epochs 13 --optim.lr 5e-4" \
   "shortened@0.65 lr*0.50=--epochs 13 --optim.lr 1e-3" \
   "shortened@0.65 lr*1.00=--epochs 13 --optim.lr 0.002" \
   "shortened@0.65 lr*1.54=--epochs 13 --optim.lr 0.0030769230769230774" \
   "shortened@0.65 lr*2.00=--epochs 13 --optim.lr 0.004" \
   "shortened@0.65 lr*2.75=--epochs 13 --optim.lr 5.5e-3" \
+  "shortened@0.65 lr*4.00=--epochs 13 --optim.lr 8e-3" \
+  "shortened@0.75 lr*0.50=--epochs 15 --optim.lr 1e-3" \
   "shortened@0.75 lr*1.00=--epochs 15 --optim.lr 0.002" \
   "shortened@0.75 lr*1.15=--epochs 15 --optim.lr 0.002309401076758503" \
   "shortened@0.75 lr*2.00=--epochs 15 --optim.lr 0.004" \
   "shortened@0.75 lr*2.75=--epochs 15 --optim.lr 5.5e-3" \
+  "shortened@0.75 lr*4.00=--epochs 15 --optim.lr 8e-3" \
+  "shortened@0.85 lr*0.50=--epochs 17 --optim.lr 1e-3" \
   "shortened@0.85 lr*1.00=--epochs 17 --optim.lr 0.002" \
   "shortened@0.85 lr*1.08=--epochs 17 --optim.lr 0.0021693045781865615" \
   "shortened@0.85 lr*1.18=--epochs 17 --optim.lr 0.0023529411764705885" \
