@@ -186,7 +186,8 @@ def beside_ordinary(records: Sequence[Record]) -> list[dict[str, str]]:
     """Pruned runs beside runs with the same objective, network and data that used every sample, for any time."""
 
     def group(record: Record) -> dict[str, str]:
-        return {name: value for name, value in record.settings.items() if name.startswith(("adapter", "model", "data"))}
+        names = [name for name in record.settings if name.startswith(("adapter", "model", "data"))]
+        return {name: record.settings[name] for name in names if name != "data.workers"}  # which changes no batch
 
     def ordinary(record: Record) -> bool:
         return record.policy == "full" and float(record.settings.get("blocking.share") or 0) == 0

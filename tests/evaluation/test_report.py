@@ -65,8 +65,11 @@ def test_ordinary_training_beside_a_pruned_run(flow: Path, tmp_path: Path) -> No
     assert row["run"] == "pruned" and row["ratio of FLOPs"] == "0.50" and row["of time"] == "1.00"
     assert report.beside_ordinary([report.read_record(pruned, "pruned")]) == []
     settings = (pruned / "config.yaml").read_text()
-    for other, rows in (("times: logit_normal", 0), ("times: uniform", 1)):  # the losses of other times don't compare
-        (pruned / "config.yaml").write_text(re.sub(r"times: \w+", other, settings))
+    cases = {r"times: \w+": ("times: logit_normal", 0), r"workers: \d+": ("workers: 3", 1)}  # workers change no loss
+    for old, (new, rows) in cases.items():
+        changed = re.sub(old, new, settings)
+        assert changed != settings
+        (pruned / "config.yaml").write_text(changed)
         records = [report.read_record(flow, "flow"), report.read_record(pruned, "pruned")]
         assert len(report.beside_ordinary(records)) == rows
 

@@ -2,6 +2,7 @@
 # One command for each set of seeds; a comparison that was stopped goes on where it was. Written by benchmarks/proof.py.
 
 python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --seeds 0 1 2 3 4 --arms \
+  "full lr*0.5=--optim.lr 2.5e-3" \
   "full lr*2=--optim.lr 1e-2" \
   "full lr*3=--optim.lr 1.5e-2" \
   "muon-posterior-importance@0.35 lr 1.6e-2=--optim.name muon --optim.lr 1.6e-2 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.35" \
@@ -14,8 +15,18 @@ python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir 
   "muon-posterior@0.45 lr 8e-3=--epochs 9 --optim.name muon --optim.lr 8e-3 --adapter.posterior-mean" \
   "muon-posterior@0.75 lr 1.6e-2=--epochs 15 --optim.name muon --optim.lr 1.6e-2 --adapter.posterior-mean" \
   "muon-posterior@1 lr 1.6e-2=--epochs 20 --optim.name muon --optim.lr 1.6e-2 --adapter.posterior-mean" \
+  "muon@0.55 lr 1.6e-2=--epochs 11 --optim.name muon --optim.lr 1.6e-2" \
+  "muon@0.75 lr 1.6e-2=--epochs 15 --optim.name muon --optim.lr 1.6e-2" \
+  "posterior@0.55 lr 1.35e-2=--epochs 11 --adapter.posterior-mean --optim.lr 1.35e-2" \
+  "posterior@0.75 lr 1.35e-2=--epochs 15 --adapter.posterior-mean --optim.lr 1.35e-2" \
+  "shortened@0.55 lr*0.50=--epochs 11 --optim.lr 2.5e-3" \
   "shortened@0.55 lr*2.70=--epochs 11 --optim.lr 0.0135" \
   "shortened@0.75 lr*2.00=--epochs 15 --optim.lr 1e-2"
+
+python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --seeds 0 1 2 4 --arms \
+  full \
+  "shortened@0.55 lr*1.00=--epochs 11 --optim.lr 0.005" \
+  "shortened@0.75 lr*1.00=--epochs 15 --optim.lr 0.005"
 
 python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --seeds 1 2 3 4 --arms \
   "muon-posterior-importance@0.55 lr 1.6e-2=--optim.name muon --optim.lr 1.6e-2 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.55" \
@@ -27,13 +38,10 @@ python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir 
   "shortened@0.75 lr*1.15=--epochs 15 --optim.lr 0.00577350269"
 
 python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --seeds 0 1 2 --arms \
-  full \
   "importance@0.65 lr^0.5=--pruning.policy importance --pruning.budget 0.65 --optim.compensation 0.5" \
   "importance@0.65=--pruning.policy importance --pruning.budget 0.65" \
   "infobatch=--pruning.policy infobatch" \
-  "samples@0.65=--pruning.policy importance --pruning.over samples --pruning.budget 0.65" \
-  "shortened@0.55 lr*1.00=--epochs 11 --optim.lr 0.005" \
-  "shortened@0.75 lr*1.00=--epochs 15 --optim.lr 0.005"
+  "samples@0.65=--pruning.policy importance --pruning.over samples --pruning.budget 0.65"
 
 python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --images 0 --seeds 0 1 2 --arms \
   "full lr*1.25=--optim.lr 0.00625"
@@ -45,11 +53,7 @@ python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir 
   "muon-posterior-importance@0.45 lr 4e-3=--optim.name muon --optim.lr 4e-3 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-posterior@0.35 lr 3.2e-2=--epochs 7 --optim.name muon --optim.lr 3.2e-2 --adapter.posterior-mean" \
   "muon-posterior@0.35 lr 4e-3=--epochs 7 --optim.name muon --optim.lr 4e-3 --adapter.posterior-mean" \
-  "muon-posterior@0.55 lr 3.2e-2=--epochs 11 --optim.name muon --optim.lr 3.2e-2 --adapter.posterior-mean" \
-  "muon@0.55 lr 1.6e-2=--epochs 11 --optim.name muon --optim.lr 1.6e-2" \
-  "muon@0.75 lr 1.6e-2=--epochs 15 --optim.name muon --optim.lr 1.6e-2" \
-  "posterior@0.55 lr 1.35e-2=--epochs 11 --adapter.posterior-mean --optim.lr 1.35e-2" \
-  "posterior@0.75 lr 1.35e-2=--epochs 15 --adapter.posterior-mean --optim.lr 1.35e-2"
+  "muon-posterior@0.55 lr 3.2e-2=--epochs 11 --optim.name muon --optim.lr 3.2e-2 --adapter.posterior-mean"
 
 python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --images 0 --seeds 1 2 --arms \
   "shortened@0.55 lr*1.82=--epochs 11 --optim.lr 0.00909090909" \
