@@ -12,7 +12,7 @@ START = {"adapter": "flow", "model": "unet", "recipe": Path(__file__).parent / "
 def main(config: Config) -> None:
     """Build data, adapter and model, train, and publish the result."""
     from pretrain.adapters import Generative
-    from pretrain.config.build import build_model
+    from pretrain.config.build import build_model, check_policy
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
@@ -23,6 +23,7 @@ def main(config: Config) -> None:
     from pretrain.export.start_from import start_from_weights
     from pretrain.training.loop import train
 
+    check_policy(config)
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     source = open_data(config.data, config.seed)

@@ -11,7 +11,7 @@ START = {"adapter": "mae", "model": "mae", "recipe": Path(__file__).parent / "co
 
 def main(config: Config) -> None:
     """Build data, adapter and model, train, and publish the result."""
-    from pretrain.config.build import build_model
+    from pretrain.config.build import build_model, check_policy
     from pretrain.data.sources import open_data
     from pretrain.evaluation import evaluators
     from pretrain.evaluation.context import EvalContext
@@ -24,6 +24,7 @@ def main(config: Config) -> None:
 
     if config.class_conditional:
         raise UserError("--class-conditional: a masked autoencoder does not use labels; leave it out")
+    check_policy(config)
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     source = open_data(config.data, config.seed)
@@ -31,7 +32,10 @@ def main(config: Config) -> None:
         raise UserError(f"--data {config.data.source}: it has latents, for train_diffusion.py; name images")
     adapter, model = config.component("adapter"), build_model(config, source.shape, 0)
     if not hasattr(model, "encoder"):
-        raise UserError(f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one")
+        raise UserError(
+            f"--model {config.model.name}: it has no `encoder`; give --model mae or a network with one, or "
+            "train_diffusion.py if it is a denoiser or a run of that program"
+        )
     start_from_weights(config, model, adapter)
     context = EvalContext(adapter, source, 0, True, config.evaluate, during_training=True)
     preview = Reconstructions(adapter, source.test, config.evaluate.images) if hasattr(adapter, "reconstruct") else None

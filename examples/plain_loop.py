@@ -27,6 +27,8 @@ def main(
         stop_after: number of optimizer steps after which to stop.
         save: file to write the final parameters to.
     """
+    if stop_after is not None and checkpoint is None:
+        raise SystemExit("--stop-after needs --checkpoint: the file to write when stopping")
     samples, model = data(), network()
     optimizer = torch.optim.SGD(model.parameters(), learning_rate(0.0), momentum=0.9)
     infobatch = InfoBatch(samples, epochs=epochs)

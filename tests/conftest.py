@@ -25,7 +25,7 @@ TINY = {
     "train_diffusion.py": "--optim.name adamw --optim.lr 3e-3 --model.channels 8 16 --model.layers 1 "
     "--model.attention 0 --evaluate.images 4 --evaluate.steps 2",
     "train_mae.py": "--model.patch 4 --model.width 16 --model.depth 1 --model.heads 2 --model.decoder-width 16 "
-    "--model.decoder-depth 1 --model.decoder-heads 2 --evaluate.images 4",
+    "--model.decoder-depth 1 --model.decoder-heads 2 --evaluate.images 4 --evaluate.no-at-start",
 }
 
 

@@ -126,6 +126,7 @@ def test_a_user_error_is_one_line_and_exit_status_2(tmp_path: Path, program) -> 
             "--pruning.policy infobach",
             "did you mean infobatch? There are full, random, infobatch, quantile, importance",
         ),
+        ("--evaluate.sampler heunn", "one of ddim, euler, heun, dpm++, got heunn"),
         ("--pruning.policy ./mine.py", "there is no such file"),
         ("--pruning.policy tests/conftest.py", "exactly one function whose arguments begin with (score, stats)"),
         ("--pruning.policy random", "needs a budget"),

@@ -138,7 +138,7 @@ class Lock:
             os.close(directory)
 
     def __del__(self) -> None:
-        if sys.is_finalizing():  # modules are gone; the process's end releases the locks
+        if sys is None or sys.is_finalizing():  # modules are gone; the process's end releases the locks
             return
         self._close_directory()
         if hasattr(self, "handle"):

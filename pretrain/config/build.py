@@ -34,6 +34,15 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 
+def check_policy(config: Config) -> None:
+    """Check the policy and its settings, before images are read.
+
+    Raises:
+        UserError: there is no such policy, or it can't have these settings.
+    """
+    build_infobatch(config, 1 << 20, lambda _: None)
+
+
 def build_infobatch(config: Config, size: int, warn: Callable[[str], Any], weights: Tensor | None = None) -> InfoBatch:
     """The InfoBatch of a run.
 

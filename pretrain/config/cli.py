@@ -295,6 +295,8 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     def best(adapter: Any) -> dict[str, Any]:
         """What --infobatch alone means for an adapter, where nobody chose a policy."""
         found = getattr(adapter, "infobatch", {}) if policy is None and "pruning.policy" not in settings else {}
+        if policy is None and "pruning.policy" not in settings and _value(arguments, "--pruning.budget"):
+            return found if "pruning.budget" in found else {"pruning.policy": "importance"}
         return {} if prunes and found.get("pruning.policy") == "full" else found
 
     def parsed(best: dict[str, Any]) -> tuple[Config, Config]:

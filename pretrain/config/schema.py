@@ -10,6 +10,7 @@ import tyro
 from pretrain.config import registry
 from pretrain.config.limits import require_in_range
 
+SAMPLERS = ("ddim", "euler", "heun", "dpm++")
 # Settings of one launch: they are given on the command line only, because a recipe or a run may come from elsewhere.
 LAUNCH_ONLY = ("resume", "overwrite", "dry_run", "tracker", "push_to_hub")
 
@@ -87,8 +88,9 @@ class Pruning:
     """Which samples and noise levels an epoch uses, and with what weight; only with --infobatch or a setting of these.
 
     Attributes:
-        policy: full, random, infobatch, quantile, importance, or the path of a .py file (docs/policies.md).
-            A policy other than the recipe's discards the recipe's other settings of this section.
+        policy: full, random, infobatch, quantile, importance, or the path of a .py file (docs/policies.md); where none
+            is known to be best for the objective, a budget alone means importance. Another policy than the recipe's
+            discards the recipe's other settings of this section.
         prune_ratio: share that is skipped of the samples whose loss is below the mean, in [0, 1); for infobatch;
             default: 0.5.
         budget: samples used in the whole run as a share of epochs * images, in (0, 1]; for random and importance.
@@ -221,6 +223,7 @@ class Evaluate:
         _require(self.every >= 1, "evaluate.every", "at least 1", self.every)
         _require(self.images >= 1, "evaluate.images", "at least 1", self.images)
         _require(self.steps >= 1, "evaluate.steps", "at least 1", self.steps)
+        _require(self.sampler in (None, *SAMPLERS), "evaluate.sampler", f"one of {', '.join(SAMPLERS)}", self.sampler)
         _require(self.num_images >= 1, "evaluate.num_images", "at least 1", self.num_images)
         _require(self.reference != "", "evaluate.reference", "images", "an empty name")
         _require(self.max_reference >= 1, "evaluate.max_reference", "at least 1", self.max_reference)
@@ -354,9 +357,9 @@ class Config:
         if self.shard and (self.blocking.share or self.micro_batch == "auto" or self.precision == "fp16"):
             raise ValueError("shard excludes blocking.share, micro_batch auto and precision fp16; leave one out")
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other: continue the run, or replace it")
+            raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
         if self.dry_run and self.resume:
-            raise ValueError("dry_run and resume exclude each other: a dry run begins anew and leaves nothing")
+            raise ValueError("--dry-run and --resume exclude each other: a dry run begins anew and leaves nothing")
 
     @property
     def peak_lr(self) -> float:

@@ -129,7 +129,7 @@ def exit_on_user_error() -> Iterator[None]:
     except KeyboardInterrupt:
         if rank == "0":
             _print(
-                "interrupted at once; files already written are kept, and --resume continues a run from its last "
+                "interrupted at once; files already written are kept, and --resume continues a run that has a "
                 "checkpoint"
             )
         sys.exit(130)

@@ -53,9 +53,9 @@ def main(
     farthest points (Sener and Savarese 2018), a biased subset. A training never sees the other images.
 
     Args:
-        source: folder of a run whose model has an encoder, for all training images of its data set (features of its EMA
-            encoder, scaled to length 1); or features [N, D] of all training images in their order, as a .npy or
-            .safetensors file (used as they are).
+        source: folder of a run, for all training images of its data set (features of its EMA encoder, scaled to length
+            1; random needs none, so any run will do); or features [N, D] of all training images in their order, as a
+            .npy or .safetensors file (used as they are).
         keep: share of the images that is kept, above 0 and at most 1.
         method: of the selection.
         output: JSON file to write.

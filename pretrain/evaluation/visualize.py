@@ -7,7 +7,7 @@ training images, and a map of all of them, coloured by class.
 """
 
 import colorsys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +66,7 @@ def main(
             "reconstructions": Reconstructions(trained.adapter, source.test, n).draw(model),
             "attention": attention_sheet(model, source.test, n),
             "neighbours": neighbour_sheet(source.test, test, source.train, train, n),
-            "map": feature_map(*test[:2], source.classes),
+            "map": feature_map(*test[:2], source.classes, source.class_names),
         }
     with _writing(folder):
         for name, sheet in sheets.items():
@@ -143,13 +143,14 @@ def neighbour_sheet(
     return grid(torch.stack(rows).float() / 127.5 - 1, columns=2 + nearest.shape[1])
 
 
-def feature_map(feature: Tensor, label: Tensor, classes: int) -> Tensor:
+def feature_map(feature: Tensor, label: Tensor, classes: int, names: Sequence[str] = ()) -> Tensor:
     """A scatter plot of the first two principal components of features, with a colour for each class.
 
     Args:
         feature: float32 [N, D].
         label: int64 [N]; -1: none (grey).
         classes: number of classes.
+        names: of the classes, for the legend; default: their numbers.
 
     Returns:
         A picture, uint8 [H, W, 3].
@@ -167,8 +168,14 @@ def feature_map(feature: Tensor, label: Tensor, classes: int) -> Tensor:
         pen.ellipse((x - 3, SIDE - y - 3, x + 3, SIDE - y + 3), fill=colours[of] if of >= 0 else (120, 120, 120))
     caption = f"principal components: horizontal {share[0]:.0%} of the variance, vertical {share[1]:.0%}"
     pen.text((MARGIN, SIDE - 24), caption, fill="black", font_size=16)
-    for number, colour in enumerate(colours[:20]):
-        pen.text((MARGIN + 44 * number, 10), f"{number}", fill=colour, font_size=22)
+    legend = [names[number][:16] if names else f"{number}" for number in range(min(classes, 20))]
+    x, y = MARGIN, 2
+    for name, colour in zip(legend, colours, strict=False):
+        width = int(pen.textlength(name, font_size=16)) + 14
+        if x + width > SIDE - MARGIN:
+            x, y = MARGIN, y + 18
+        pen.text((x, y), name, fill=colour, font_size=16)
+        x += width
     return torch.tensor(list(picture.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3)
 
 

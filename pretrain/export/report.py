@@ -37,6 +37,7 @@ from pretrain.training import plots
 from pretrain.training.metrics_log import MetricsLog
 
 MAX_PICTURES = 40  # of samples over time, of each run; of more, evenly spaced ones with the first and the last
+OF_GENERATED = ("fid", "kid", "precision", "recall", "memorized", "nearest_ratio")  # metrics of generated images
 HIDDEN = ("output_dir", "evaluate.", "checkpoint.")  # settings that don't change what is trained
 
 
@@ -77,7 +78,7 @@ class Record:
     def _later(self) -> list[dict[str, Any]]:
         """What `pretrain evaluate` measured on the run's data of the EMA that is measured in training, too."""
         own = (record for record in self.later if record.get("data_settings") is None)
-        return [record.get("found", {}) for record in own if record.get("sigma_rel") is None]
+        return [_named(record) for record in own if record.get("sigma_rel") is None]
 
     @property
     def quality(self) -> dict[str, float]:
@@ -119,6 +120,15 @@ def read_record(folder: Path, name: str) -> Record:
         raise UserError(f"{folder}: the run's files can't be read: {error}; restore them") from None
 
 
+def _named(record: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a record of evaluation.json; those of generated images, named with what they depend on."""
+    settings, found = record.get("settings", {}), record.get("found", {})
+    how = f"{settings.get('num_images')} images, {settings.get('steps')} steps, features {settings.get('features')}"
+    how += f", {settings['sampler']}" if settings.get("sampler") else ""
+    how += f", guidance {settings['guidance']:g}" if settings.get("guidance", 1) != 1 else ""
+    return {f"{name} ({how})" if name.startswith(OF_GENERATED) else name: value for name, value in found.items()}
+
+
 def _json(path: Path, default: Any) -> Any:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
     if not isinstance(found, type(default)):
@@ -131,7 +141,8 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", "" if value is None else str(value)
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{prefix}{name}", "" if value is None else text
 
 
 # -- what the page shows ---------------------------------------------------------------------------
@@ -190,7 +201,8 @@ def beside_ordinary(records: Sequence[Record]) -> list[dict[str, str]]:
         return {name: record.settings[name] for name in names if name != "data.workers"}  # which changes no batch
 
     def ordinary(record: Record) -> bool:
-        return record.policy == "full" and float(record.settings.get("blocking.share") or 0) == 0
+        blocks = float(record.settings.get("blocking.share") or 0) > 0
+        return record.policy == "full" and not blocks and not savings(record.summary)
 
     finished = [r for r in records if r.summary and "validation_loss" in r.quality]
     rows = []

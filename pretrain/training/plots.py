@@ -55,7 +55,7 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
     if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(values, default=1))
     axes.set(xlim=(0, 1), xlabel="level (0: least noise or mask, 1: most)", ylabel="validation loss")
     axes.spines[["top", "right"]].set_visible(False)
     if curves:  # empty if the run's folder was removed meanwhile
@@ -74,19 +74,21 @@ def lines(curves: Sequence[tuple[str, Points]], x: str, y: str, *, log: bool = F
     Returns:
         uint8 [H, W, 3]; None if no curve has points.
     """
-    curves = [(name, points) for name, points in curves if points]
-    if not curves:
+    shown = [(f"C{number}", name, points) for number, (name, points) in enumerate(curves) if points]
+    if not shown:
         return None
     figure = _figure(6.0, 3.2)
     axes = figure.subplots()
-    for number, (name, points) in enumerate(curves):
+    for colour, name, points in shown:  # a name has its colour in all pictures of the same names
         few = len(points) < 30
-        label = axes.plot(*zip(*points, strict=True), "o-" if few else "-", ms=3, color=f"C{number}")[0]
+        label = axes.plot(*zip(*points, strict=True), "o-" if few else "-", ms=3, color=colour)[0]
         label.set_label("\u200b" + name.replace("$", r"\$"))  # a name that begins with _ would be left out
-    if log and min(value for _, points in curves for _, value in points) > 0:
+    if log and min(value for _, _, points in shown for _, value in points) > 0:
         axes.set_yscale("log")
     axes.set(xlabel=x, ylabel=y)
-    if x == "epoch":
+    if x == "epoch" and max(len(points) for _, _, points in shown) == 1:
+        axes.set_xticks(sorted({points[0][0] for _, _, points in shown}))
+    elif x == "epoch":
         axes.locator_params(axis="x", integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:

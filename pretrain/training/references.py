@@ -54,7 +54,7 @@ def with_references(
     if flip:
         image, label = torch.cat([image, image.flip(-1)]), label.repeat(2)
     references = References.of(image, label if config.class_conditional else None)
-    log(_where_it_acts(adapter, references, image, label, len(parts)))
+    log(_where_it_acts(adapter, references, image, label, len(parts), flip))
     return partial(adapter, references=references), flops + cost
 
 
@@ -87,8 +87,11 @@ def _obstacle(source: Source, share: float) -> str:
     return ""
 
 
-def _where_it_acts(adapter: Any, references: References, image: torch.Tensor, label: torch.Tensor, seed: int) -> str:
+def _where_it_acts(
+    adapter: Any, references: References, image: torch.Tensor, label: torch.Tensor, seed: int, flip: bool
+) -> str:
     probe = torch.linspace(0, len(image) - 1, PROBES, device=image.device).long()
+    many = f"{len(image) // 2:,} images and their mirror images" if flip else f"{len(image):,} images"
     for step in range(LEVELS):
         rng = SampleRNG(seed, step, index=probe)
         signal, noise = adapter.path(torch.full((PROBES,), (step + 0.5) / LEVELS, device=image.device))
@@ -96,7 +99,7 @@ def _where_it_acts(adapter: Any, references: References, image: torch.Tensor, la
         weights = references.weights(noisy, signal, noise, label[probe])
         if 1 - weights[torch.arange(PROBES), probe].mean() > AMBIGUOUS:
             return (
-                f"posterior-mean targets over {len(image):,} images: a noisy image could come from others of them from "
-                f"level {step / LEVELS:.2f} on"
+                f"posterior-mean targets over {many}: from level {step / LEVELS:.2f} on (0: no noise, 1: most) a noisy "
+                "image could come from several of them, and the target is their weighted mean, which has less variance"
             )
-    return f"posterior-mean targets over {len(image):,} images change nothing: no noisy image could come from another"
+    return f"posterior-mean targets over {many} change nothing: no noisy image could come from another"

@@ -40,6 +40,7 @@ from pretrain.training.run import Run
 from pretrain.training.state import Observer, TrainState, code_hashes
 
 BACKEND = "inductor"  # of torch.compile
+OF_TRAINING = ("pruning.", "blocking.", "optim.", "infobatch", "batch_size", "data.flip", "data.crop")
 
 
 def setup(
@@ -85,6 +86,7 @@ def setup(
             check_epochs(resumed, config)
             check_data(resumed.path, resumed.state, state.fingerprints, source)
             state.load_state_dict(resumed.state, config, resumed.path)
+            check_finished(resumed, config)
     state.ema.to(device)
     if config.compile:
         compile_model(model, device)
@@ -206,16 +208,18 @@ def _log_start(run: Run, resumed: storage.FoundCheckpoint | None) -> None:
     config, source, log = run.config, run.source, run.reporter.display.print
     parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
     world, gflops = run.accelerator.num_processes, run.state.flops[0] / 1e9
+    processes = f"{world} {'process' if world == 1 else 'processes'} on {run.accelerator.device.type}"
     log(
         f"{type(run.adapter).__name__} on {len(source.train):,} images of {'x'.join(map(str, source.shape))} "
-        f"({config.data.source}), {parameters / 1e6:.2f} M parameters, {gflops:.3g} training GFLOPs per "
-        f"sample, policy {config.policy}, {world} {'process' if world == 1 else 'processes'} on "
-        f"{run.accelerator.device.type}"
+        f"({source.train.data.source}), {parameters / 1e6:.2f} M parameters, {gflops:.3g} training GFLOPs per sample, "
+        f"{config.optim.name} with learning rate {config.peak_lr:g}, policy {config.policy}, {processes}"
     )
     if resumed is not None:
         for path, why in resumed.skipped.items():
             log(f"checkpoint not used: {path.name}: {why}")
-        log(f"resuming from {resumed.path}: {run.position()}{changed_settings(resumed.state, config)}")
+        end = is_finished(resumed, config)
+        where = f"the run is finished; more epochs continue it, --epochs {2 * config.epochs}" if end else run.position()
+        log(f"resuming from {resumed.path}: {where}{changed_settings(resumed.state, config)}")
 
 
 def profile_objective(config: Config, adapter: Adapter, model: nn.Module, source: Source) -> SampleCost:
@@ -233,7 +237,10 @@ def profile_objective(config: Config, adapter: Adapter, model: nn.Module, source
     except (TypeError, AttributeError) as error:
         if {config.adapter.name, config.model.name} - {*registry.names("adapter"), *registry.names("model")}:
             raise  # code of the user's own needs its traceback
-        raise UserError(f"--adapter {config.adapter.name} can't train --model {config.model.name}: {error}") from None
+        raise UserError(
+            f"--adapter {config.adapter.name} can't train --model {config.model.name}: {error}; mae is for networks of "
+            "train_mae.py, the other objectives are for those of train_diffusion.py"
+        ) from None
     for parameter in cost.unused:
         parameter.requires_grad_(False)
     return cost
@@ -309,6 +316,30 @@ def check_epochs(resumed: storage.FoundCheckpoint, config: Config) -> None:
         raise UserError(
             f"--resume {resumed.path}: --epochs {config.epochs}, but the run is in epoch {begun} already; give at "
             f"least {begun}, or start another run"
+        )
+
+
+def is_finished(resumed: storage.FoundCheckpoint, config: Config) -> bool:
+    """Whether a checkpoint is that of the end of a run."""
+    return resumed.state.values["infobatch"]["epoch"] >= config.epochs
+
+
+def check_finished(resumed: storage.FoundCheckpoint, config: Config) -> None:
+    """Check that a finished run has the settings that it was trained with: nothing is trained with others.
+
+    Raises:
+        UserError: it has others.
+    """
+    if not is_finished(resumed, config):
+        return
+    old, new = flat(resumed.state.values["config"]), flat(config.to_dict())
+    old["pruning.policy"], new["pruning.policy"] = Path(old["pruning.policy"]).name, Path(new["pruning.policy"]).name
+    changed = [n for n in new if n in old and n.startswith(OF_TRAINING) and new[n] != old[n]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"--resume {resumed.path}: the run is finished, so nothing would be trained with "
+            f"--{name.replace('_', '-')} {new[name]} (it was {old[name]}); add --epochs, or start another run"
         )
 
 

@@ -237,7 +237,7 @@ def _check_components(saved: dict[str, Any], now: dict[str, Any], path: Path) ->
                 "restore the file, or start another run"
             )
         if theirs != ours:
-            differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+            differing = [key for key in ours | theirs if theirs.get(key) != ours.get(key)]  # the name is the first
             raise UserError(
                 f"--resume {path}: the checkpoint is of another {name} ({name}.{differing[0]} is "
                 f"{theirs.get(differing[0])!r} there, {ours.get(differing[0])!r} here); leave these settings out"

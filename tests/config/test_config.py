@@ -53,6 +53,14 @@ def test_infobatch_is_a_bare_flag(arguments: tuple[str, ...], policy: str) -> No
     assert config(*arguments).policy == policy
 
 
+def test_a_budget_alone_means_importance_where_no_policy_is_known(tmp_path: Path) -> None:
+    mae = config("--adapter", "mae", "--pruning.budget", "0.4")
+    assert (mae.policy, mae.pruning.budget) == ("importance", 0.4)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("pruning: {policy: random, budget: 0.6}\n")
+    assert config("--config", str(recipe), "--pruning.budget", "0.4").policy == "random"
+
+
 def test_infobatch_prunes_as_the_recipe_recommends(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(

@@ -64,6 +64,9 @@ def test_ordinary_training_beside_a_pruned_run(flow: Path, tmp_path: Path) -> No
     (row,) = report.beside_ordinary([report.read_record(flow, "flow"), report.read_record(pruned, "pruned")])
     assert row["run"] == "pruned" and row["ratio of FLOPs"] == "0.50" and row["of time"] == "1.00"
     assert report.beside_ordinary([report.read_record(pruned, "pruned")]) == []
+    (pruned / "summary.json").write_text(json.dumps(half | {"policy": "full"}))  # pruned until it was resumed
+    (row,) = report.beside_ordinary([report.read_record(flow, "flow"), report.read_record(pruned, "pruned")])
+    assert row["run"] == "pruned"
     settings = (pruned / "config.yaml").read_text()
     cases = {r"times: \w+": ("times: logit_normal", 0), r"workers: \d+": ("workers: 3", 1)}  # workers change no loss
     for old, (new, rows) in cases.items():
@@ -80,6 +83,16 @@ def test_a_run_with_partial_forward_blocking_is_not_the_ordinary_training(flow: 
     file.write_text(re.sub(r"(blocking:\n(?:  .*\n)*?  share:) .*", r"\1 0.4", file.read_text()))
     (row,) = report.beside_ordinary([report.read_record(path, path.name) for path in (flow, blocked)])
     assert row["run"] == "blocked"
+
+
+def test_metrics_of_generated_images_are_named_with_what_they_depend_on(flow: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(flow, tmp_path / "run")
+    settings = {"num_images": 32, "steps": 3, "features": "small", "sampler": None, "guidance": 2.0}
+    records = [{"settings": settings | {"num_images": n}, "found": {"fid": 1.0 + n, "psnr": 7.0}} for n in (32, 5000)]
+    (run / "evaluation.json").write_text(json.dumps(records))
+    quality = report.read_record(run, "run").quality
+    assert quality["fid (32 images, 3 steps, features small, guidance 2)"] == 33.0 and quality["psnr"] == 7.0
+    assert quality["fid (5000 images, 3 steps, features small, guidance 2)"] == 5001.0 and "fid" not in quality
 
 
 def test_a_damaged_line_of_the_metrics_is_left_out_and_named(flow: Path, tmp_path: Path, capsys) -> None:

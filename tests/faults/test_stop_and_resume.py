@@ -119,6 +119,20 @@ def test_a_run_is_resumed_with_more_epochs(pictures: Path, tmp_path: Path) -> No
     assert all((one[name] - average[name]).abs().max() < 0.1 for name in one)
 
 
+def test_a_finished_run_is_not_resumed_with_settings_that_would_train_nothing(
+    finished: Path, pictures: Path, tmp_path: Path, capsys
+) -> None:
+    """Its files still say how it was trained."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before = (folder / "config.yaml").read_bytes()
+    for flags in (["--pruning.policy", "full"], ["--optim.lr", 0.5], ["--batch-size", 6]):
+        sentence = refused("train_diffusion.py", "--resume", "--output-dir", folder, *flags)
+        assert "the run is finished, so nothing would be trained with" in sentence and "add --epochs" in sentence
+        assert (folder / "config.yaml").read_bytes() == before
+    train("train_diffusion.py", "--resume", "--output-dir", folder, "--evaluate.images", 2)
+    assert "the run is finished; more epochs continue it, --epochs" in capsys.readouterr().out
+
+
 def test_inside_an_epoch_a_run_is_not_resumed_with_another_plan(finished: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

@@ -65,3 +65,11 @@ def test_the_loss_by_level_is_drawn(largest: float) -> None:
     assert all(picture.shape == (396, 660, 3) and picture.dtype == torch.uint8 for picture in pictures)
     assert plots.loss_by_level([]).shape == (396, 660, 3)  # of a run whose folder was removed
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+
+
+def test_a_run_has_its_colour_in_every_picture() -> None:
+    """Also where a run before it has no points."""
+    orange = torch.tensor([255, 127, 14], dtype=torch.uint8)  # C1 of matplotlib
+    for first, last in (([], [(1.0, 2.0), (2.0, 1.0)]), ([(1.0, 3.0)], [(1.0, 2.0)])):
+        picture = plots.lines([("first", first), ("second", last)], "epoch", "loss")
+        assert picture is not None and (picture == orange).all(dim=-1).any()
