@@ -231,5 +231,7 @@ def test_a_bad_image_stops_the_run_or_is_skipped_and_counted(pictures: Path, tmp
     train("train_diffusion.py", *words)
     (bad,) = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
     assert str(victim) in bad
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "1 of the images could not be read or had no finite loss; they were skipped." in card
     scores = final(tmp_path / "run", "infobatch")["score"]
     assert scores.isnan().sum() <= 1 and scores[~scores.isnan()].isfinite().all()

@@ -211,9 +211,12 @@ def _cost(summary: dict[str, Any]) -> list[str]:
     used, full, flops = summary["samples_used"], summary["full_samples"], summary["train_flops"]
     epochs = f"{summary['progress'] * summary['epochs']:g} epochs"
     whole = "subset" if summary.get("subset") else "full data set"
+    bad = len(summary["bad_images"])
+    skipped = [f"{bad:,} of the images could not be read or had no finite loss; they were skipped."] if bad else []
     if used == full:
         time = duration(summary["seconds"])
-        return ["## Cost", f"Training used {used:,} samples ({epochs}) and {flops:.3g} FLOPs, and took {time}."]
+        text = f"Training used {used:,} samples ({epochs}) and {flops:.3g} FLOPs, and took {time}."
+        return ["## Cost", text, *skipped]
     return [
         "## Cost",
         f"| | this model | {epochs} of the {whole} |\n|---|---|---|\n"
@@ -222,6 +225,7 @@ def _cost(summary: dict[str, Any]) -> list[str]:
         f"| training time | {duration(summary['seconds'])} | |",
         f"Training used {summary['saved_fraction']:.1%} fewer samples than {epochs} of the {whole}. This says "
         "nothing about quality: compare that with ordinary training which is shortened to the same cost.",
+        *skipped,
     ]
 
 
