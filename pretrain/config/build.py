@@ -11,6 +11,7 @@ from pretrain.config import registry
 from pretrain.config.schema import Config, Pruning
 from pretrain.core.errors import UserError
 from pretrain.core.rng import fold_seed
+from pretrain.infobatch.policies import with_settings
 from pretrain.infobatch.sampler import InfoBatch
 
 
@@ -40,7 +41,22 @@ def check_policy(config: Config) -> None:
     Raises:
         UserError: there is no such policy, or it can't have these settings.
     """
-    build_infobatch(config, 1 << 20, lambda _: None)
+    pruning, policy = _pruning(config), registry.load_policy(config.policy)
+    try:
+        with_settings(policy, pruning.budget is not None, _settings(pruning))
+    except ValueError as error:
+        raise UserError(f"--pruning.policy {config.policy}: {error}") from None
+
+
+def _pruning(config: Config) -> Pruning:
+    """The settings of the policy: the recipe's concern pruned training only."""
+    return config.pruning if config.infobatch else Pruning()
+
+
+def _settings(pruning: Pruning) -> dict[str, Any]:
+    """The settings that only some policies have, as far as they are given."""
+    settings = {"prune_ratio": pruning.prune_ratio, "over": pruning.over}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def build_infobatch(config: Config, size: int, warn: Callable[[str], Any], weights: Tensor | None = None) -> InfoBatch:
@@ -61,8 +77,7 @@ def build_infobatch(config: Config, size: int, warn: Callable[[str], Any], weigh
             f"--infobatch uses every sample: for {config.adapter.name} with these settings no policy is known that "
             "saves more than shorter training (docs/policies.md); to prune nevertheless, give --pruning.policy"
         )
-    pruning = config.pruning if config.infobatch else Pruning()  # the recipe's budget concerns pruned training only
-    settings = {"prune_ratio": pruning.prune_ratio, "over": pruning.over}
+    pruning = _pruning(config)
     policy = registry.load_policy(config.policy)
     try:
         return InfoBatch(
@@ -75,7 +90,7 @@ def build_infobatch(config: Config, size: int, warn: Callable[[str], Any], weigh
             seed=config.seed,
             weights=weights,
             warn=warn,
-            **{name: value for name, value in settings.items() if value is not None},
+            **_settings(pruning),
         )
     except ValueError as error:
         raise UserError(f"--pruning.policy {config.policy}: {error}") from None

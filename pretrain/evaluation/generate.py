@@ -77,8 +77,7 @@ def main(
     trained = load_run(run, sigma_rel)
     adapter, classes, worse = trained.adapter, trained.classes, _load_guide(trained, guide, guide_sigma_rel)
     if not isinstance(adapter, Generative):
-        name = type(adapter).__name__
-        raise UserError(f"{run}: {name} generates no images, as it has no method `scheduler` (docs/objectives.md)")
+        raise UserError(f"{run}: {type(adapter).__name__} generates no images; it has no method `scheduler`")
     check_sampling(
         adapter, classes, sampler, steps, guidance, interval=guidance_interval, guided_by_labels=worse is None
     )

@@ -86,7 +86,6 @@ def setup(
             check_epochs(resumed, config)
             check_data(resumed.path, resumed.state, state.fingerprints, source)
             state.load_state_dict(resumed.state, config, resumed.path)
-            check_finished(resumed, config)
     state.ema.to(device)
     if config.compile:
         compile_model(model, device)
@@ -186,6 +185,8 @@ def _lock_directory(
     """Lock and prepare the run's directory, on rank 0, after all ranks have found the same checkpoint in it."""
     if len(all_gather_set({resumed.path.name if resumed else ""})) > 1:
         raise UserError("--resume: not all processes can read the newest checkpoint; name the one to resume from")
+    if resumed is not None:
+        check_finished(resumed, config)
     with raise_on_all_ranks():
         if not main:
             return None

@@ -69,6 +69,7 @@ def test_records_are_archived_and_weights_are_not(tmp_path: Path) -> None:
     for seed in (0, 1):
         record = {"arm": "full", "family": "full", "seed": seed, "quality": {"validation_loss": 0.5 + seed}}
         record |= {"cost": {"samples_used": 10, "flops": 1e9, "seconds": 1.0}}
+        record |= {"flags": [], "command": f"python train_diffusion.py --seed {seed} --output-dir runs/full-seed{seed}"}
         path = work / "bench" / "records" / f"full-seed{seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record))

@@ -144,7 +144,7 @@ def test_guidance_needs_a_null_class_and_a_mae_makes_no_images(finished: Path, p
         words = [*common(pictures, tmp_path / "run"), "--evaluate.guidance", 2, *words.split()]
         assert "--evaluate.guidance 2 needs a model that" in refused("train_diffusion.py", *words)
     train("train_mae.py", *common(pictures, tmp_path / "mae", 1))
-    with pytest.raises(UserError, match="MAE generates no images, as it has no method `scheduler`"):
+    with pytest.raises(UserError, match="MAE generates no images; it has no method `scheduler`"):
         made(tmp_path / "mae", tmp_path / "images")
     with pytest.raises(UserError, match="it is not the folder of a run with a checkpoint"):
         made(tmp_path, tmp_path / "images")
