@@ -55,7 +55,8 @@ def loss_by_level(evaluations: list[dict[str, Any]]) -> Tensor:
     if values and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     else:
-        axes.set_ylim(0, 1.05 * max(values, default=1))
+        low, high = min([0.0, *values]), max([0.0, *values])  # EDM's loss with learned uncertainty can be negative
+        axes.set_ylim(low, high + 0.05 * (high - low or 1))
     axes.set(xlim=(0, 1), xlabel="level (0: least noise or mask, 1: most)", ylabel="validation loss")
     axes.spines[["top", "right"]].set_visible(False)
     if curves:  # empty if the run's folder was removed meanwhile

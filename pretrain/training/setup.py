@@ -186,7 +186,8 @@ def _lock_directory(
     if len(all_gather_set({resumed.path.name if resumed else ""})) > 1:
         raise UserError("--resume: not all processes can read the newest checkpoint; name the one to resume from")
     if resumed is not None:
-        check_finished(resumed, config)
+        with storage.restoring(resumed):
+            check_finished(resumed, config)
     with raise_on_all_ranks():
         if not main:
             return None

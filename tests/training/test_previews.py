@@ -57,7 +57,7 @@ def test_the_sheet_shows_the_samples_used_least_and_most(pictures: Path, monkeyp
     assert plots.sample_counts(torch.full_like(count, 3), score, source) is None
 
 
-@pytest.mark.parametrize("largest", [2.0, 200.0])
+@pytest.mark.parametrize("largest", [2.0, 200.0, -2.0])
 def test_the_loss_by_level_is_drawn(largest: float) -> None:
     """For any range, and with levels without a loss; each evaluation changes the plot."""
     rows = [{"epoch": n, "validation_loss_by_level": [largest / (n + 1), 1.0, None, 0.1]} for n in range(3)]
