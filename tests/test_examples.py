@@ -1,5 +1,7 @@
 """The examples run as they are and do what they claim."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -41,11 +43,10 @@ from tests.faults.trainers import CONTEXT, free_port
 quiet = pytest.mark.filterwarnings("ignore:::lightning", "ignore:::torch.utils.data", "ignore:::transformers")
 
 
-def run(*words: object, processes: int = 0) -> str:
+def run(*words: object) -> str:
     """The last line of a script's output."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = (sys.executable, *launch, *words)
+    words = (sys.executable, *words)
     done = subprocess.run([*map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-1]
@@ -62,7 +63,10 @@ def promises(line: str) -> int:
 
 @pytest.fixture(scope="module")
 def plain() -> dict[str, Any]:
-    return plain_loop.main().state_dict()
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        model = plain_loop.main()
+    promises(shown.getvalue().splitlines()[-1])
+    return model.state_dict()
 
 
 def same(model: torch.nn.Module, parameters: dict[str, Any]) -> bool:
@@ -70,12 +74,10 @@ def same(model: torch.nn.Module, parameters: dict[str, Any]) -> bool:
 
 
 def test_plain_loop_is_stopped_and_resumed(plain: dict[str, Any], tmp_path: Path, capsys) -> None:
-    promises(run("examples/plain_loop.py"))
-    for stop_after in (1, 133):
-        file = tmp_path / f"{stop_after}.pt"
-        plain_loop.main(checkpoint=file, stop_after=stop_after)
-        assert re.search(r"stopped in epoch \d+ after \d+ of its", capsys.readouterr().out)
-        assert same(plain_loop.main(checkpoint=file), plain)
+    file = tmp_path / "checkpoint.pt"
+    plain_loop.main(checkpoint=file, stop_after=133)
+    assert re.search(r"stopped in epoch \d+ after \d+ of its", capsys.readouterr().out)
+    assert same(plain_loop.main(checkpoint=file), plain)
 
 
 @pytest.mark.slow
@@ -116,8 +118,7 @@ def forked(name: str, processes: int, folder: Path, /, kill_at: int = 0, **argum
 
 
 def test_ddp_on_two_processes_is_one_run(tmp_path: Path) -> None:
-    lines = [forked("ddp", 1, tmp_path, save=str(tmp_path / "1"))]
-    lines.append(run("examples/ddp.py", "--save", tmp_path / "2", processes=2))
+    lines = [forked("ddp", processes, tmp_path, save=str(tmp_path / str(processes))) for processes in (1, 2)]
     one, two = (torch.load(tmp_path / str(n), weights_only=True) for n in (1, 2))
     promises(lines[0])
     assert lines[0] == lines[1]
@@ -132,17 +133,18 @@ def as_plain(found: torch.nn.Module, plain: dict[str, Any]) -> None:
 
 
 @quiet
-def test_hf_trainer_is_the_plain_loop(plain: dict[str, Any], tmp_path: Path) -> None:
+def test_hf_trainer_is_the_plain_loop(plain: dict[str, Any], tmp_path: Path, capsys) -> None:
     arguments = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2}
     trainer = hf_trainer.main(folder=str(tmp_path), **arguments)
     as_plain(trainer.model.net, plain)
     assert trainer.infobatch.epoch == 20
-    promises(run("examples/hf_trainer.py", "--folder", tmp_path, "--resume"))  # which has ended, and is reported
+    promises(capsys.readouterr().out.splitlines()[-1])
 
 
 @quiet
-def test_lightning_is_the_plain_loop(plain: dict[str, Any], tmp_path: Path) -> None:
-    promises(run("examples/lightning_module.py", "--folder", tmp_path))
+def test_lightning_is_the_plain_loop(plain: dict[str, Any], tmp_path: Path, capsys) -> None:
+    lightning_module.main(folder=str(tmp_path))
+    promises(capsys.readouterr().out.splitlines()[-1])
     module = lightning_module.Classifier()
     module.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
     as_plain(module.net, plain)

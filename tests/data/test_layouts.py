@@ -325,7 +325,10 @@ def test_names_that_climb_are_no_names_on_the_hub(tmp_path: Path, monkeypatch) -
     def load(*_: object) -> None:
         raise AssertionError("it was loaded")
 
-    monkeypatch.chdir(tmp_path)
+    deep = tmp_path / "a" / "b" / "c"  # so that a name which climbs leads to no files
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    monkeypatch.setenv("HOME", str(deep))
     monkeypatch.setattr("datasets.load_dataset", load)
     rng = random.Random(0)
     for _ in range(5):

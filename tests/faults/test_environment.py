@@ -16,7 +16,7 @@ def test_another_folder_hash_seed_locale_and_time_zone(pictures: Path, finished:
     here = tmp_path / "größer, 大 и больше"
     here.mkdir()
     around = {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Pacific/Chatham", "HOME": str(here), "TERM": "dumb"}
-    around["MPLCONFIGDIR"] = matplotlib.get_configdir()  # its list of fonts takes long to make
+    around["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # its list of fonts takes long to make
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_diffusion.py"), *words, "--micro-batch", "6"],
         cwd=here,

@@ -15,6 +15,7 @@ from pretrain.training import loop
 from tests.faults import soak
 from tests.faults.trainers import PROGRAMS
 
+pytestmark = pytest.mark.slow
 DIFFUSION = "train_diffusion.py"
 
 
@@ -44,7 +45,6 @@ def soaked(
     return undisturbed
 
 
-@pytest.mark.slow
 def test_soak_with_all_kinds_of_faults(undisturbed: soak.Soak) -> None:
     counts = soaked(undisturbed, [*soak.FAULTS], 6).counts
     assert counts["runs to the end"] >= 1 and counts["checkpoints compared"] >= 1
@@ -114,12 +114,7 @@ PLANTS = [
 
 @pytest.mark.parametrize(
     ("first", "fault", "message"),
-    [
-        pytest.param(
-            *plant, id=plant[0].__name__, marks=[] if plant[0] in (forgetful, sizes_only) else pytest.mark.slow
-        )
-        for plant in PLANTS
-    ],
+    [pytest.param(*plant, id=plant[0].__name__) for plant in PLANTS],
 )
 def test_the_soak_notices_a_broken_guarantee(
     first: Callable[[], None], fault: str, message: str, undisturbed: soak.Soak, monkeypatch: pytest.MonkeyPatch
