@@ -3,10 +3,8 @@
 
 python benchmarks/compare.py --config benchmarks/recipes/dit_x8.yaml --output-dir runs/compare/dit_x8 --seeds 0 1 2 --arms \
   "full lr*4=--optim.lr 1.6e-2" \
-  "muon-importance@0.5 lr 6e-3=--optim.name muon --optim.lr 6e-3 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.5"
-
-python benchmarks/compare.py --config benchmarks/recipes/dit_x8.yaml --output-dir runs/compare/dit_x8 --seeds 0 1 --arms \
   "muon-importance@0.35 lr 6e-3=--optim.name muon --optim.lr 6e-3 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.35" \
+  "muon-importance@0.5 lr 6e-3=--optim.name muon --optim.lr 6e-3 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.5" \
   "shortened@0.5 lr*4.00=--epochs 5 --optim.lr 1.6e-2" \
   "shortened@0.7 lr*4.00=--epochs 7 --optim.lr 1.6e-2"
 
