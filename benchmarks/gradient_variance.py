@@ -38,7 +38,7 @@ from torch import Tensor
 from pretrain.adapters import Adapter, Batch
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import LoadedRun, load_run
-from pretrain.core.errors import exit_on_user_error
+from pretrain.core.errors import UserError, exit_on_user_error
 from pretrain.core.rng import SampleRNG, generator
 from pretrain.infobatch.level_stats import LevelStats
 from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats
@@ -82,6 +82,8 @@ def trained_parameters(run: LoadedRun) -> tuple[list[Tensor], list[Tensor]]:
     packed = run.state.tensors["optimizer"], run.state.values["optimizer"]
     optimizer.load_state_dict(storage.unpack_optimizer(*packed))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any("exp_avg_sq" not in optimizer.state[parameter] for parameter in parameters):
+        raise UserError(f"{run.folder}: Muon keeps no running squares of gradients; give a run with --optim.name adamw")
     decay = run.config.optim.betas[1] ** run.state.values["step"]
     squares = [optimizer.state[parameter]["exp_avg_sq"] / (1 - decay) for parameter in parameters]
     return parameters, [1 / (square.sqrt() + 1e-8) for square in squares]

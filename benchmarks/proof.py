@@ -126,20 +126,23 @@ def scan_table(found: Results) -> str:
                 measured = [arm for arm in group if metric in arm.quality]
                 best = found.best(measured, metric) if measured else None
                 edge = "†" if best in (measured[:1] + measured[-1:]) else ""
-                row.append(f"{spread(best, metric)} at {best.lr:.2g}{edge}" if best else "")
+                of = f" of {', '.join(f'{arm.lr:.2g}' for arm in measured)}" if len(measured) < len(group) else ""
+                row.append(f"{spread(best, metric)} at {best.lr:.2g}{edge}{of}" if best else "")
             rows.append(row)
     return markdown(["training", "FLOPs", "learning rates", *map(plain, found.metrics)], rows) + f"\n{EDGE}\n"
+
+
+def seeds(arms: Sequence[Arm]) -> str:
+    """The numbers of seeds of arms, the smallest and the largest over metrics: 3, or 2 to 5."""
+    counts = sorted({len(values) for arm in arms for values in arm.quality.values()})
+    return " to ".join(map(str, counts if len(counts) == 1 else (counts[0], counts[-1])))
 
 
 def ratio_table(found: Results) -> str:
     """Cost, quality and ratio to shortened training with the recipe's optimizer, network and objective."""
     rows = []
     for arm in found.others:
-        row = [
-            arm.name,
-            " to ".join(map(str, sorted({*map(len, arm.quality.values())}))),  # metrics may have been added later
-            found.share(arm, "flops"),
-        ]
+        row = [arm.name, seeds([arm]), found.share(arm, "flops")]
         for metric in found.metrics:
             row += [spread(arm, metric) if metric in arm.quality else "", found.ratio([arm], found.base, metric)]
         rows.append(row)
@@ -153,6 +156,17 @@ def own_table(found: Results) -> str:
     rows = [[arm.name, *(found.ratio([arm], arm.setup, metric) for metric in found.metrics)] for arm in arms]
     rows = [row for row in rows if any(row[1:])]
     return (markdown(["arm", *map(plain, found.metrics)], rows) if rows else "") + OWN.format(found.optimizer)
+
+
+def optimizer_table(found: Results) -> str:
+    """Ratio to shortened training with the arm's optimizer, and the recipe's network and objective."""
+    rows = []
+    for arm in found.others:
+        usual = frozenset({("optim", dict(arm.setup)["optim"])})
+        if usual not in (arm.setup, found.base):
+            rows.append([arm.name, *(found.ratio([arm], usual, metric) for metric in found.metrics)])
+    rows = [row for row in rows if any(row[1:])]
+    return markdown(["arm", *map(plain, found.metrics)], rows) if rows else ""
 
 
 def by_rate(found: Results, family: str) -> dict[str, list[Arm]]:
@@ -201,7 +215,7 @@ def level_table(found: Results) -> str:
     columns = np.array([arm.levels.mean(axis=0) for arm in curve if arm.levels is not None]).T
     cost, rows = [arm.cost["samples_used"] for arm in curve if arm.levels is not None], []
     for arm in found.others:
-        if cost and arm.levels is not None:
+        if cost and arm.levels is not None and arm.cost["samples_used"] > 0.98 * min(cost):
             usual = [np.interp(arm.cost["samples_used"], cost, column) for column in columns]
             rows.append([arm.name, *(f"{value:+.1%}" for value in arm.levels.mean(axis=0) / usual - 1)])
     bins = [f"{n / len(columns):.2f}–{(n + 1) / len(columns):.2f}" for n in range(len(columns))]
@@ -219,18 +233,21 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
         "Ordinary training: the best learning rate at each length": scan_table(found),
         f"Ratio to shortened training with {found.optimizer}": ratio_table(found),
         "Ratio to shortened training with the same optimizer, network and objective": own_table(found),
+        "Ratio to shortened training with the same optimizer, and the recipe's network and objective": optimizer_table(
+            found
+        ),
         f"FLOPs for the quality of full training with {found.optimizer}, as a share of its FLOPs": full_table(found),
     }
     if predicted:
         title = "Variance of the gradient relative to uniform sampling, which predicts the ratio, and the ratio"
         sections[title] = prediction_table(found, predicted)
     if any(arm.levels is not None for arm in found.arms):
-        title = "Validation loss by level, relative to ordinary training with the same number of samples"
+        title = "Validation loss by level, relative to ordinary training with as many samples, where there is any"
         sections[title] = level_table(found)
     whole = ", ".join(f"{found.full[measure]:.4g} {unit}" for measure, unit in MEASURES.items())
     head = f"{described(found)}. `benchmarks/README.md` defines the columns.\n"
     head += f"FLOPs are shares of those of full training with {found.optimizer} ({whole}).\n"
-    return head + "".join(f"\n## {title}\n\n{text.lstrip()}" for title, text in sections.items())
+    return head + "".join(f"\n## {title}\n\n{text.lstrip()}" for title, text in sections.items() if text)
 
 
 def read(folder: Path) -> tuple[Results, dict[str, list[list[float]]]]:

@@ -16,10 +16,11 @@ HEAD = """# The saving at several sizes
 
 Made by `python benchmarks/scale.py` from the records of `results/NAME/commands.sh`;
 [benchmarks/README.md](../README.md) defines metrics and intervals. A row is one learning rate of the combination, the
-same for all metrics. *Against AdamW*: the FLOPs at which the combination reaches the quality of full training with
-AdamW at its best learning rate by the metric in question, as a share of that training's. *Of pruning alone*: the same
-against full training with the combination's own optimizer, network and objective; empty where the combination leaves no
-sample or level out, or where that full training was not run.
+same for all metrics (where a share of the samples is used times one over its root). *Seeds* are those of the row's
+arms, the fewest and the most. *Against AdamW*: the FLOPs at which the combination reaches the quality of full training
+with AdamW at its best learning rate by the metric in question, as a share of that training's. *Of pruning alone*: the
+same against full training with the combination's own optimizer, network and objective; empty where the combination
+leaves no sample or level out, or where that full training was not run.
 """
 
 
@@ -39,6 +40,13 @@ class Objective(NamedTuple):
     folders: tuple[str, ...]
 
 
+SECONDS = """
+## Seconds
+
+Training time of the combination beside full training with AdamW, one thread on a core of its own with the other core
+idle; seconds are a share of those of the same seed, the mean with the smallest and the largest.
+
+"""
 OBJECTIVES = (
     Objective(
         "Noise prediction, linear noise schedule",
@@ -94,8 +102,7 @@ def rows_of(objective: Objective) -> tuple[list[str], list[list[str]]]:
         if len(groups) > 1:
             groups.pop(objective.family)  # at several rates
         for arms in filter(None, groups.values()):
-            seeds = max(len(values) for arm in arms for values in arm.quality.values())
-            row = [described(name), f"{found.full['flops']:.2g}", f"{arms[0].lr:g}", str(seeds)]
+            row = [described(name), f"{found.full['flops']:.2g}", f"{arms[0].lr:g}", proof.seeds(arms)]
             for metric in metrics:
                 row += cells_of(found, arms, metric) if metric in found.metrics else ["", ""]
             rows.append(row)
@@ -104,13 +111,30 @@ def rows_of(objective: Objective) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def seconds() -> str:
+    """The table of seconds, from the comparisons `seconds_NAME`, of which each has `full` and one other arm."""
+    rows = []
+    for folder in sorted(RESULTS.glob("seconds_*")):
+        found, _ = proof.read(folder)
+        spent = {(record["arm"], record["seed"]): record["cost"]["seconds"] for record in found.records}
+        for arm in found.others:
+            shares = [spent[arm.name, seed] / spent["full", seed] for name, seed in spent if name == arm.name]
+            share = f"{sum(shares) / len(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+            full = [value for (name, _), value in spent.items() if name == "full"]
+            name = described(folder.name.removeprefix("seconds_"))
+            whole = f"{sum(full) / len(full):.0f}"
+            rows.append([name, whole, f"`{arm.name}`", str(len(shares)), found.share(arm, "flops"), share])
+    head = ["training", "full training, seconds", "arm", "seeds", "share of the FLOPs", "share of the seconds"]
+    return SECONDS + proof.markdown(head, rows)
+
+
 def table() -> str:
     """The whole document."""
     parts = [HEAD]
     for objective in OBJECTIVES:
         head, rows = rows_of(objective)
         parts.append(f"## {objective.name}: {objective.combination}\n\n{proof.markdown(head, rows)}")
-    return "\n".join(parts)
+    return "\n".join(parts) + seconds()
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
     generate = [
         sys.executable,
         "-m",
-        "pretrain.evaluation.generate",
+        "pretrain",
+        "generate",
         str(run("diffusion-bf16")),
         "--n",
         "16",

@@ -254,7 +254,7 @@ def _remove(folder: Path, newest: Path, keep: int, hours: float | None) -> None:
     """Remove the checkpoints that are not kept. A failure is ignored; the next save tries again."""
     step = _step(newest)
     earlier = [path for path in _all(folder) if (_step(path) or 0) < (step or 0)]
-    kept = {newest, *earlier[len(earlier) - keep + 1 :]}
+    kept = {newest, *earlier[max(len(earlier) - keep + 1, 0) :]}
     if hours is not None:
         first: dict[int, Path] = {}
         for path in earlier:

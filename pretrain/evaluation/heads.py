@@ -15,7 +15,7 @@ class FineTuning(NamedTuple):
 
     Attributes:
         max_blocks: depth of the largest encoder that they are for.
-        lr: peak learning rate for a batch size of 256.
+        lr: peak learning rate.
         layer_decay: factor on the learning rate from each layer to the one below it.
         drop_path: share of samples that skip the last block (Huang et al. 2016); it rises linearly from 0 at the first.
     """

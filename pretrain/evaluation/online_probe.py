@@ -64,14 +64,15 @@ class OnlineProbe:
         """Add the last encoded batch to the sums, after decaying them.
 
         Args:
-            batch: padding and images without a label are ignored.
+            batch: padding, images without a label, and features that are not finite are ignored.
             progress: of the training after the batch.
         """
         assert self.feature is not None
         if progress > self.progress:
             self.sums *= exponential_decay(HALF_LIFE)(self.progress, progress)
-        weight = ((batch.label >= 0) & batch.mask).float()[:, None]
-        x = torch.cat([self.feature, torch.ones_like(weight)], dim=1)
+        finite = self.feature.isfinite().all(dim=1)  # 0 times NaN is NaN
+        weight = ((batch.label >= 0) & batch.mask & finite).float()[:, None]
+        x = torch.cat([self.feature.masked_fill(~finite[:, None], 0.0), torch.ones_like(weight)], dim=1)
         y = batch.label[:, None] == torch.arange(self.context.source.classes, device=batch.label.device)
         self.sums += (x * weight).T @ torch.cat([x, y.float()], dim=1)
         self.progress = progress

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from einops import rearrange, repeat
@@ -176,7 +177,7 @@ def feature_map(feature: Tensor, label: Tensor, classes: int, names: Sequence[st
             x, y = MARGIN, y + 18
         pen.text((x, y), name, fill=colour, font_size=16)
         x += width
-    return torch.tensor(list(picture.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3)
+    return torch.from_numpy(np.array(picture))
 
 
 def run() -> None:

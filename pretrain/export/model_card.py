@@ -145,8 +145,10 @@ def _text(config: Config, summary: dict[str, Any], name: str, pictures: list[str
 def _description(config: Config, summary: dict[str, Any]) -> list[str]:
     settings, folder = recipe(config), Path(summary["model"])
     adapter, network = (_code(settings[section]["name"]) for section in ("adapter", "model"))
-    kind = "A vision transformer, pretrained as a masked autoencoder" if _library(summary) == "timm" else "A "
-    if _library(summary) != "timm":
+    kind = "An encoder, pretrained" if summary["program"] == "train_mae.py" else "A "
+    if _library(summary) == "timm":
+        kind = "A vision transformer, pretrained as a masked autoencoder"
+    elif kind == "A ":
         kind += "class-conditional denoiser" if config.class_conditional else "denoiser"
         kind += " of latents" if (folder / "vae").is_dir() or (folder / "vqvae").is_dir() else " of images"
     ema = "The parameters are an exponential moving average (EMA) over the training."
@@ -246,7 +248,6 @@ def _quality(summary: dict[str, Any]) -> list[str]:
 
 
 def _training(config: Config, summary: dict[str, Any]) -> list[str]:
-    program = "train_mae.py" if _library(summary) == "timm" else "train_diffusion.py"
     samples = "on all images in every epoch"
     if config.policy != "full":
         samples = f"with dynamic data pruning (InfoBatch, policy {_code(recipe(config)['pruning']['policy'])})"
@@ -256,6 +257,6 @@ def _training(config: Config, summary: dict[str, Any]) -> list[str]:
     return [
         "## Training",
         f"{start} trained {samples} by infobatch-pretrain:",
-        f"```\npython {program} --config recipe.yaml{data}\n```",
+        f"```\npython {summary['program']} --config recipe.yaml{data}\n```",
         "`recipe.yaml` contains all settings.",
     ]

@@ -262,13 +262,13 @@ def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 def curves(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Titles and pictures of curves over the epochs, and of the validation loss over the training FLOPs."""
-    wanted = {"loss": "training loss", "lr": "learning rate", "used": "share of samples used"}
-    wanted |= {"reliability": "reliability of the scores"}
+    wanted = {"loss": "training loss", "score": "training score", "lr": "learning rate"}
+    wanted |= {"used": "share of samples used", "reliability": "reliability of the scores"}
     found = []
     for key, title in wanted.items():
         epochs = [(r.name, [e | {"used": 1 - e["skipped"]} for e in r.epochs]) for r in records]
         lines = [(name, [(e["epoch"], e[key]) for e in given if e.get(key) is not None]) for name, given in epochs]
-        found.append((title, plots.lines(lines, "epoch", title, log=key == "loss")))
+        found.append((title, plots.lines(lines, "epoch", title, log=key in ("loss", "score"))))
     metrics = dict.fromkeys(n for r in records for e in r.evaluations for n, v in e.items() if isinstance(v, float))
     for key in metrics:
         lines = [(r.name, [(e["epoch"], e[key]) for e in r.evaluations if key in e]) for r in records]

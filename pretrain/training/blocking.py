@@ -169,10 +169,12 @@ class PartialForwardBlocking:
         if not len(order):  # padding alone, whose losses don't count
             return torch.arange(len(feature), device=feature.device), torch.zeros(len(feature), device=feature.device)
         index, features, random = index[order], features[order], random[order]
+        finite = features.isfinite().all(dim=1)  # of others the loss tells, and they must not reach the centres
+        features = features.masked_fill(~finite[:, None], 0.0)
         kept, weight = self._select(features, random)
         self.blocked += len(features) - len(kept)
         if self.progress() >= ACTIVE[0]:  # features of a network that has learned nothing would be poor centres
-            self.density.update(features[kept])
+            self.density.update(features[kept[finite[kept]]])
         own = torch.searchsorted(index, batch.index.cpu()).clamp(max=len(index) - 1)
         mine = index[own] == batch.index.cpu()  # False for padding
         position = (mine & torch.isin(own, kept)).nonzero().flatten()

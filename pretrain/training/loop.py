@@ -57,7 +57,8 @@ def train(
         SystemExit: with status `pretrain.training.run.EXIT_STOPPED` after a signal to stop; a checkpoint was written.
             With status 0 after a dry run.
     """
-    accelerator = launch.start(config.output_dir, config.precision, config.tracker)
+    tracker = None if config.dry_run else config.tracker
+    accelerator = launch.start(config.output_dir, config.precision, tracker)
     settings = flat(vars(config) | config.to_dict() | {"output_dir": config.output_dir})
     del settings["data.source"]  # a path, which may differ; `setup` compares its content
     require_same_settings({f"--{name.replace('_', '-')}": value for name, value in settings.items()})
@@ -183,6 +184,8 @@ def optimizer_step(run: Run, epoch: int, micro: MicroBatch, losses: Losses) -> N
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
+    if run.accelerator.scaler is not None:
+        state.nonfinite.count_skipped(run.optimizer.step_was_skipped)
     run.optimizer.zero_grad()
     state.ema.update(state.model, infobatch.progress)
     state.step += 1

@@ -14,6 +14,7 @@ from pretrain.infobatch.epoch_losses import NotFinite
 from pretrain.infobatch.sampler import InfoBatch
 
 MAX_STREAK = 3  # consecutive steps with a gradient that is not finite, after which the run stops
+MAX_SKIPPED = 40  # consecutive steps that a GradScaler skips: its scale, 2^16 and halved each time, is 1e-7 by then
 MAX_EXCLUDED = 0.01  # share of the samples, but at least one sample; the run stops if more are excluded
 
 
@@ -36,6 +37,7 @@ class NonFinite:
         self.recent: list[tuple[int, float]] = []
         self._pending: UserError | None = None
         self._streak = self._longest = torch.tensor(0, device=device)
+        self._skipped = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The excluded samples, and the current number of consecutive bad steps. Synchronizes with the device."""
@@ -91,6 +93,10 @@ class NonFinite:
         self._streak = torch.where(bad, self._streak + 1, 0)
         self._longest = torch.maximum(self._longest, self._streak)
 
+    def count_skipped(self, skipped: bool) -> None:
+        """Tell of an optimizer step whether the GradScaler skipped it, since a gradient was not finite."""
+        self._skipped = self._skipped + 1 if skipped else 0
+
     def raise_pending(self) -> None:
         """Raise the first error about an image since the last `Run.inspect`, if there was one.
 
@@ -125,6 +131,8 @@ class NonFinite:
         """Why the run must stop, or "" if it need not; the same on all ranks. Synchronizes with the device."""
         if (longest := int(self._longest)) >= MAX_STREAK:
             return f"the gradients of {longest} steps in a row are not finite"
+        if self._skipped >= MAX_SKIPPED:
+            return f"the gradients of {self._skipped} steps in a row are not finite, however small their scale"
         if len(self.excluded) > max(1, int(MAX_EXCLUDED * len(self.images))):
             return (
                 f"the losses of {len(self.excluded)} of {len(self.images)} samples are not finite, more than "

@@ -54,7 +54,7 @@ def with_references(
     if flip:
         image, label = torch.cat([image, image.flip(-1)]), label.repeat(2)
     references = References.of(image, label if config.class_conditional else None)
-    log(_where_it_acts(adapter, references, image, label, len(parts), flip))
+    log(_where_it_acts(adapter, references, image, label, flip))
     return partial(adapter, references=references), flops + cost
 
 
@@ -87,13 +87,11 @@ def _obstacle(source: Source, share: float) -> str:
     return ""
 
 
-def _where_it_acts(
-    adapter: Any, references: References, image: torch.Tensor, label: torch.Tensor, seed: int, flip: bool
-) -> str:
+def _where_it_acts(adapter: Any, references: References, image: torch.Tensor, label: torch.Tensor, flip: bool) -> str:
     probe = torch.linspace(0, len(image) - 1, PROBES, device=image.device).long()
     many = f"{len(image) // 2:,} images and their mirror images" if flip else f"{len(image):,} images"
     for step in range(LEVELS):
-        rng = SampleRNG(seed, step, index=probe)
+        rng = SampleRNG(0, step, index=probe)
         signal, noise = adapter.path(torch.full((PROBES,), (step + 0.5) / LEVELS, device=image.device))
         noisy = signal.view(-1, 1, 1, 1) * image[probe] + noise.view(-1, 1, 1, 1) * rng.normal(*image.shape[1:])
         weights = references.weights(noisy, signal, noise, label[probe])

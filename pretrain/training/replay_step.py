@@ -38,12 +38,14 @@ class Replayed(NamedTuple):
         loss: of each sample.
         gradients: names of parameters whose gradient is not finite.
         module: name and class of the first module whose output is not finite, or "".
+        name: of each sample's image.
     """
 
     index: list[int]
     loss: list[float]
     gradients: list[str]
     module: str
+    name: list[str]
 
 
 def record(run: Path, parameters: Mapping[str, Tensor], samples: Sequence[tuple[int, float]], **about: Any) -> Path:
@@ -121,7 +123,8 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
     bad = [
         name for name, value in model.named_parameters() if value.grad is not None and not value.grad.isfinite().all()
     ]
-    return Replayed(index.tolist(), losses, bad, first[0] if first else "")
+    names = [images.name_of(sample_of(number)) for number in index.tolist()]
+    return Replayed(index.tolist(), losses, bad, first[0] if first else "", names)
 
 
 def _tensors(output: object) -> list[Tensor]:
@@ -145,11 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of the run (its --output-dir)")
     given = parser.parse_args(arguments)
     found = replay(given.run)
-    images, display = load_run(given.run).source.train, Display(True)
-    bad = [index for index, loss in zip(found.index, found.loss, strict=True) if not abs(loss) < float("inf")]
+    display = Display(True)
+    bad = [place for place, loss in enumerate(found.loss) if not abs(loss) < float("inf")]
     display.print(f"{len(found.index)} samples, the losses of {len(bad)} are not finite")
-    for index in bad[:10]:
-        display.print(f"  sample {sample_of(index)}: {images.name_of(sample_of(index))}")
+    for place in bad[:10]:
+        display.print(f"  sample {sample_of(found.index[place])}: {found.name[place]}")
     display.print(f"first output that is not finite: {found.module or 'none, so it is the loss itself or a gradient'}")
     first = f", the first: {found.gradients[0]}" if found.gradients else ""
     display.print(f"gradients that are not finite: {len(found.gradients)}{first}")

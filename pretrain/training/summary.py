@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pretrain import __version__
+from pretrain.adapters import bare
 from pretrain.checkpoint.storage import State
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
@@ -44,6 +45,7 @@ def summarise(
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
     return {
+        "program": "train_mae.py" if hasattr(bare(model), "encoder") else "train_diffusion.py",
         "adapter": config.adapter.name,
         "policy": config.policy,
         "epochs": config.epochs,

@@ -21,7 +21,7 @@ from pretrain.config.cli import parse
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/records"))
 DOCUMENT = (ROOT / "benchmarks" / "README.md").read_text()
 NOISE_SCHEDULES = {
-    **dict.fromkeys(("dit", "dit_x8", "dit_x64", "unet"), "linear"),
+    **dict.fromkeys(("dit", "dit_x8", "dit_x64", "unet", "seconds_dit"), "linear"),
     **dict.fromkeys(("dit_cosine", "dit_min_snr"), "squaredcos_cap_v2"),
 }
 RATIO = re.compile(r"[≤≥]?\d\.\d\d \[[^\]]*\]")
@@ -68,7 +68,7 @@ def test_the_commands_make_the_records_and_no_others(records: Path, monkeypatch:
                 assert (record["arm"], record["family"], record["seed"]) == (arm.name, arm.family, seed)
                 assert values(record["flags"]) == values(arm.flags), name
                 folder = comparison.output_dir / "runs" / name
-                program = "train_mae.py" if records.parent.name.startswith("mae") else "train_diffusion.py"
+                program = "train_mae.py" if "mae" in records.parent.name else "train_diffusion.py"
                 again = [*recipe, *rest, *record["flags"], "--seed", str(seed), "--output-dir", str(folder)]
                 assert shlex.split(record["command"]) == ["python", program, *again]
                 generated = program == "train_diffusion.py" and comparison.images > 0
@@ -153,6 +153,17 @@ def test_every_recipe_that_predicts_noise_names_its_noise_schedule() -> None:
 
 def test_the_table_of_published_claims_is_that_of_the_records() -> None:
     assert claims.table() == (claims.RESULTS / "claims.md").read_text(), "run benchmarks/claims.py"
+
+
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.folder)
+def test_the_commands_of_claims_have_the_recipes_of_their_records(claim: claims.Claim) -> None:
+    record = next((claims.RESULTS / claim.folder / "records").glob("*.json"), None)
+    if record is not None:
+        trained, named = (
+            parsed(shlex.split(command)).get("config")
+            for command in (json.loads(record.read_text())["command"], claim.command)
+        )
+        assert trained == named
 
 
 def test_the_table_of_sizes_is_that_of_the_records() -> None:

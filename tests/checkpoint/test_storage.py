@@ -142,6 +142,13 @@ def test_kept_by_number_and_by_age(tmp_path: Path) -> None:
     assert steps(tmp_path) == [7]  # of another past
 
 
+@pytest.mark.parametrize("keep", range(1, 8))
+def test_the_newest_are_kept(keep: int, tmp_path: Path) -> None:
+    for step in range(1, 10):
+        storage.save(tmp_path, step, state(step), keep=keep)
+        assert steps(tmp_path) == [*range(max(1, step - keep + 1), step + 1)]
+
+
 def test_a_kill_at_any_call_of_save_leaves_a_complete_checkpoint(tmp_path: Path, monkeypatch) -> None:
     """The previous checkpoint or the new one is complete, even if both are of the same step."""
     storage.save(tmp_path, 5, state(5), keep=1)

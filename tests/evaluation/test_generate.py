@@ -107,13 +107,15 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("--sampler hein", "sampler must be one of ddim, euler, heun, dpm[+][+] for DDPM, got hein"),
+        ("--guidance-interval 0.1 10", "do nothing at --guidance 1"),
+        ("--guide-sigma-rel 0.1", "do nothing at --guidance 1"),
         ("--label 2", "the run has classes 0 to 1"),
         ("--label sneaker", "--label sneaker: the run has classes 0 to 1: class 0, class 1"),
         ("--num-images 0", "--num-images must be at least 1, got 0"),
         ("--steps 2000", "--steps 2000"),
         ("--guidance nan", "--guidance must be a finite number, got nan"),
         ("--guidance 2 --guidance-interval 3 1", "--guidance-interval must be two noise levels .*, got 3 1"),
-        ("--guide nowhere", "nowhere: it is not the folder of a run"),
+        ("--guidance 2 --guide nowhere", "nowhere: it is not the folder of a run"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, message: str, conditional: Path, tmp_path: Path) -> None:

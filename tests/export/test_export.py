@@ -233,3 +233,5 @@ def test_an_encoder_and_an_objective_of_ones_own_are_trained_exported_and_opened
     assert found.keys() == average.keys() and all(torch.equal(found[name], value) for name, value in average.items())
     model = load_run(tmp_path / "run").model
     assert all(torch.equal(model.state_dict()[name], value) for name, value in average.items())
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "An encoder, pretrained: network" in card and "python train_mae.py --config recipe.yaml" in card

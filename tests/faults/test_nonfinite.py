@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -114,3 +115,13 @@ def test_left_out_samples_are_padding_on_a_device() -> None:
     image, label = torch.zeros(3, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.zeros(3, dtype=int, device="meta")
     batch = ours.filter(Batch(image, label, torch.tensor([0, 1, 2]), torch.zeros(3)), [])
     assert batch.index.tolist() == [0, ~1, 2] and batch.image.device.type == batch.label.device.type == "meta"
+
+
+def test_a_grad_scaler_that_skips_every_step_stops_the_run() -> None:
+    """Under fp16 gradients that overflow at a large scale are usual at the start; at any scale they are not."""
+    found = nonfinite.NonFinite(InfoBatch(9, epochs=2), MagicMock(), torch.device("cpu"))
+    for skipped in [*[True] * (nonfinite.MAX_SKIPPED - 1), False, *[True] * (nonfinite.MAX_SKIPPED - 1)]:
+        found.count_skipped(skipped)
+        assert not found.reason_to_stop()
+    found.count_skipped(True)
+    assert "however small their scale" in found.reason_to_stop()

@@ -213,6 +213,16 @@ def test_a_batch_of_padding_alone_counts_for_nothing() -> None:
     assert (found.loss == 0).all() and made.density.assigned.sum() == blocking.CENTRES
 
 
+@pytest.mark.parametrize("method", ["topk", "unbiased"])
+def test_a_feature_that_is_not_finite_moves_no_centre_and_drops_no_other_sample(method: str) -> None:
+    made = one(0.5, method)
+    made.objective = Linear()  # type: ignore[assignment]
+    image, index = torch.randn(20, 4, generator=generator(0)), torch.arange(20)
+    image[3] = math.nan
+    found = made(Features(), Batch(image, index, index, torch.rand(20)), SampleRNG(0, index=index))
+    assert made.density.centre.isfinite().all() and (found.loss[index != 3] != 0).sum() >= 9
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_that_of_its_sample_alone(bad: float) -> None:
     """Also if no other sample goes on."""

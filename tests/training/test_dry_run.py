@@ -22,7 +22,7 @@ def test_a_dry_run_says_what_the_run_costs_and_leaves_nothing(
     (tmp_path / "temporary").mkdir()
     settings = [*common(pictures, tmp_path / "run", 5), "--batch-size", "3", *PRUNING[pruning]]
     with pytest.raises(SystemExit) as ended:
-        train(program, *settings, "--dry-run")
+        train(program, *settings, "--dry-run", "--tracker", "tensorboard")
     assert ended.value.code == 0
     assert not (tmp_path / "run").exists() and not [*(tmp_path / "temporary").iterdir()]
     shown = capsys.readouterr().out
