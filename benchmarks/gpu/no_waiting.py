@@ -8,7 +8,6 @@ loop synchronizes on purpose: every `SYNC_EVERY`-th one and the last one of an e
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -53,5 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     main()

@@ -80,25 +80,14 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
         return [sys.executable, "-c", OPEN, str(run(name)), "3", "32", "32"]
 
     bf16 = ["--precision", "bf16"]
-    generate = [
-        sys.executable,
-        "-m",
-        "pretrain",
-        "generate",
-        str(run("diffusion-bf16")),
-        "--n",
-        "16",
-        "--steps",
-        "5",
-    ]
-    generate += ["--output-dir", str(run("generated"))]
+    generate = [sys.executable, "-m", "pretrain", "generate", str(run("diffusion-bf16"))]
+    generate += ["--n", "16", "--steps", "5", "--output-dir", str(run("generated"))]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     killed = program("diffusion", "killed", *bf16, "--infobatch", "--epochs", "4", "--checkpoint.every", "2")
     nccl = [
         *torchrun,
         *program("diffusion", "nccl", *bf16, "--infobatch", "--epochs", "4", "--checkpoint.every", "2")[1:],
     ]
-    checked = program("diffusion", "no-waiting", *bf16, "--infobatch", "--epochs", "3")
     yield Check(
         "diffusion bf16, exported, opened, generate",
         [program("diffusion", "diffusion-bf16", *bf16, "--infobatch"), opened("diffusion-bf16"), generate],
@@ -109,11 +98,14 @@ def checks(work: Path, data: Path, toy: bool) -> Iterable[Check]:
         [program("mae", "mae-bf16", *bf16, "--infobatch"), opened("mae-bf16")],
         run=run("mae-bf16"),
     )
-    yield Check(
-        "no synchronization with the device in a step",
-        [[sys.executable, str(Path(__file__).with_name("no_waiting.py")), *checked[2:]]],
-        device=True,
-    )
+    for adapter in ("flow", "ddpm", "edm"):
+        flags = [*bf16, "--infobatch", "--epochs", "3", "--adapter", adapter]
+        _, _, *words = program("diffusion", f"no-waiting-{adapter}", *flags)
+        yield Check(
+            f"no synchronization with the device in a step of {adapter}",
+            [[sys.executable, str(Path(__file__).with_name("no_waiting.py")), *words]],
+            device=True,
+        )
     yield Check("killed and resumed", [killed, [*killed, "--resume"]], kill=True, run=run("killed"))
     yield Check("one process under NCCL, the run that was killed", [nccl], run=run("nccl"))
     for kind in ("diffusion", "mae"):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from einops import reduce
 from torch import Tensor, nn
 
@@ -69,16 +68,11 @@ class DDPM:
             rescale_betas_zero_snr=self.zero_terminal_snr,
         )
 
-    @cached_property
-    def _alpha_bars(self) -> dict[torch.device, Tensor]:
-        """The products of 1 - beta, float32 [T], on each device that asked: a copy in every step would wait for it."""
-        return {}
-
     def path(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of the image and of the noise at timestep floor(level * T), float32 [B] each."""
-        if level.device not in self._alpha_bars:
-            self._alpha_bars[level.device] = self.ddpm_scheduler.alphas_cumprod.to(level.device)
-        alpha_bar = self._alpha_bars[level.device][(level * self.timesteps).long()]
+        ddpm = self.ddpm_scheduler
+        ddpm.alphas_cumprod = ddpm.alphas_cumprod.to(level.device)  # once: a copy in each step waits for it
+        alpha_bar = ddpm.alphas_cumprod[(level * self.timesteps).long()]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def __call__(self, model: nn.Module, batch: Batch, rng: SampleRNG, references: References | None = None) -> Losses:
