@@ -90,13 +90,16 @@ def check_sampling(
         guided_by_labels: whether there is no `guide`.
 
     Raises:
-        UserError: there is no such sampler, it does not allow so many steps, or the model does not allow guidance.
+        UserError: there is no such sampler, it does not allow so many steps, the model does not allow guidance, or an
+            interval or a guide would have no effect.
     """
     if not math.isfinite(guidance):
         raise UserError(f"{flag}guidance must be a finite number, got {guidance}")
     if interval is not None and not 0 <= interval[0] < interval[1]:
         got = " ".join(f"{value:g}" for value in interval)
         raise UserError(f"{flag}guidance-interval must be two noise levels sigma, 0 <= low < high, got {got}")
+    if guidance == 1 and (interval is not None or not guided_by_labels):
+        raise UserError(f"{flag}guidance is 1, at which there is no guidance; give another, for example 2")
     if guidance != 1 and guided_by_labels and not (classes and getattr(adapter, "label_dropout", 1)):
         raise UserError(
             f"{flag}guidance {guidance:g} needs a model that was trained with and without labels; train with "

@@ -73,8 +73,6 @@ def main(
     ):
         if value < minimum:
             raise UserError(f"--{name} must be at least {minimum}, got {value}")
-    if guidance == 1 and (guide is not None or guide_sigma_rel is not None or guidance_interval is not None):
-        raise UserError("--guide, --guide-sigma-rel and --guidance-interval do nothing at --guidance 1; give it, too")
     state = launch.join()
     trained = load_run(run, sigma_rel)
     adapter, classes, worse = trained.adapter, trained.classes, _load_guide(trained, guide, guide_sigma_rel)

@@ -54,7 +54,7 @@ class InfoBatch(Sampler[int]):
         weights: [N], positive; of each sample in the loss and in `mean`, times those of the plan; plans and scores
             don't depend on them. Their mean scales the loss. None: 1.
         rank, world: of this process; each gets its share of one order. None: those of `torch.distributed`.
-        merge: element-wise maximum over all ranks, in place or not, of float32 on the losses' device or int64 on the CPU;
+        merge: element-wise maximum over ranks, in place or not, of float32 on the losses' device or int64 on the CPU;
             called where an epoch starts and ends, in `mean` and `synchronize`. None: that of `torch.distributed`.
         warn: called on rank 0 with a message if the scores turn out to carry no signal.
         settings: of the policy, such as `prune_ratio`.
