@@ -22,7 +22,7 @@ class MAE:
 
     Attributes:
         mask_ratio: share of the patches that is hidden, in (0, 1).
-        most_masked: hide a varying share, linear in the level, from mask_ratio at level 0 to this share at level 1;
+        max_mask_ratio: hide a varying share, linear in the level, from mask_ratio at level 0 to this share at level 1;
             default: always mask_ratio.
         predict: share of the hidden patches that is predicted in training, in (0, 1]; less saves decoder time.
         norm_pix: normalize each target patch by its own mean and standard deviation.
@@ -31,21 +31,21 @@ class MAE:
     infobatch: ClassVar = {"pruning.policy": "full"}  # choosing images saved nothing beside shorter training
 
     mask_ratio: float = 0.75
-    most_masked: float | None = None
+    max_mask_ratio: float | None = None
     predict: float = 1.0
     norm_pix: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}")
-        if self.most_masked is not None and not self.mask_ratio < self.most_masked < 1:
-            raise ValueError(f"most_masked must be above mask_ratio and below 1, got {self.most_masked}")
+        if self.max_mask_ratio is not None and not self.mask_ratio < self.max_mask_ratio < 1:
+            raise ValueError(f"max_mask_ratio must be above mask_ratio and below 1, got {self.max_mask_ratio}")
         if not 0 < self.predict <= 1:
             raise ValueError(f"predict must be in (0, 1], got {self.predict}")
 
     def masks(self, patches: int, level: Tensor, rng: SampleRNG, share: float = 1.0) -> Masks:
         """The visible and hidden patches of a batch; `share` of the hidden ones is returned (see `random_masks`)."""
-        return random_masks(patches, self.mask_ratio, self.most_masked, share, level, rng)
+        return random_masks(patches, self.mask_ratio, self.max_mask_ratio, share, level, rng)
 
     def targets(self, patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Targets [B, L, P] of patches [B, L, P], and the mean and scale [B, L, 1]: patch = target * scale + mean."""

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.core.files import expand, read_json
-from pretrain.core.text import printable
+from pretrain.core.text import listed, printable
 from pretrain.data.files import SAVED_SPLITS, Node, Scan, scan, to_text
 from pretrain.data.report import Report
 from pretrain.data.shards import filled_shards
@@ -31,7 +31,6 @@ from pretrain.data.tables import (
     image_table,
     label_column,
     label_values,
-    listed,
     metadata_labels,
     note_split_columns,
     without_missing,

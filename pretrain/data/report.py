@@ -4,10 +4,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pretrain.core.text import printable
+from pretrain.core.text import listed, printable
 from pretrain.data.splits import EVERYTHING
 from pretrain.data.subset import describe
-from pretrain.data.tables import listed
 
 
 @dataclass

@@ -11,8 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pretrain.core.errors import UserError
-from pretrain.core.text import printable
-from pretrain.data.tables import listed
+from pretrain.core.text import listed, printable
 
 LFS = b"version https://git-lfs"  # how a file begins that stands for one that was not downloaded
 NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)(?!\d)")  # of a shard's name: what is before, number, number of shards

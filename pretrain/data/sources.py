@@ -19,6 +19,7 @@ from pretrain.config.schema import Data
 from pretrain.core.errors import UserError
 from pretrain.core.files import expand
 from pretrain.core.rng import generator
+from pretrain.core.text import listed
 from pretrain.data import latents
 from pretrain.data.autoencoder import Autoencoder, open_autoencoder
 from pretrain.data.decode import ImageInfo, Reading, decode, image_info
@@ -29,7 +30,7 @@ from pretrain.data.ranges import find_range, largest_of
 from pretrain.data.report import Report
 from pretrain.data.splits import NONE, class_key
 from pretrain.data.subset import Subset, read_subset
-from pretrain.data.tables import array_type, class_names, listed, match
+from pretrain.data.tables import array_type, class_names, match
 from pretrain.data.tiff import PICTURES
 
 MAX_LOOKED_AT = 64  # images, evenly spaced, whose size, channels and range are those of the data set

@@ -7,11 +7,11 @@ A rule is applied to all names that lie side by side, or to none of them: a clas
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pretrain.core.errors import UserError
-from pretrain.core.text import printable
+from pretrain.core.text import listed, printable
 from pretrain.data.files import Node
 
 KINDS = {
@@ -65,12 +65,6 @@ class Split:
 def class_key(name: str) -> str:
     """What is compared of the names of classes that are not the same letter by letter."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
-
-
-def _counted(names: Iterable[str], at_most: int = 10) -> str:
-    names = [printable(name) for name in names]
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
 
 
 def _alike(names: Sequence[str]) -> bool:
@@ -134,7 +128,7 @@ class Splitter:
                 name for name in [*below.split("/"), *base.entries()] if split_of(name) in ("validation", "test")
             ]
             if absent and held_out and not any(split_of(name) == "train" for name in base.entries()):
-                raise self.refuse(f"{_counted(absent)} holds no images, but {_counted(held_out)} does")
+                raise self.refuse(f"{listed(absent)} holds no images, but {listed(held_out)} does")
             found = self._automatic(base)
             return found[:1] if test == NONE else found
         return self._explicit(base, train, test)
@@ -152,26 +146,24 @@ class Splitter:
         if not named:
             return self._by_class_folders(base)
         if self.by_class and base.files:
-            raise self.refuse(f"{len(base.files)} images lie beside {_counted(named)}/, whose name is that of a split")
+            raise self.refuse(f"{len(base.files)} images lie beside {listed(named)}/, whose name is that of a split")
         if len(named) == len(kinds):
             if _is_grouped(entries):
                 return self._grouped(entries, base)
             if len({*kinds.values()}) > 1:
-                raise self.refuse(
-                    f"{_counted(named)} are names of splits, and which one is to be trained on is unclear"
-                )
+                raise self.refuse(f"{listed(named)} are names of splits, and which one is to be trained on is unclear")
             return self._one_kind(base, named)
         others = [name for name in kinds if name not in named]
         if len({kinds[name] for name in named}) > 1:
-            raise self.refuse(f"{_counted(named)} are names of splits, but {_counted(others)} beside them are not")
+            raise self.refuse(f"{listed(named)} are names of splits, but {listed(others)} beside them are not")
         if not self.by_class:
             self._nested(base)
-            self.note(f"all {self.what} are used: {_counted(named)} beside {_counted(others)} is taken for no split")
+            self.note(f"all {self.what} are used: {listed(named)} beside {listed(others)} is taken for no split")
             return [self._whole(base)]
         if not self._are_siblings(base, others) or _shared_inside(base):
-            raise self.refuse(f"{_counted(named)} may be a split or a class beside {_counted(others)}")
+            raise self.refuse(f"{listed(named)} may be a split or a class beside {listed(others)}")
         self.note(
-            f"{_counted(named)} is taken for a class, as the {len(others)} folders beside it are no splits "
+            f"{listed(named)} is taken for a class, as the {len(others)} folders beside it are no splits "
             "(--data.train-split and --data.test-split name splits)"
         )
         return self._by_class_folders(base)
@@ -180,9 +172,9 @@ class Splitter:
         """All names are split names of one kind: shards of one split, or classes of trains."""
         if not self.by_class or _alike(named) or any(base.folders[name].folders for name in named):
             text = "are taken for parts of one split" if len(named) > 1 else "is taken for the split to train on"
-            self.note(f"{_counted(named)} {text}")
+            self.note(f"{listed(named)} {text}")
             return [self._union("train", named, base)]
-        self.note(f"{_counted(named)} are taken for classes, there is no other split beside them")
+        self.note(f"{listed(named)} are taken for classes, there is no other split beside them")
         return self._by_class_folders(base)
 
     def _by_class_folders(self, base: Node) -> list[Split]:
@@ -191,7 +183,7 @@ class Splitter:
         images = base.files or any(node.files for node in base.folders.values())
         if self.by_class and not images and inner and all(map(_is_grouped, inner)):
             self._check_roles(base)
-            self.note(f"the splits lie inside of the class folders ({_counted(sorted(base.folders), 3)})")
+            self.note(f"the splits lie inside of the class folders ({listed(sorted(base.folders), 3)})")
             names = sorted({name for names in inner for name in names})
             return self._grouped(names, base, transposed=True)
         self._nested(base)
@@ -221,8 +213,8 @@ class Splitter:
                 or (self.by_class and node.files)
                 or not self._are_siblings(node, others)
             ):
-                raise self.refuse(f"{_counted(named)} in {where}/ may be a split")
-            self.note(f"{_counted(named)} in {where}/ is taken for no split")
+                raise self.refuse(f"{listed(named)} in {where}/ may be a split")
+            self.note(f"{listed(named)} in {where}/ is taken for no split")
 
     def _names(self, node: Node) -> list[str]:
         """The names in a folder that may stand for splits."""
@@ -245,7 +237,7 @@ class Splitter:
         """Splits of side-by-side names; training folders are joined if they are numbered alike."""
         train = [name for name in names if split_of(name) == "train"]
         if self.by_class and not _alike(train):
-            raise self.refuse(f"{_counted(train)} are all names of a training split")
+            raise self.refuse(f"{listed(train)} are all names of a training split")
         first = self._union("train", train, base, transposed=transposed)
         self.known = {class_key(name) for name in first.classes if name is not None}
         return [first, *self._held_out([name for name in names if name not in train], base, transposed=transposed)]
@@ -265,7 +257,7 @@ class Splitter:
         return sorted(splits, key=lambda split: split.kind != "test")
 
     def _union(self, kind: str, names: list[str], base: Node, *, transposed: bool = False) -> Split:
-        split = Split(kind, _counted(names, 3))
+        split = Split(kind, listed(names, 3))
         for name in names:
             if transposed:
                 for label, node in sorted(base.folders.items()):
@@ -311,14 +303,14 @@ class Splitter:
         if len(names) < 2:
             return
         if not self.by_class:
-            self.note(f"the folders {_counted(names)} hold parts of one table and are no classes")
+            self.note(f"the folders {listed(names)} hold parts of one table and are no classes")
             return
         self._check_roles(node)
         if _alike(names) and "".join(re.findall(r"[^\W\d_]+", names[0])).lower() in FOLDS:
-            raise self.refuse(f"{_counted(names)} may be parts of one data set, or classes")
+            raise self.refuse(f"{listed(names)} may be parts of one data set, or classes")
         if inner := _shared_inside(node):
             self.note(
-                f"the classes are {_counted(names)}, not {_counted(inner)}, which are folders in several of them "
+                f"the classes are {listed(names)}, not {listed(inner)}, which are folders in several of them "
                 "(--data.train-split with their names, and + between them, makes these the classes)"
             )
 
@@ -327,7 +319,7 @@ class Splitter:
         names = sorted(node.folders)
         aside = [name for name in names if ASIDE.search(name)]
         if aside and len(aside) < len(names) and all(MAIN.search(name) for name in names if name not in aside):
-            raise self.refuse(f"{_counted(names)} may be images and what belongs to them, or classes")
+            raise self.refuse(f"{listed(names)} may be images and what belongs to them, or classes")
 
     def _whole(self, base: Node) -> Split:
         split = Split("train", EVERYTHING)
@@ -349,7 +341,7 @@ class Splitter:
                 split.files += more.files
                 split.classes += more.classes
             else:
-                there = _counted(base.entries()) if not self.by_class else _counted(sorted(base.folders))
+                there = listed(base.entries()) if not self.by_class else listed(sorted(base.folders))
                 raise UserError(
                     f"--data.{setting}-split {name}: there are no {self.what} of "
                     f"that name in {self.source}, which has {there or 'no folders'}"
@@ -389,5 +381,5 @@ class Splitter:
         asked = {name.removesuffix("/").split("/")[0] for name in (test, *test.split("+"))}
         others = [name for name, kind in kinds.items() if kind and not asked & {name, name.split(".")[0]}]
         if others:
-            raise self.refuse(f"beside {test}, {_counted(others)} may be another split")
+            raise self.refuse(f"beside {test}, {listed(others)} may be another split")
         return self._whole(base)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pretrain.core.errors import UserError
-from pretrain.core.text import printable
+from pretrain.core.text import listed, printable
 from pretrain.data.splits import class_key, split_of
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "picture", "photo", "pixels", "pixel_values", "images")
@@ -223,12 +223,6 @@ def match(values: Sequence[Any], names: list[str], note: Callable[[str], None]) 
             f"{said}"
         )
     return np.array([number_of[value] for value in values], np.int64)
-
-
-def listed(items: Sequence[str], at_most: int = 10) -> str:
-    """Items with commas, and how many more there are."""
-    more = f" and {len(items) - at_most:,} more" if len(items) > at_most else ""
-    return printable(", ".join(items[:at_most])) + more
 
 
 def read_metadata(path: str) -> list[dict[str, Any]]:

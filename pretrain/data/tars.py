@@ -26,10 +26,10 @@ from pyarrow import parquet
 
 from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write
-from pretrain.core.text import printable
+from pretrain.core.text import listed, printable
 from pretrain.data.files import SUFFIXES, from_text, to_text
 from pretrain.data.shards import missing_numbers, note_numbers, short_name, unreadable
-from pretrain.data.tables import LABELS, listed, plain, without_missing
+from pretrain.data.tables import LABELS, plain, without_missing
 
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"(\xb5/\xfd": "unzstd"}  # by first bytes
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.IGNORECASE)  # names of compressed tars

@@ -28,6 +28,7 @@ from pretrain import __version__
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import read_plain_yaml
+from pretrain.config.schema import flat
 from pretrain.config.tyro_parser import run_command
 from pretrain.core.console import Display, duration
 from pretrain.core.errors import UserError
@@ -110,7 +111,7 @@ def read_record(folder: Path, name: str) -> Record:
         return Record(
             folder,
             name,
-            dict(_flat(read_plain_yaml(folder / "config.yaml"))),
+            {name: _as_typed(value) for name, value in flat(read_plain_yaml(folder / "config.yaml")).items()},
             MetricsLog(file, writes=False, log=Display(True).print).read("epoch"),
             MetricsLog(file, writes=False).read("evaluation"),  # of a damaged line was warned above
             _json(folder / "summary.json", {}),
@@ -136,13 +137,9 @@ def _json(path: Path, default: Any) -> Any:
     return found
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield f"{prefix}{name}", "" if value is None else text
+def _as_typed(value: Any) -> str:
+    """A setting's value as on a command line; "" for none."""
+    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 # -- what the page shows ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint import storage
 from pretrain.core.errors import UserError, warn
+from pretrain.core.text import listed
 
 IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
@@ -172,9 +173,8 @@ def differences(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str:
     names = [name for name in (*here, *there) if name not in there or name not in here]
     names += [name for name in here if name in there and here[name].shape != there[name].shape]
     names = [*dict.fromkeys(names)]
-    return _listed(
-        [f"{name} ({shape_text(there.get(name))} in the file, {shape_text(here.get(name))} here)" for name in names]
-    )
+    shapes = [(name, shape_text(there.get(name)), shape_text(here.get(name))) for name in names]
+    return listed([f"{name} ({in_file} in the file, {now} here)" for name, in_file, now in shapes], LISTED)
 
 
 def summarise_names(names: Iterable[str], beside: str = "") -> str:
@@ -184,11 +184,7 @@ def summarise_names(names: Iterable[str], beside: str = "") -> str:
         parts, others = name.split("."), beside.split(".")
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
         count[".".join(parts[: same + 1])] += 1
-    return _listed([start if n == 1 else f"{start} ({n} tensors)" for start, n in count.items()])
-
-
-def _listed(items: list[str]) -> str:
-    return ", ".join(items[:LISTED]) + (f" and {len(items) - LISTED} more" if len(items) > LISTED else "")
+    return listed([start if n == 1 else f"{start} ({n} tensors)" for start, n in count.items()], LISTED)
 
 
 def parameters_alone(model: nn.Module, folder: Path) -> str:

@@ -152,15 +152,15 @@ def test_autoguidance_extrapolates_from_the_worse_model() -> None:
     torch.testing.assert_close(made, torch.full_like(made, -(0.1 + 2 * 0.2)), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("most_masked", [None, 0.9])
+@pytest.mark.parametrize("max_mask_ratio", [None, 0.9])
 @pytest.mark.parametrize("norm_pix", [True, False])
-def test_mae_loss_and_gradient_are_the_reference_formulas(norm_pix: bool, most_masked: float | None) -> None:
+def test_mae_loss_and_gradient_are_the_reference_formulas(norm_pix: bool, max_mask_ratio: float | None) -> None:
     """He et al. 2022, section 3, patch by patch: squared error on hidden patches, normalised or not."""
-    model, b, adapter = network("mae"), batch(), MAE(norm_pix=norm_pix, most_masked=most_masked)
+    model, b, adapter = network("mae"), batch(), MAE(norm_pix=norm_pix, max_mask_ratio=max_mask_ratio)
     losses = []
     for i in range(6):
         order = SampleRNG(0, index=b.index[i : i + 1]).uniform(16).argsort(dim=1)
-        ratio = 0.75 if most_masked is None else 0.75 + 0.15 * b.level[i].item()
+        ratio = 0.75 if max_mask_ratio is None else 0.75 + 0.15 * b.level[i].item()
         visible, hidden = order.split([16 - round(16 * ratio), round(16 * ratio)], dim=1)
         predicted = model(b.image[i : i + 1], visible, hidden)[0]
         loss = torch.zeros(())
@@ -184,7 +184,7 @@ def test_a_mask_does_not_depend_on_the_rest_of_the_batch(decoder) -> None:
     """With a varying mask ratio, which rises with the level from the lowest to the highest."""
     torch.manual_seed(0)
     model = MAEConfig("vit_tiny_patch16_224", 2, 32, 2, 2, 32, 2, 2, decoder).build(SHAPE, 0)
-    b, adapter = batch()._replace(level=torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.999])), MAE(0.5, most_masked=0.9)
+    b, adapter = batch()._replace(level=torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.999])), MAE(0.5, max_mask_ratio=0.9)
     visible, hidden, there = adapter.masks(16, b.level, SampleRNG(0, index=b.index))
     assert there is not None
     shown, asked = there.split([visible.shape[1], hidden.shape[1]], dim=1)

@@ -35,7 +35,7 @@ NETWORKS = {
     "dit": (Flow(), DiTConfig(patch=4, width=16, depth=4, heads=2), (1, 8, 8)),
     "mae": (MAE(), MAEConfig(patch=4, width=16, depth=4, heads=2, decoder_width=16, decoder_depth=1), (1, 8, 8)),
     "mae, cross decoder, masks of many sizes": (
-        MAE(mask_ratio=0.3, most_masked=0.8),
+        MAE(mask_ratio=0.3, max_mask_ratio=0.8),
         MAEConfig(patch=2, width=16, depth=4, heads=2, decoder="cross", decoder_width=16, decoder_depth=1),
         (1, 8, 8),
     ),
