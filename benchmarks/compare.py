@@ -46,6 +46,7 @@ from pretrain.config import registry, trusted_code
 from pretrain.config.cli import parse
 from pretrain.config.schema import Config
 from pretrain.core.errors import UserError, exit_on_user_error
+from pretrain.core.files import atomic_write
 from pretrain.data.sources import open_data
 from pretrain.evaluation.feature_extractors import load
 from pretrain.evaluation.knn import KNN
@@ -95,6 +96,18 @@ class Arm(NamedTuple):
     flags: list[str]
 
 
+def of_own(named: str, families: Sequence[str]) -> Arm | None:
+    """The arm that NAME=FLAGS means; None for the name of a family.
+
+    Raises:
+        UserError: it is neither.
+    """
+    name, own, flags = named.partition("=")
+    if not own and name not in families:
+        raise UserError(f"--arms {name}: there are {', '.join(families)}, or NAME=FLAGS of your own")
+    return Arm(name, re.split("[@ ]", name)[0], shlex.split(flags)) if own else None
+
+
 def expanded(comparison: Comparison, base: Config) -> Iterator[Arm]:
     """The arms of a comparison.
 
@@ -106,17 +119,14 @@ def expanded(comparison: Comparison, base: Config) -> Iterator[Arm]:
         UserError: there is no family of a name.
     """
     for named in comparison.arms:
-        name, own, flags = named.partition("=")
-        if own:
-            yield Arm(name, re.split("[@ ]", name)[0], shlex.split(flags))
-        elif name not in FAMILIES:
-            raise UserError(f"--arms {name}: there are {', '.join(FAMILIES)}, or NAME=FLAGS of your own")
-        elif name == "full":
+        if arm := of_own(named, FAMILIES):
+            yield arm
+        elif named == "full":
             yield Arm("full", "full", [])
-        elif name == "shortened":
+        elif named == "shortened":
             yield from _shortened(comparison, base)
         else:
-            yield from _pruned(comparison, name)
+            yield from _pruned(comparison, named)
 
 
 def _shortened(comparison: Comparison, base: Config) -> Iterator[Arm]:
@@ -195,7 +205,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
         config = dataclasses.replace(config, resume="newest")
     else:
         config = dataclasses.replace(config, overwrite=config.output_dir.exists())
-    load = os.getloadavg()[0]
+    load_average = os.getloadavg()[0]
     generative = isinstance(config.component("adapter"), Generative)
     if not (config.output_dir / "summary.json").is_file():
         (train_diffusion if generative else train_mae).main(config)
@@ -231,7 +241,7 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
         "images": summary["dataset_size"],
         "epochs": summary["epochs"],
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
-        "load_when_started": load,
+        "load_when_started": load_average,
         "torch": torch.__version__,
         "machine": machine(),
         "note": comparison.note,
@@ -241,9 +251,8 @@ def one_run(comparison: Comparison, arm: Arm, config: Config, command: str) -> N
 
 def save(record: dict[str, Any], path: Path) -> None:
     """Write a record; the file is complete or not there."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.rename(path)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main(line: Sequence[str] | None = None) -> None:

@@ -14,7 +14,6 @@ folder share the runs. proof.py explains the table and makes it from the records
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from typing import Annotated, Any
 import proof
 import torch
 import tyro
-from compare import Arm, claimed, machine, run_name, save
+from compare import Arm, claimed, machine, of_own, run_name, save
 from matched_quality import parsed, recipe
 from rich.console import Console
 
@@ -79,17 +78,14 @@ def expanded(comparison: Comparison, common: Sequence[str]) -> Iterator[Arm]:
         UserError: there is no family of a name, or the full run's epochs or learning rate are not known.
     """
     for named in comparison.arms:
-        name, own, flags = named.partition("=")
-        if own:
-            yield Arm(name, re.split("[@ ]", name)[0], shlex.split(flags))
-        elif name not in FAMILIES:
-            raise UserError(f"--arms {name}: there are {', '.join(FAMILIES)}, or NAME=FLAGS of your own")
-        elif name == "full":
+        if arm := of_own(named, FAMILIES):
+            yield arm
+        elif named == "full":
             yield Arm("full", "full", ["--training.policy", "full"])
-        elif name == "shortened":
+        elif named == "shortened":
             yield from _shortened(comparison, common)
         else:
-            yield from _pruned(comparison, name, common)
+            yield from _pruned(comparison, named, common)
 
 
 def _full_run(comparison: Comparison, common: Sequence[str]) -> tuple[int, float]:

@@ -28,7 +28,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs and the package of this checkout
 
-from compare import machine
+from compare import machine, save
 from peer_arms import Spec
 from peer_inputs import Network, prepare, write_images
 from proof import markdown
@@ -227,9 +227,7 @@ def run(settings: Settings, network: str, trained: Network, arm: Arm, repetition
         "torch": torch.__version__,
         "machine": machine(),
     }
-    part = folder / "records" / f"{name}.part"
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.rename(part.with_suffix(".json"))
+    save(record, folder / "records" / f"{name}.json")
     return None
 
 
