@@ -1,12 +1,12 @@
 """Cost at matched quality: arms from records, the curve of a baseline, ratios and their intervals.
 
 The quality of a run is modelled as a sum of its arm, its seed and a residual (a two-way additive model, by least
-squares). An arm's quality is what the model expects over all seeds, so that arms with different seeds compare. Intervals
-are 95 % of a bootstrap: in each draw every seed gets one of the estimated seed effects, the same for all arms, and every
-run one of the residuals of all runs; both are scaled by their degrees of freedom, and the model is fitted again. So a
-seed that is good for all arms alike cancels, and the residuals are known from the runs of all arms, where one arm has
-three or five. In each draw the best learning rates are selected anew; where several are equally good, that flatters the
-baseline, and intervals err upwards.
+squares). An arm's quality is what the model expects over all seeds, so that arms with different seeds compare.
+Intervals are 95 % of a bootstrap: in each draw every seed gets one of the estimated seed effects, the same for all
+arms, and every run one of the residuals of all runs; both are scaled by their degrees of freedom, and the model is
+fitted again. So a seed that is good for all arms alike cancels, and the residuals are known from the runs of all
+arms, where one arm has three or five. In each draw the best learning rates are selected anew; where several are
+equally good, that flatters the baseline, and intervals err upwards.
 """
 
 import math
