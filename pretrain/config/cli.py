@@ -241,6 +241,36 @@ def _section(component: type, head: type) -> type:
     return dataclass(frozen=True, kw_only=True)(section)
 
 
+def _component(
+    kind: str, default: str, arguments: list[str], settings: dict[str, Any], recipe: Path
+) -> tuple[type, dict[str, Any]]:
+    """The class of the adapter or model, and the settings of the file that hold for it.
+
+    Those of the file's own adapter or model don't hold for another one, and its pruning not for another adapter.
+    """
+    in_file, on_command_line = settings.get(f"{kind}.name"), _value(arguments, f"--{kind}", f"--{kind}.name")
+    _check_trust(str(in_file or default), on_command_line, f"--{kind}", recipe)
+    name = on_command_line or str(in_file or default)
+    if name != (in_file or default):
+        own_pruning = ("pruning.", "optim.compensation") if kind == "adapter" and in_file else ()
+        settings = _without_section(settings, f"{kind}.", *own_pruning)
+    return registry.declared(kind, name), settings | {f"{kind}.name": name}
+
+
+def _best_pruning(adapter: Any, arguments: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """What --infobatch alone means for an adapter; {} where a policy was chosen.
+
+    A budget alone means `importance` where nothing better is known; other settings of pruning mean that there is some.
+    """
+    if "pruning.policy" in settings or _value(arguments, "--pruning.policy"):
+        return {}
+    found = getattr(adapter, "infobatch", {})
+    if _value(arguments, "--pruning.budget"):
+        return found if "pruning.budget" in found else {"pruning.policy": "importance"}
+    prunes = any(argument.startswith("--pruning.") for argument in arguments)
+    return {} if prunes and found.get("pruning.policy") == "full" else found
+
+
 def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, output_dir: str, help: str) -> Config:
     """The settings of a run from its command line.
 
@@ -269,44 +299,25 @@ def parse(arguments: Sequence[str], *, adapter: str, model: str, recipe: Path, o
     _check_trust(str(settings.get("pruning.policy", "")), policy, "--pruning.policy", recipe)
     if policy is not None and policy != settings.get("pruning.policy"):  # the file's settings belong to its policy
         settings = _without_section(settings, "pruning.", "optim.compensation")
-    if prunes := any(argument.startswith("--pruning.") for argument in arguments):
+    if any(argument.startswith("--pruning.") for argument in arguments):
         settings["infobatch"] = True
-
     if features := _value(arguments, "--evaluate.features"):
         trusted_code.trust_features(features)
-    components: dict[str, type] = {}
-    sections: dict[str, type] = {}
-    for kind, default, head in (("adapter", adapter, AdapterSection), ("model", model, ModelSection)):
-        own_pruning = kind == "adapter" and f"{kind}.name" in settings  # the file's pruning is for its objective
-        in_file = str(settings.setdefault(f"{kind}.name", default))
-        on_command_line = _value(arguments, f"--{kind}", f"--{kind}.name")
-        _check_trust(in_file, on_command_line, f"--{kind}", recipe)
-        name = on_command_line or in_file
-        if name != in_file:  # the file's settings belong to its component
-            settings = _without_section(settings, f"{kind}.") | {f"{kind}.name": name}
-            if own_pruning:
-                settings = _without_section(settings, "pruning.", "optim.compensation")
-        components[kind] = registry.declared(kind, name)
-        sections[kind] = _section(components[kind], head)
-    cls = dataclasses.make_dataclass("Config", sections.items(), bases=(Config,), frozen=True, kw_only=True)
+    objective, settings = _component("adapter", adapter, arguments, settings, recipe)
+    network, settings = _component("model", model, arguments, settings, recipe)
+    sections = [("adapter", _section(objective, AdapterSection)), ("model", _section(network, ModelSection))]
+    cls = dataclasses.make_dataclass("Config", sections, bases=(Config,), frozen=True, kw_only=True)
     usage = "--config FILE starts from a recipe (YAML); settings on the command line take precedence."
     cls.__doc__ = (Config.__doc__ or "").replace("One run.", f"{help} {usage}", 1)
 
-    def best(adapter: Any) -> dict[str, Any]:
-        """What --infobatch alone means for an adapter, where nobody chose a policy."""
-        found = getattr(adapter, "infobatch", {}) if policy is None and "pruning.policy" not in settings else {}
-        if policy is None and "pruning.policy" not in settings and _value(arguments, "--pruning.budget"):
-            return found if "pruning.budget" in found else {"pruning.policy": "importance"}
-        return {} if prunes and found.get("pruning.policy") == "full" else found
-
-    def parsed(best: dict[str, Any]) -> tuple[Config, Config]:
+    def parsed(pruning: dict[str, Any]) -> tuple[Config, Config]:
         """The settings without and with those of the command line."""
-        base = parse_settings(cls, _arguments(best | settings, cls, source), None, source)
+        base = parse_settings(cls, _arguments(pruning | settings, cls, source), None, source)
         return base, parse_settings(cls, arguments, base, "")
 
     source = f"{recipe}: "
-    base, config = parsed(assumed := best(components["adapter"]()))
-    if (known := best(config.adapter)) != assumed:  # it depends on the adapter's settings
+    base, config = parsed(assumed := _best_pruning(objective(), arguments, settings))
+    if (known := _best_pruning(config.adapter, arguments, settings)) != assumed:  # it depends on the adapter's settings
         base, config = parsed(known)
     for metric in config.evaluate.metrics:
         in_file = metric if metric in base.evaluate.metrics else ""
