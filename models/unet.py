@@ -19,7 +19,8 @@ class UNetConfig:
         layers: residual blocks at each resolution.
         attention: number of resolutions with self-attention, from the lowest up; if any, the innermost block has it.
         head_dim: channels of an attention head.
-        attention_from: the lowest of these resolutions, from 0 up; 1 in diffusers' train_unconditional.py.
+        attention_from: number of the lowest resolutions without attention, those above them have it; 1 in diffusers'
+            train_unconditional.py.
         dropout: dropout probability, in [0, 1).
         init: weights to start from: a model or pipeline of diffusers, a run, or a file of them (.safetensors, .pt).
     """

@@ -38,7 +38,7 @@ class Data:
         size: side in pixels that images are resized and center-cropped to; default: the size they have.
         channels: 1 (grey), 3 (RGB, transparent pixels on white), 4 (RGB and the file's alpha channel, or fourth band,
             unchanged), or the number of bands of TIFF files and arrays that have 2, 5 or more; default: 1 if all are
-            grey, the number of bands if all have the same one that is 2, 5 or more, else 3.
+            grey, the number of bands if most have 2, 5 or more, else 3 (of 64 images that are looked at).
         flip: mirror each image left to right with probability 1/2.
         crop: smallest area of a random crop, as a share of the image's; 1: no random crop.
         limit: largest number of training images, a random subset that is always the same; default: all.
@@ -47,7 +47,8 @@ class Data:
         range: values of the images that become black and white; values outside are cut off; default: 8 bits, or, of
             other images, what the largest value of those that are looked at needs.
         pages: first: use the first page or frame of images that have several; default: such an image is a bad one.
-        held_out: images held out for evaluation if the data set has no test split.
+        held_out: largest number of images to evaluate on: of the test split or, without one, of training images that
+            are held out (at most a tenth).
         on_bad_image: what to do with an image that can't be read: stop, or skip and count it.
         workers: processes that decode images beside the training process.
     """

@@ -82,7 +82,7 @@ class Command:
         guidance: scale of classifier-free guidance for generation with labels; 1: none.
         guidance_interval: noise levels sigma, low and high, between which guidance is used; default: all.
         sampler: ddim, euler, heun or dpm++; not every objective allows all of them.
-        num_images: number of generated images for fid, kid and precision-recall.
+        num_images: number of generated images for fid, kid, precision-recall and memorization.
         features: network whose features these compare: small (that of this package), inception or another network of
             torch-fidelity (NAME=PATH: with the weights of a file), or the path of a TorchScript file.
         reference: images that generated ones are compared with, in the form of --data of the training programs;
@@ -90,8 +90,8 @@ class Command:
         max_reference: largest number of these, evenly spaced.
         probe_epochs: epochs of linear-probe, attentive-probe and finetune.
         seeds: number of seeds of random metrics, which then have a mean and a standard deviation.
-        sigma_rel: measure the power-function EMA of this length, reconstructed from the run's snapshots; default: the
-            plain EMA.
+        sigma_rel: measure the power-function EMA of this relative width, made of the run's snapshots; default: the plain
+            EMA.
         data: measure on another data set.
     """
 

@@ -43,14 +43,14 @@ def main(
             default: all.
         guide: run of a worse model, of a smaller network or a shorter training, that takes the place of the model
             without labels (autoguidance: Karras et al. 2024); default: classifier-free guidance.
-        guide_sigma_rel: guide with the power-function EMA of this length, of the run itself or of --guide.
+        guide_sigma_rel: guide with the power-function EMA of this relative width, of the run itself or of --guide.
         steps: sampling steps.
         sampler: euler, heun (two network calls per step), dpm++, or, for ddpm, ddim; default: ddim for ddpm, euler for
             flow, dpm++ for edm.
         label: class of all images, by number or name; default: class n modulo the number of classes for image n of a
             conditional run.
-        sigma_rel: use the power-function EMA of this length, reconstructed from the run's snapshots; default: the
-            plain EMA.
+        sigma_rel: use the power-function EMA of this relative width, made of the run's snapshots; default: the plain
+            EMA.
         seed: of the noise.
         batch_size: images per batch.
         output_dir: new or empty folder for grid.png and images/, which contains the images alone (of more than four

@@ -125,8 +125,8 @@ def main(
 
     Args:
         run: folder of the run; the model is written to its model/.
-        sigma_rel: export the power-function EMA of this length, reconstructed from the run's snapshots; default: the
-            plain EMA.
+        sigma_rel: export the power-function EMA of this relative width, made of the run's snapshots; default: the plain
+            EMA.
         license: license of the model for its card, by its identifier on the Hugging Face Hub, for example apache-2.0.
         push_to_hub: name of the model repository on the Hub to upload the model to.
     """

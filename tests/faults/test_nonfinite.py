@@ -80,7 +80,7 @@ def test_too_many_nan_losses_stop_the_run_and_the_step_is_replayed(
 
 
 def test_non_finite_gradients_in_three_steps_stop_the_run(pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Losses are finite, one parameter's gradient is not, in three steps, none of which changes the parameters."""
+    """Losses are finite, one parameter's gradient is not, in three steps, which see a gradient of 0."""
     norms: list[torch.Tensor] = []
     gradient = nonfinite.NonFinite.zero_bad_gradient
 
