@@ -90,8 +90,8 @@ class Command:
         max_reference: largest number of these, evenly spaced.
         probe_epochs: epochs of linear-probe, attentive-probe and finetune.
         seeds: number of seeds of random metrics, which then have a mean and a standard deviation.
-        sigma_rel: measure the power-function EMA of this relative width, made of the run's snapshots; default: the plain
-            EMA.
+        sigma_rel: measure the power-function EMA of this relative width, made of the run's snapshots; default: the
+            plain EMA.
         data: measure on another data set.
     """
 
