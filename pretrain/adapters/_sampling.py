@@ -99,7 +99,8 @@ def check_sampling(
         got = " ".join(f"{value:g}" for value in interval)
         raise UserError(f"{flag}guidance-interval must be two noise levels sigma, 0 <= low < high, got {got}")
     if guidance == 1 and (interval is not None or not guided_by_labels):
-        raise UserError(f"{flag}guidance is 1, at which there is no guidance; give another, for example 2")
+        what = f"{flag}guidance-interval does" if interval is not None else "a guide does"
+        raise UserError(f"{what} nothing at {flag}guidance 1, which is no guidance; give another, for example 2")
     if guidance != 1 and guided_by_labels and not (classes and getattr(adapter, "label_dropout", 1)):
         raise UserError(
             f"{flag}guidance {guidance:g} needs a model that was trained with and without labels; train with "

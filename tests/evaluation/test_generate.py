@@ -107,7 +107,7 @@ def test_processes_share_the_images(conditional: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("--sampler hein", "sampler must be one of ddim, euler, heun, dpm[+][+] for DDPM, got hein"),
-        ("--guidance-interval 0.1 10", "--guidance is 1, at which there is no guidance"),
+        ("--guidance-interval 0.1 10", "--guidance-interval does nothing at --guidance 1"),
         ("--label 2", "the run has classes 0 to 1"),
         ("--label sneaker", "--label sneaker: the run has classes 0 to 1: class 0, class 1"),
         ("--num-images 0", "--num-images must be at least 1, got 0"),
