@@ -224,7 +224,7 @@ def message(capsys) -> tuple[int, int]:
 def test_classification(tmp_path: Path, capsys) -> None:
     data = Data(str(draw_images(tmp_path / "images", 160)), held_out=16)
     training = Training(epochs=5, batch_size=16, lr=2e-3)
-    assert classification.main(data=data, model="resnet18", training=training) > 0.8
+    assert classification.main(data=data, model="resnet10t", width=0.5, training=training) > 0.8
     visited, full = message(capsys)
     assert visited < full == 5 * 144
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 
 import pretrain.__main__
 
-SHORT = {"epochs ": "2", "epochs=": "3", "--data.limit ": "200"}
+SHORT = {"epochs ": "2", "epochs=": "3", "--data.limit ": "200", "--model.depth ": "1"}
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
@@ -51,7 +51,7 @@ def test_the_cells_of_a_notebook_run(path: Path, tmp_path: Path, monkeypatch: py
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])
-            source = re.sub(r"(epochs[ =]|--data.limit )\d+", lambda found: found[1] + SHORT[found[1]], source)
+            source = re.sub(rf"({'|'.join(SHORT)})\d+", lambda found: found[1] + SHORT[found[1]], source)
             if source.startswith("%%bash\n"):
                 shell = source.removeprefix("%%bash\n").replace("\\\n", " ")
                 for line in shell.replace("--evaluate.every 4", "--evaluate.every 1").splitlines():

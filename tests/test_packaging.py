@@ -57,11 +57,14 @@ def test_both_programs_train_from_an_empty_folder_where_the_user_has_models_too(
 
 
 def test_the_wheel_has_all_files_of_the_package_and_no_others(site: Path) -> None:
-    found = {str(path.relative_to(site / "pretrain")) for path in (site / "pretrain").rglob("*") if path.is_file()}
-    folders = {ROOT / "pretrain": ROOT / "pretrain", ROOT / "models": ROOT, ROOT / "configs": ROOT}
-    here = {str(path.relative_to(base)) for folder, base in folders.items() for path in folder.rglob("*.*")}
-    wanted = {name for name in here if "__pycache__" not in name}
-    assert found == wanted | {f"train_{kind}.py" for kind in ("diffusion", "mae")} | {"data/fashion_mnist/LICENSE"}
+    def files(folder: Path, base: Path) -> set[str]:
+        paths = {path.relative_to(base) for path in folder.rglob("*") if path.is_file()}
+        return {str(path) for path in paths if "__pycache__" not in path.parts and path.suffix}
+
+    found = files(site / "pretrain", site / "pretrain")
+    wanted = files(ROOT / "pretrain", ROOT / "pretrain") | files(ROOT / "models", ROOT) | files(ROOT / "configs", ROOT)
+    assert (site / "pretrain" / "data" / "fashion_mnist" / "LICENSE").is_file()
+    assert found == wanted | {f"train_{kind}.py" for kind in ("diffusion", "mae")}
 
 
 def requirements(*names: str) -> set[str]:

@@ -15,9 +15,7 @@ from PIL import Image
 from programs import common, final, train, train_on
 
 
-@pytest.mark.parametrize(
-    ("processes", "accelerate"), [(2, False), (3, False), pytest.param(2, True, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("processes", "accelerate"), [(3, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_several_processes_are_one_run(
     processes: int, accelerate: bool, pictures: Path, finished: Path, tmp_path: Path, program
 ) -> None:

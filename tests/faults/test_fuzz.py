@@ -22,7 +22,7 @@ from pretrain.config.schema import Config
 from pretrain.core.errors import UserError
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
-FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(FEW, max_examples=20_000)
 
 pieces = st.one_of(

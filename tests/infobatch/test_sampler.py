@@ -52,7 +52,7 @@ def test_a_second_loss_has_the_weights_of_the_first() -> None:
 
 
 @given(st.integers(1, 40), st.floats(0, 1))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_annealing_uses_every_sample_with_weight_one(epochs: int, anneal: float) -> None:
     infobatch = InfoBatch(20, epochs=epochs, anneal=anneal)
     losses = torch.rand(20, generator=generator(epochs)) + 0.1
@@ -91,7 +91,7 @@ def test_annealing_uses_every_sample_and_still_chooses_levels() -> None:
     st.floats(0.5, 1),
     st.floats(0, 0.3),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_a_budget_is_met_exactly(policy: str, size: int, epochs: int, budget: float, anneal: float) -> None:
     """Over the whole run, the first epoch and those that anneal included."""
     losses = torch.rand(size, generator=generator(size)) + 0.1
@@ -232,7 +232,7 @@ def test_inside_an_epoch_another_plan_raises(other: dict) -> None:
 
 
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(1, 4))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_ranks_together_use_the_samples_of_one_process(world: int, size: int, share: int) -> None:
     """Step by step the same samples, the same scores, the same sum of losses; for any remainder."""
     losses = torch.rand(size, generator=generator(size)) + 0.1

@@ -98,14 +98,14 @@ def test_the_trainer_is_the_plain_loop(accumulate: int, drop_last: bool, tmp_pat
 
 @pytest.mark.parametrize(("accumulate", "evaluate"), [pytest.param(1, "epoch", marks=pytest.mark.slow), (2, "steps")])
 def test_the_trainer_is_killed_anywhere(accumulate: int, evaluate: str, tmp_path: Path) -> None:
-    """A checkpoint after every step: each continues to the same bits with the samples that are left."""
+    """A checkpoint after every step: one in three continues to the same bits with the samples that are left."""
     more = {"gradient_accumulation_steps": accumulate, "eval_strategy": evaluate, "eval_steps": 2}
     more["per_device_train_batch_size"] = BATCH // accumulate
     whole = trainer(tmp_path / "whole", Net(dropout=0.2), **more)
     whole.train()
     checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert len(checkpoints) == whole.state.global_step < EPOCHS * math.ceil(SIZE / BATCH)
-    for number, checkpoint in enumerate(checkpoints):
+    for number, checkpoint in [*enumerate(checkpoints)][::3]:
         resumed = trainer(tmp_path / "resumed", Net(dropout=0.2), save_strategy="no", **more)
         resumed.train(resume_from_checkpoint=str(checkpoint))
         assert same(resumed.model, whole.model), checkpoint.name

@@ -1,9 +1,6 @@
 """The files of a run, and settings that must not change it."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PRUNED, ROOT, read_metrics, tiny
+from conftest import PRUNED, read_metrics
 from PIL import Image
 from programs import PROGRAMS, common, final, same, train
 
@@ -139,25 +136,3 @@ def test_a_tracker_gets_the_metrics(pictures: Path, tmp_path: Path) -> None:
     logged = [event.value for event in events.Scalars("loss")]
     written = [record["loss"] for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch"]
     assert logged == pytest.approx(written)
-
-
-def test_a_terminal_shows_a_live_line(pictures: Path, tmp_path: Path) -> None:
-    master, slave = os.openpty()
-    words = tiny("train_diffusion.py", *common(pictures, tmp_path / "run", 4), "--infobatch")
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "train_diffusion.py", *words],
-        stdout=slave,
-        stderr=slave,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "140"},
-    )
-    os.close(slave)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(master, 4096)
-        except OSError:  # the program has ended
-            break
-    assert process.wait() == 0
-    text = shown.decode()
-    for message in ("images/s", "skipped", "loss", " left", "━", "epoch 4/4  loss"):
-        assert message in text
