@@ -124,7 +124,7 @@ def test_every_signal_to_stop_writes_a_checkpoint(number: int, pictures: Path, t
 @pytest.mark.parametrize(
     ("processes", "told", "slow"),
     [
-        (1, 0, 0),
+        pytest.param(1, 0, 0, marks=pytest.mark.slow),
         pytest.param(2, 0, 0, marks=pytest.mark.slow),
         (2, 1, 0),
         pytest.param(2, 0, 1, marks=pytest.mark.slow),
