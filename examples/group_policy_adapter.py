@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from pretrain.adapters import Losses
 from pretrain.core.rng import SampleRNG
+from pretrain.infobatch.policies import inclusion_probabilities
 
 RULES = ("all", "random", "cppo", "dppo", "proportional", "nonzero")
 FLOOR = 0.1  # least inclusion probability of rule proportional, so that no weight is above 10
-STEPS = 60  # of the bisection for the scale of inclusion probabilities
 WIDTH = 64  # tokens of a row of packed sequences
 
 
@@ -54,27 +54,10 @@ def advantages(reward: Tensor, eps: float = 1e-4) -> Tensor:
     return (centred / (reward.std(dim=1, correction=0, keepdim=True) + eps)).masked_fill(equal, 0)
 
 
-def inclusion_probabilities(size: Tensor, share: float) -> Tensor:
-    """min(1, max(floor, c size)) with c such that a group's sum is (1 - share) G.
-
-    The norm of a completion's gradient is proportional to |A|, so for `size` |A| these probabilities have the least
-    variance for their sum, up to the floor.
-
-    Args:
-        size: [Q, G], not negative; a group of zeros has equal probabilities.
-        share: of the completions that are dropped, in [0, 1).
-
-    Returns:
-        float64 [Q, G] in (0, 1].
-    """
-    size = size.double().clamp(min=1e-6)
-    count, floor = (1 - share) * size.shape[1], min(FLOOR, 1 - share)
-    low, high = torch.zeros(len(size), 1).to(size), 1 / size.amin(dim=1, keepdim=True)
-    for _ in range(STEPS):
-        scale = (low + high) / 2
-        above = (scale * size).clamp(floor, 1).sum(dim=1, keepdim=True) > count
-        low, high = torch.where(above, low, scale), torch.where(above, scale, high)
-    return (high * size).clamp(floor, 1)
+def probabilities(size: Tensor, rule: str, share: float) -> Tensor:
+    """float64 [Q, G]; inclusion probabilities of the rules random and proportional, for |A| [Q, G] and their share."""
+    size = size.double().clamp(min=1e-6) if rule == "proportional" else torch.ones_like(size, dtype=torch.float64)
+    return inclusion_probabilities(size, 1 - share, min(FLOOR, 1 - share))
 
 
 def systematic(probability: Tensor, start: Tensor) -> Tensor:
@@ -102,7 +85,7 @@ def kept(advantage: Tensor, rule: str, share: float, rng: SampleRNG) -> tuple[Te
     - cppo: the ceil((1 - share) G) largest |A|, with weight 1. **Biased**: the objective is another one.
     - dppo: |A| below the group's mean is dropped with probability `share`, else weighs 1 / (1 - share); others are all
       kept with weight 1.
-    - proportional: probability p in proportion to |A|, see `inclusion_probabilities`; weight 1 / p.
+    - proportional: probability p in proportion to |A|, at least `FLOOR`; weight 1 / p.
     - nonzero: all with A != 0; ignores the share. Without a KL term the others have no gradient, so nothing is lost.
 
     Args:
@@ -127,7 +110,7 @@ def kept(advantage: Tensor, rule: str, share: float, rng: SampleRNG) -> tuple[Te
         below = size < size.mean(dim=1, keepdim=True) - 1e-6  # not by the rounding of a mean of equal numbers
         mask = ~below | (rng.uniform(size.shape[1]) >= share)
         return mask, torch.where(below, 1 / (1 - share), 1.0) * mask
-    probability = inclusion_probabilities(size if rule == "proportional" else torch.ones_like(size), share)
+    probability = probabilities(size, rule, share)
     mask = systematic(probability, rng.uniform())
     return mask, (mask / probability).float()
 

@@ -73,8 +73,8 @@ def draws(advantage: Tensor, rule: str, share: float) -> list[tuple[float, Sampl
             (chance, Fixed(torch.where(each, (1 + share) / 2, share / 2)))
             for chance, each in zip(chances, bits, strict=True)
         ]
-    size = advantage.abs() if rule == "proportional" else torch.ones_like(advantage)
-    ends = adapter.inclusion_probabilities(size, share).cumsum(dim=1)[0] % 1  # where the draw changes with the start
+    probability = adapter.probabilities(advantage.abs(), rule, share)
+    ends = probability.cumsum(dim=1)[0] % 1  # where the draw changes with the start
     edges = torch.cat([torch.zeros(1), ends, torch.ones(1)]).sort().values.tolist()
     spans = [(first, last) for first, last in pairwise(edges) if last - first > 1e-9]
     return [(last - first, Fixed(torch.tensor([(first + last) / 2]))) for first, last in spans]

@@ -185,12 +185,33 @@ def _water_filling(count: Tensor, value: Tensor, share: float, floor: float, rel
     mean = torch.zeros_like(n).index_add_(0, band, count * value) / n
     overall = (n * mean).sum() / n.sum()
     rms = (overall + reliability * (mean - overall)).clamp(min=1e-12 * overall + 1e-300).sqrt()
-    low, high = 0.0, 1 / rms.min().item()
-    for _ in range(100):  # bisection: the expected number of samples rises with c
+    return SamplingRule(cell_start(value[first])[1:], inclusion_probabilities(rms, share, floor, n))
+
+
+def inclusion_probabilities(size: Tensor, share: float, floor: float, count: Tensor | None = None) -> Tensor:
+    """min(1, max(floor, c size)) with c such that the mean over the last dimension is `share` (water-filling).
+
+    If gradient norms are proportional to `size`, a weighted sum has the least variance at these probabilities for that
+    mean, up to the floor.
+
+    Args:
+        size: float64 [..., N], positive.
+        share: in (0, 1].
+        floor: least probability, at most `share`.
+        count: [..., N], not negative; how many samples each element stands for. None: 1.
+
+    Returns:
+        float64 [..., N], in [floor, 1].
+    """
+    count = torch.ones_like(size) if count is None else count
+    wanted = share * count.sum(dim=-1, keepdim=True)
+    high = 1 / size.amin(dim=-1, keepdim=True)
+    low = torch.zeros_like(high)
+    for _ in range(100):  # bisection: the sum rises with c
         c = (low + high) / 2
-        expected = ((c * rms).clamp(floor, 1) * n).sum().item()
-        low, high = (c, high) if expected < share * n.sum().item() else (low, c)
-    return SamplingRule(cell_start(value[first])[1:], (high * rms).clamp(floor, 1))
+        below = ((c * size).clamp(floor, 1) * count).sum(dim=-1, keepdim=True) < wanted
+        low, high = torch.where(below, c, low), torch.where(below, high, c)
+    return (high * size).clamp(floor, 1)
 
 
 def checked(rule: Any) -> SamplingRule:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.core.rng import generator
 from pretrain.infobatch.plan import Plan
-from pretrain.infobatch.policies import POLICIES, Policy, SamplingRule, ScoreStats, checked
+from pretrain.infobatch.policies import POLICIES, Policy, SamplingRule, ScoreStats, checked, inclusion_probabilities
 
 SHARE = {"random", "importance"}  # policies with a budget
 ALL = {name: partial(policy, share=0.6) if name in SHARE else policy for name, policy in POLICIES.items()}
@@ -33,6 +33,23 @@ def scores(size: int, seed: int, unseen: float = 0.2) -> Tensor:
 
 def plan(policy: Policy, score: Tensor, seed: int = 0, known: ScoreStats = KNOWN, **more: bool) -> Plan:
     return Plan(checked(policy(score, known)), score, (seed, 3), **more)
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=30), st.floats(0.1, 1), st.floats(0, 1), st.booleans())
+@settings(deadline=None)
+def test_inclusion_probabilities_have_their_mean_and_are_proportional_between_their_bounds(
+    sizes: list[float], share: float, low: float, counted: bool
+) -> None:
+    size, floor = torch.tensor([sizes, sizes[::-1]], dtype=torch.float64), low * share
+    count = torch.randint(1, 9, size.shape, generator=generator(len(sizes))).double() if counted else None
+    p = inclusion_probabilities(size, share, floor, count)
+    n = torch.ones_like(size) if count is None else count
+    assert torch.allclose((p * n).sum(dim=1) / n.sum(dim=1), torch.tensor(share, dtype=torch.float64), atol=1e-9)
+    assert (p >= floor).all() and (p <= 1).all()
+    for row, of in zip(p, size, strict=True):
+        ratio = (row / of)[(row > floor + 1e-12) & (row < 1 - 1e-12)]
+        assert not len(ratio) or torch.allclose(ratio, ratio[:1].expand_as(ratio))
+        assert (row[of.argsort()].diff() >= -1e-12).all()
 
 
 @given(policies, st.integers(1, 300), st.integers(0, 999))
