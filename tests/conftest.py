@@ -61,7 +61,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def program() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a program of the project as a user would; `processes` > 1 under torchrun, or under `accelerate launch`."""
+    """Run a script, or a command of `pretrain`; `processes` > 1 under torchrun, or under `accelerate launch`."""
 
     def call(
         script: str,
@@ -78,9 +78,10 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
             python += [*launch, "--num_processes", str(processes), "--main_process_port", "0"]
         elif processes > 1:
             python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        python += [str(ROOT / script)] if script.endswith(".py") else ["-m", "pretrain", script]
         environment = {**os.environ, "COLUMNS": "120"}
         done = subprocess.run(
-            [*python, str(ROOT / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+            [*python, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done

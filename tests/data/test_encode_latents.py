@@ -218,6 +218,6 @@ def run(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_processes_share_the_images(vaes: Path, plain: Path, pictures: Path, tmp_path: Path, program) -> None:
-    program("pretrain/data/encode_latents.py", vaes / "kl", "--data", pictures, "-o", tmp_path / "latents", processes=2)
+    program("encode-latents", vaes / "kl", "--data", pictures, "-o", tmp_path / "latents", processes=2)
     one, two = opened(plain).train, opened(tmp_path / "latents").train
     assert all(torch.equal(one[3, n].image, two[3, n].image) for n in range(43))
