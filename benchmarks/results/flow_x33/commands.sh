@@ -3,4 +3,5 @@
 
 python benchmarks/compare.py --config benchmarks/recipes/flow_x33.yaml --output-dir runs/compare/flow_x33 --data path/to/cifar10 --seeds 0 --arms \
   "full lr*2=--optim.lr 6e-3" \
-  "muon-posterior-importance@0.5 lr 8e-3=--optim.name muon --optim.lr 8e-3 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.5"
+  "muon-posterior-importance@0.5 lr 8e-3=--optim.name muon --optim.lr 8e-3 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.5" \
+  "shortened@0.5 lr*2.00=--epochs 2 --optim.lr 6e-3"
