@@ -7,7 +7,6 @@ nothing is downloaded. Such distances compare runs on that data set; they can't 
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +21,20 @@ from torch.nn.functional import cross_entropy
 from pretrain.checkpoint.load_run import LoadedRun
 from pretrain.config.schema import Data
 from pretrain.core.rng import generator
-from pretrain.data.images import Images, on_device
+from pretrain.data.images import Images
 from pretrain.data.sources import Source, open_data
-from pretrain.evaluation.context import EvalContext
+from pretrain.evaluation.context import EvalContext, some_images
 from pretrain.evaluation.feature_extractors import SMALL, Classifier
 from pretrain.evaluation.fid import make
+from pretrain.evaluation.knn import labelled_features
 
 MAX_IMAGES = 10_000  # for training the classifier, the probe and the distance
 ROTATIONS = 4  # by quarter turns, the classes if images have no labels
 
 
 def _tensor(images: Images) -> tuple[Tensor, Tensor]:
-    """At most `MAX_IMAGES` images, evenly spaced, uint8 [N, C, H, W], and their labels, int64 [N]."""
-    stride = -(-len(images) // MAX_IMAGES)
-    batches = list(images.batches(range(0, len(images), stride), 500))
+    """At most `MAX_IMAGES` images, uint8 [N, C, H, W], and their labels, int64 [N]."""
+    batches = list(images.batches(some_images(images, MAX_IMAGES), 500))
     return torch.cat([batch.image for batch in batches]), torch.cat([batch.label for batch in batches])
 
 
@@ -101,26 +100,17 @@ def frechet_distance(run: LoadedRun, features: str, count: int, steps: int) -> f
     return make(context, ["fid"])(run.model)["fid"]
 
 
-@torch.no_grad()
-def _encoded(run: LoadedRun, images: Images) -> tuple[np.ndarray, np.ndarray]:
-    encoder: Callable[[Tensor], Tensor] = run.model.encoder  # type: ignore[assignment]
-    device = next(run.model.parameters()).device
-    features, labels = [], []
-    for plain in images.batches(range(0, len(images), -(-len(images) // MAX_IMAGES)), 250):
-        batch = on_device(plain, device)
-        features.append(encoder(batch.image[batch.label >= 0]).cpu())
-        labels.append(batch.label[batch.label >= 0].cpu())
-    return torch.cat(features).numpy(), torch.cat(labels).numpy()
-
-
 def linear_probe(run: LoadedRun) -> float:
     """Accuracy on held-out images of a logistic regression on the frozen encoder's standardized features.
 
-    It learns from all training images, also of a run on a subset of them.
+    It learns from at most `MAX_IMAGES` of all training images, also of a run on a subset of them.
     """
-    feature, label = _encoded(run, run.whole_source.train)
+
+    def encoded(images: Images) -> list[np.ndarray]:
+        return [column.numpy() for column in labelled_features(run.model, images, some_images(images, MAX_IMAGES))]
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))
-    return float(probe.fit(feature, label).score(*_encoded(run, run.source.test)))
+    return float(probe.fit(*encoded(run.whole_source.train)).score(*encoded(run.source.test)))
 
 
 if __name__ == "__main__":

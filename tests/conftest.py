@@ -80,9 +80,7 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
             python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         python += [str(ROOT / script)] if script.endswith(".py") else ["-m", "pretrain", script]
         environment = {**os.environ, "COLUMNS": "120"}
-        done = subprocess.run(
-            [*python, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = subprocess.run([*python, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

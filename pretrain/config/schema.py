@@ -197,7 +197,7 @@ class Evaluate:
             torch-fidelity's, or a path.
         reference: images that generated ones are compared with, in the form of --data; default: the training images
             (latents are decoded).
-        max_reference: at most this many reference images, evenly spaced.
+        max_reference: at most this many reference images; of more, a random subset, always the same one.
         probe_epochs: epochs of linear-probe, attentive-probe and finetune.
         seeds: number of seeds of random metrics (generated images, the head of a probe), which then have a mean and a
             standard deviation.

@@ -212,7 +212,7 @@ def open_data(data: Data, seed: int, classes: Sequence[str] | None = None) -> So
     table, rows = train.table(labels), np.arange(len(train))
     reading = Reading(data.range, data.range is not None, data.pages, train.folders, shards=train.shards)
     if test is not None:
-        chosen = _some(np.arange(len(test)), data.held_out, 0)
+        chosen = some_rows(np.arange(len(test)), data.held_out, 0)
         test_table, test_name = test.table(_labels(test, names, report)), test.name
     else:
         if len(train) < 2:
@@ -221,7 +221,7 @@ def open_data(data: Data, seed: int, classes: Sequence[str] | None = None) -> So
         order = torch.randperm(len(train), generator=generator(0)).numpy()
         chosen, rows = np.split(order, [max(1, min(data.held_out, len(train) // 10))])
         chosen = np.sort(chosen)
-    rows = _some(rows, data.limit, 1)
+    rows = some_rows(rows, data.limit, 1)
     subset = read_subset(data.subset, len(rows)) if data.subset else None
     rows = rows if subset is None else rows[subset.index]
     shape, reading = _look(table, data, report, reading)
@@ -313,7 +313,7 @@ def _held_out(train: Part, others: Sequence[Part], names: list[str], data: Data,
     return chosen
 
 
-def _some(rows: np.ndarray, most: int | None, stream: int) -> np.ndarray:
+def some_rows(rows: np.ndarray, most: int | None, stream: int) -> np.ndarray:
     """A random subset of at most `most` rows, in ascending order; always the same one for a `stream`."""
     if most is not None and len(rows) > most:
         rows = rows[torch.randperm(len(rows), generator=generator(stream)).numpy()[:most]]
@@ -340,7 +340,7 @@ def _latents(folder: Path, data: Data, seed: int) -> Source:
         )
     splits = latents.open_splits(folder, manifest, data, seed)
     for images, most, stream in ((splits["train"], data.limit, 1), (splits["test"], data.held_out, 0)):
-        images.rows = _some(images.rows, most, stream)
+        images.rows = some_rows(images.rows, most, stream)
     train, test = splits["train"], splits["test"]
     subset = read_subset(data.subset, len(train)) if data.subset else None
     train.rows = train.rows if subset is None else train.rows[subset.index]

@@ -14,7 +14,7 @@ from pretrain.config.schema import Evaluate
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.images import Images, on_device
-from pretrain.data.sources import Source
+from pretrain.data.sources import Source, some_rows
 from pretrain.distributed.collectives import all_gather_rows, rank_and_world_size
 
 BATCH_SIZE = 64  # The batch size changes the last digits of a result, so it does not depend on the number of processes.
@@ -195,6 +195,9 @@ def accuracy(predicted: Tensor, label: Tensor) -> float:
     return (predicted == label)[known].double().mean().item()
 
 
-def evenly_spaced(images: Images, max_count: int) -> range:
-    """Indices of at most `max_count` images at equal distances."""
-    return range(0, len(images), -(-len(images) // max_count))
+def some_images(images: Images, max_count: int) -> list[int]:
+    """Indices of at most `max_count` images, ascending: a random subset, always the same one.
+
+    Not every n-th image: where classes alternate, that would leave out whole classes.
+    """
+    return some_rows(np.arange(len(images)), max_count, 0).tolist()

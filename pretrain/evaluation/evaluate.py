@@ -87,7 +87,7 @@ class Command:
             torch-fidelity (NAME=PATH: with the weights of a file), or the path of a TorchScript file.
         reference: images that generated ones are compared with, in the form of --data of the training programs;
             default: the training images (latents are decoded).
-        max_reference: largest number of these, evenly spaced.
+        max_reference: largest number of these; of more, a random subset, always the same one.
         probe_epochs: epochs of linear-probe, attentive-probe and finetune.
         seeds: number of seeds of random metrics, which then have a mean and a standard deviation.
         sigma_rel: measure the power-function EMA of this relative width, made of the run's snapshots; default: the

@@ -23,10 +23,10 @@ from pretrain.distributed.collectives import all_reduce_max, rank_and_world_size
 from pretrain.evaluation.context import (
     EvalContext,
     describe_generated,
-    evenly_spaced,
     map_generated,
     map_images,
     mean_over_seeds,
+    some_images,
 )
 from pretrain.evaluation.feature_extractors import Features, load
 
@@ -48,7 +48,7 @@ def make(context: EvalContext, names: list[str]) -> "ImageQuality":
             f"{context.flag('num-images')} {settings.num_images}: {', '.join(names)} need at least {MIN_IMAGES} images"
         )
     reference = _open_reference(context)
-    if (count := len(evenly_spaced(reference.train, settings.max_reference))) < MIN_IMAGES:
+    if (count := len(some_images(reference.train, settings.max_reference))) < MIN_IMAGES:
         raise UserError(
             f"{context.flag('metrics')} {','.join(names)}: there are {count} reference images, and at least "
             f"{MIN_IMAGES} are needed; set another {context.flag('reference')} or a larger "
@@ -132,10 +132,10 @@ class ImageQuality:
             found |= {name: both[name] for name in ("precision", "recall")}
         return found
 
-    @property
-    def reference_index(self) -> range:
+    @cached_property
+    def reference_index(self) -> list[int]:
         """Indices of the reference images."""
-        return evenly_spaced(self.reference.train, self.context.settings.max_reference)
+        return some_images(self.reference.train, self.context.settings.max_reference)
 
     @property
     def note(self) -> str:
@@ -178,7 +178,7 @@ class ImageQuality:
         return found
 
 
-def _fingerprint(images: Images, index: range, autoencoder: str) -> str:
+def _fingerprint(images: Images, index: list[int], autoencoder: str) -> str:
     """A hash of the files of the images `index`, of some of their pixels, and of the name of their autoencoder.
 
     Files say which images they are, pixels how they are resized.

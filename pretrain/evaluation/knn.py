@@ -1,5 +1,6 @@
 """The k-NN accuracy of an encoder's features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn.functional import normalize
 
 from pretrain.adapters import Batch, bare
 from pretrain.data.images import Images
-from pretrain.evaluation.context import EvalContext, accuracy, evenly_spaced, map_images
+from pretrain.evaluation.context import EvalContext, accuracy, map_images, some_images
 
 MAX_TRAIN_IMAGES = 10_000  # that neighbours are searched among
 
@@ -18,7 +19,7 @@ def make(context: EvalContext, names: list[str]) -> "KNN":
     return KNN(context.source.train, context.source.test, context.source.classes)
 
 
-def labelled_features(model: nn.Module, images: Images, index: range) -> tuple[Tensor, Tensor]:
+def labelled_features(model: nn.Module, images: Images, index: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Encode images.
 
     Args:
@@ -64,7 +65,7 @@ class KNN:
             UserError: none of them can be read.
         """
         device = next(model.parameters()).device
-        index = evenly_spaced(self.train, MAX_TRAIN_IMAGES)
+        index = some_images(self.train, MAX_TRAIN_IMAGES)
         known, known_label = (column.to(device) for column in labelled_features(model, self.train, index))
         queries, label = labelled_features(model, self.test, range(len(self.test)))
         known, predicted = normalize(known, dim=1), []

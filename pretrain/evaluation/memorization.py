@@ -10,10 +10,10 @@ from pretrain.evaluation.context import (
     BATCH_SIZE,
     EvalContext,
     describe_generated,
-    evenly_spaced,
     map_generated,
     map_images,
     mean_over_seeds,
+    some_images,
 )
 
 COPY = 1 / 3  # of the distance to the second nearest training image, below which the nearest one was copied
@@ -43,7 +43,7 @@ class Memorization:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """The metrics by name, see `mean_over_seeds`."""
         device, test = next(model.parameters()).device, self.context.source.test
-        index = evenly_spaced(test, self.context.settings.num_images)
+        index = some_images(test, self.context.settings.num_images)
         (held_out,) = map_images(test, index, device, lambda batch: (batch.image,))
         unseen = self.nearest_two(held_out.to(device))[:, 0].mean()
 

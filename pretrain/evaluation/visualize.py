@@ -28,7 +28,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write, own_folder
 from pretrain.data.grid import grid
 from pretrain.data.images import Images, on_device
-from pretrain.evaluation.context import evenly_spaced, map_images
+from pretrain.evaluation.context import map_images, some_images
 from pretrain.evaluation.previews import Reconstructions
 
 MAX_IMAGES = 10_000  # whose features are compared, of each split
@@ -90,7 +90,7 @@ def encode(model: Any, images: Images, device: torch.device) -> tuple[Tensor, Te
     def function(batch: Batch) -> tuple[Tensor, ...]:
         return model.encoder(batch.image).float(), batch.label, batch.index
 
-    feature, label, index = map_images(images, evenly_spaced(images, MAX_IMAGES), device, function)
+    feature, label, index = map_images(images, some_images(images, MAX_IMAGES), device, function)
     return feature, label, index
 
 

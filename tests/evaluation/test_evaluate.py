@@ -4,13 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
 from conftest import ROOT, read_metrics
 from fidelity import by_hand
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pretrain.checkpoint.load_run import load_run
@@ -19,6 +23,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.sources import open_data
 from pretrain.evaluation import fid, generate
+from pretrain.evaluation.context import some_images
 from pretrain.evaluation.evaluate import main
 
 
@@ -179,3 +184,15 @@ def test_evaluation_by_several_processes_is_that_of_one(mae: Path, flow: Path, a
         for kept in assets.rglob("*.safetensors"):
             kept.unlink()
         assert several["found"] == evaluate(run, *words)
+
+
+@given(st.integers(1, 3000), st.integers(1, 900), st.integers(2, 10))
+@settings(deadline=None, max_examples=40)
+def test_some_images_are_of_all_classes_also_if_classes_alternate(count: int, most: int, classes: int) -> None:
+    images: Any = range(count)
+    chosen = some_images(images, most)
+    assert chosen == sorted(set(chosen)) == some_images(images, most) and len(chosen) == min(count, most)
+    found, chance = Counter(index % classes for index in chosen), len(chosen) / count
+    for label in range(classes):
+        size = len(range(label, count, classes))
+        assert abs(found[label] - chance * size) <= 5 * (size * chance * (1 - chance)) ** 0.5 + 1e-9
