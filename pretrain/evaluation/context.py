@@ -201,3 +201,9 @@ def some_images(images: Images, max_count: int) -> list[int]:
     Not every n-th image: where classes alternate, that would leave out whole classes.
     """
     return some_rows(np.arange(len(images)), max_count, 0).tolist()
+
+
+def some_batch(images: Images, max_count: int) -> Batch:
+    """`some_images` that can be read, as a batch (uint8)."""
+    chosen = some_images(images, max_count)
+    return next(images.batches([*chosen, *range(len(images))], len(chosen)))  # the others if none of them can be read

@@ -17,6 +17,7 @@ from pretrain.data.autoencoder import Autoencoder
 from pretrain.data.grid import grid
 from pretrain.data.images import Images, on_device
 from pretrain.distributed.collectives import all_gather_rows, all_gather_set, rank_and_world_size
+from pretrain.evaluation.context import some_batch
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class Reconstructions:
     Attributes:
         adapter: has `reconstruct`.
         images: the validation images.
-        count: number of images, the first ones.
+        count: number of images, a random subset that is always the same.
     """
 
     adapter: Any
@@ -119,8 +120,7 @@ class Reconstructions:
     @torch.no_grad()
     def draw(self, model: nn.Module) -> Tensor:
         """The images as a grid; exceptions of the adapter are not caught."""
-        cpu_batch = next(self.images.batches(range(len(self.images)), self.count))
-        batch: Batch = on_device(cpu_batch, next(model.parameters()).device)
+        batch: Batch = on_device(some_batch(self.images, self.count), next(model.parameters()).device)
         visible, reconstructed = self.adapter.reconstruct(model, batch, SampleRNG(0, index=batch.index))
         triples = rearrange(torch.stack([batch.image, visible, reconstructed]), "n b c h w -> (b n) c h w")
         return grid(triples, columns=12)

@@ -28,7 +28,8 @@ from pretrain.core.errors import UserError
 from pretrain.core.files import atomic_write, own_folder
 from pretrain.data.grid import grid
 from pretrain.data.images import Images, on_device
-from pretrain.evaluation.context import map_images, some_images
+from pretrain.data.sources import some_rows
+from pretrain.evaluation.context import map_images, some_batch, some_images
 from pretrain.evaluation.previews import Reconstructions
 
 MAX_IMAGES = 10_000  # whose features are compared, of each split
@@ -115,7 +116,7 @@ def attention(model: Any, image: Tensor) -> Tensor:
 
 def attention_sheet(model: Any, images: Images, n: int) -> Tensor:
     """One validation image per row: the image, the attention's mean over heads, and that of up to six heads."""
-    batch = on_device(next(images.batches(range(len(images)), n)), next(model.parameters()).device)
+    batch = on_device(some_batch(images, n), next(model.parameters()).device)
     heads = attention(model, batch.image)
     weight = torch.cat([heads.mean(dim=1, keepdim=True), heads[:, :6]], dim=1)
     weight = weight / weight.amax(dim=(-2, -1), keepdim=True)
@@ -135,10 +136,11 @@ def neighbour_sheet(
         test_encoded, train_encoded: see `encode`.
         n: number of rows.
     """
-    similarity = normalize(test_encoded[0][:n], dim=1) @ normalize(train_encoded[0], dim=1).T
+    shown = some_rows(np.arange(len(test_encoded[0])), n, 0)
+    similarity = normalize(test_encoded[0][shown], dim=1) @ normalize(train_encoded[0], dim=1).T
     nearest = similarity.topk(min(NEIGHBOURS, similarity.shape[1]), dim=1).indices
     rows = []
-    for index, neighbours in zip(test_encoded[2][:n].tolist(), train_encoded[2][nearest].tolist(), strict=True):
+    for index, neighbours in zip(test_encoded[2][shown].tolist(), train_encoded[2][nearest].tolist(), strict=True):
         cells = [test[None, index].image, *(train[None, neighbour].image for neighbour in neighbours)]
         rows += [cells[0], torch.full_like(cells[0], 50), *cells[1:]]
     return grid(torch.stack(rows).float() / 127.5 - 1, columns=2 + nearest.shape[1])
