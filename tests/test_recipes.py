@@ -32,7 +32,9 @@ def test_every_recipe_is_documented_with_its_command() -> None:
         assert commands and all(command in text for command in commands), path
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in ("imagenet_mae_l", "imagenet_mae_h")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(("mae_l", "mae_h"))) for name in ROWS]
+)
 def test_a_recipe_has_the_documented_parameters_and_flops(name: str) -> None:
     """Built without memory; parameters, FLOPs of a sample and of full training, to the given digits."""
     size, *shape, classes, parameters, visit, full = ROWS[name]

@@ -204,6 +204,6 @@ def some_images(images: Images, max_count: int) -> list[int]:
 
 
 def some_batch(images: Images, max_count: int) -> Batch:
-    """`some_images` that can be read, as a batch (uint8)."""
+    """Those of `some_images` that can be read, as a batch (uint8); if none of them can, the first others that can."""
     chosen = some_images(images, max_count)
-    return next(images.batches([*chosen, *range(len(images))], len(chosen)))  # the others if none of them can be read
+    return next(images.batches([*chosen, *range(len(images))], len(chosen)))

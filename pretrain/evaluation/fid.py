@@ -48,7 +48,7 @@ def make(context: EvalContext, names: list[str]) -> "ImageQuality":
             f"{context.flag('num-images')} {settings.num_images}: {', '.join(names)} need at least {MIN_IMAGES} images"
         )
     reference = _open_reference(context)
-    if (count := len(some_images(reference.train, settings.max_reference))) < MIN_IMAGES:
+    if (count := min(len(reference.train), settings.max_reference)) < MIN_IMAGES:
         raise UserError(
             f"{context.flag('metrics')} {','.join(names)}: there are {count} reference images, and at least "
             f"{MIN_IMAGES} are needed; set another {context.flag('reference')} or a larger "

@@ -15,7 +15,10 @@ from PIL import Image
 from programs import common, final, train, train_on
 
 
-@pytest.mark.parametrize(("processes", "accelerate"), [(3, False), pytest.param(2, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("processes", "accelerate"),
+    [(3, False), *(pytest.param(2, launcher, marks=pytest.mark.slow) for launcher in (False, True))],
+)
 def test_several_processes_are_one_run(
     processes: int, accelerate: bool, pictures: Path, finished: Path, tmp_path: Path, program
 ) -> None:

@@ -23,7 +23,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.sources import open_data
 from pretrain.evaluation import fid, generate
-from pretrain.evaluation.context import some_images
+from pretrain.evaluation.context import some_batch, some_images
 from pretrain.evaluation.evaluate import main
 
 
@@ -196,3 +196,12 @@ def test_some_images_are_of_all_classes_also_if_classes_alternate(count: int, mo
     for label in range(classes):
         size = len(range(label, count, classes))
         assert abs(found[label] - chance * size) <= 5 * (size * chance * (1 - chance)) ** 0.5 + 1e-9
+
+
+def test_a_batch_has_other_images_if_none_of_the_chosen_ones_can_be_read(finished: Path, monkeypatch) -> None:
+    images: Any = load_run(finished).source.train
+    whole, chosen = images.batches, some_images(images, 4)
+    assert some_batch(images, 4).index.tolist() == chosen
+    readable = [index for index in range(len(images)) if index not in chosen]
+    monkeypatch.setattr(images, "batches", lambda index, size: whole([n for n in index if n in readable], size))
+    assert some_batch(images, 4).index.tolist() == readable[:4]

@@ -40,7 +40,10 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in read_metrics(folder)]
 
 
-@pytest.mark.parametrize("method", ["start", "log", "finish"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("store_init_configuration", "log_images")]
+
+
+@pytest.mark.parametrize("method", ["start", "log", "finish", *SLOW])
 def test_a_failing_tracker_is_reported_once(method: str, untracked: Path, tracked, monkeypatch) -> None:
     monkeypatch.setattr(TensorBoardTracker, method, raising)
     folder, message = tracked()

@@ -35,7 +35,15 @@ PARTS = {
 
 @pytest.mark.parametrize(
     ("size", "patch", "multiply_adds"),
-    [("S", 8, 0.36e9), ("B", 4, 5.56e9), ("XL", 2, 118.64e9)],
+    [
+        ("S", 8, 0.36e9),
+        ("B", 4, 5.56e9),
+        ("XL", 2, 118.64e9),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (("S", 2, 6.06e9), ("L", 2, 80.71e9), ("XL", 8, 7.34e9))
+        ),
+    ],
 )
 def test_dit_flops_are_the_papers(size, patch: int, multiply_adds: float) -> None:
     """Peebles and Xie 2023, table 4: "Gflops" of a forward pass there are multiply-adds."""
