@@ -3,24 +3,32 @@
 
 python benchmarks/compare_examples.py --program examples/segmentation.py --config benchmarks/recipes/segmentation.yaml --output-dir runs/compare/segmentation --seeds 0 1 2 --arms \
   "full lr*0.5=--training.policy full --training.lr 0.001" \
-  "full=--training.policy full"
-
-python benchmarks/compare_examples.py --program examples/segmentation.py --config benchmarks/recipes/segmentation.yaml --output-dir runs/compare/segmentation --seeds 0 1 --arms \
   "full lr*2=--training.policy full --training.lr 0.004" \
+  "full lr*4=--training.policy full --training.lr 0.008" \
+  "full=--training.policy full" \
   "importance@0.7 lr*1.40=--training.policy importance --training.budget 0.7 --training.lr 0.0028" \
+  "importance@0.7 lr*2.80=--training.policy importance --training.budget 0.7 --training.lr 0.0056" \
   "importance@0.7=--training.policy importance --training.budget 0.7" \
   "infobatch lr*1.40=--training.policy infobatch --training.lr 0.0028" \
-  "infobatch=--training.policy infobatch" \
+  "infobatch lr*2.80=--training.policy infobatch --training.lr 0.0056" \
   "quantile lr*1.40=--training.policy quantile --training.lr 0.0028" \
-  "quantile=--training.policy quantile" \
+  "quantile lr*2.80=--training.policy quantile --training.lr 0.0056" \
   "random@0.7 lr*1.40=--training.policy random --training.budget 0.7 --training.lr 0.0028" \
+  "random@0.7 lr*2.80=--training.policy random --training.budget 0.7 --training.lr 0.0056" \
+  "shortened@0.35 lr*2.50=--training.policy full --training.epochs 4 --training.lr 0.005" \
+  "shortened@0.35 lr*5.00=--training.policy full --training.epochs 4 --training.lr 0.01" \
+  "shortened@0.5 lr*2.00=--training.policy full --training.epochs 5 --training.lr 0.004" \
+  "shortened@0.5 lr*4.00=--training.policy full --training.epochs 5 --training.lr 0.008" \
+  "shortened@0.7 lr*1.43=--training.policy full --training.epochs 7 --training.lr 0.002857142857142857" \
+  "shortened@0.7 lr*2.86=--training.policy full --training.epochs 7 --training.lr 0.0057"
+
+python benchmarks/compare_examples.py --program examples/segmentation.py --config benchmarks/recipes/segmentation.yaml --output-dir runs/compare/segmentation --seeds 0 1 --arms \
+  "infobatch=--training.policy infobatch" \
+  "quantile=--training.policy quantile" \
   "random@0.7=--training.policy random --training.budget 0.7" \
   "shortened@0.35 lr*1.00=--training.policy full --training.epochs 4 --training.lr 0.002" \
   "shortened@0.35 lr*1.58=--training.policy full --training.epochs 4 --training.lr 0.0031622776601683794" \
-  "shortened@0.35 lr*2.50=--training.policy full --training.epochs 4 --training.lr 0.005" \
   "shortened@0.5 lr*1.00=--training.policy full --training.epochs 5 --training.lr 0.002" \
   "shortened@0.5 lr*1.41=--training.policy full --training.epochs 5 --training.lr 0.0028284271247461905" \
-  "shortened@0.5 lr*2.00=--training.policy full --training.epochs 5 --training.lr 0.004" \
   "shortened@0.7 lr*1.00=--training.policy full --training.epochs 7 --training.lr 0.002" \
-  "shortened@0.7 lr*1.20=--training.policy full --training.epochs 7 --training.lr 0.002390457218668787" \
-  "shortened@0.7 lr*1.43=--training.policy full --training.epochs 7 --training.lr 0.002857142857142857"
+  "shortened@0.7 lr*1.20=--training.policy full --training.epochs 7 --training.lr 0.002390457218668787"
