@@ -27,6 +27,7 @@ from matched_quality import (
     gain,
     ordinary,
     ratio,
+    recipe,
     resampled,
     settings_of,
     share_of_full,
@@ -104,12 +105,15 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def described(found: Results) -> str:
-    """The recipe with its objective, and its noise schedule if it has one; of an example its file in place of both."""
+    """The recipe with the settings of its objective; of an example its file in place of both."""
     settings = settings_of(found.records[0])
     if example := re.search(r"examples/\w+\.py", found.records[0].get("command", "")):
         return f"{example[0]}, recipe {settings.get('config', 'none')}"
     schedule = settings.get("adapter.noise-schedule", "")
     objective = settings.get("adapter", "not stated") + f", {schedule} noise schedule" * bool(schedule)
+    for key, value in recipe(settings.get("config", "")).items():
+        if key.startswith("adapter.") and key != "adapter.noise-schedule":
+            objective += f", {key.removeprefix('adapter.')} {value}"
     return f"Recipe {settings.get('config', 'not stated')}, objective {objective}"
 
 
