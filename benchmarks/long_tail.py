@@ -52,7 +52,7 @@ def main(
             raise UserError(f"class {number} has {len(of_class)} images, fewer than {count}; give a smaller --most")
         chosen.append(of_class[torch.randperm(len(of_class), generator=generator(seed, number))[:count]])
     index = torch.cat(chosen).sort().values
-    found = {"method": f"long tail {ratio:g}:1", "biased": True, "fingerprint": digest(source.train)}
+    found = {"method": f"long tail {ratio:g}:1", "biased": True, "fingerprint": digest(source.train, index.numpy())}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(found | {"size": len(label), "indices": index.tolist()}) + "\n")
     counts = ", ".join(str(len(each)) for each in chosen)
