@@ -15,8 +15,14 @@ python benchmarks/compare_examples.py --program examples/segmentation.py --confi
   "shortened@0.7 lr*2.86=--training.policy full --training.epochs 7 --training.lr 0.0057" \
   "shortened@0.7 lr*5.72=--training.policy full --training.epochs 7 --training.lr 0.0114"
 
+python benchmarks/compare_examples.py --program examples/segmentation.py --config benchmarks/recipes/segmentation.yaml --output-dir runs/compare/segmentation --seeds 0 1 2 3 --arms \
+  "importance@0.7 lr*8.00=--training.policy importance --training.budget 0.7 --training.lr 0.016" \
+  "random@0.7 lr*5.60=--training.policy random --training.budget 0.7 --training.lr 0.0112" \
+  "shortened@0.7 lr*8.00=--training.policy full --training.epochs 7 --training.lr 0.016"
+
 python benchmarks/compare_examples.py --program examples/segmentation.py --config benchmarks/recipes/segmentation.yaml --output-dir runs/compare/segmentation --seeds 0 1 2 --arms \
   "full lr*0.5=--training.policy full --training.lr 0.001" \
+  "full lr*16=--training.policy full --training.lr 0.032" \
   "full lr*2=--training.policy full --training.lr 0.004" \
   "full=--training.policy full" \
   "importance@0.7 lr*1.40=--training.policy importance --training.budget 0.7 --training.lr 0.0028" \
@@ -24,7 +30,7 @@ python benchmarks/compare_examples.py --program examples/segmentation.py --confi
   "infobatch lr*1.40=--training.policy infobatch --training.lr 0.0028" \
   "quantile lr*1.40=--training.policy quantile --training.lr 0.0028" \
   "random@0.7 lr*1.40=--training.policy random --training.budget 0.7 --training.lr 0.0028" \
-  "random@0.7 lr*5.60=--training.policy random --training.budget 0.7 --training.lr 0.0112" \
+  "random@0.7 lr*8.00=--training.policy random --training.budget 0.7 --training.lr 0.016" \
   "shortened@0.35 lr*2.50=--training.policy full --training.epochs 4 --training.lr 0.005" \
   "shortened@0.35 lr*5.00=--training.policy full --training.epochs 4 --training.lr 0.01" \
   "shortened@0.5 lr*2.00=--training.policy full --training.epochs 5 --training.lr 0.004" \
