@@ -41,7 +41,6 @@ MAY_DIFFER = {  # settings of a network that change no other layer
     "num_class_embeds",
     "num_train_timesteps",
     "dropout",
-    "route",
     "shape",
     "classes",
 }
