@@ -28,6 +28,8 @@ class DiTConfig:
             embedding of queries and keys (rope; Su et al., 2021; Heo et al., 2024).
         qk_norm: layer norm of queries and keys, so that attention logits don't diverge (Dehghani et al., 2023, section
             2.1).
+        route: share of the tokens of an image, in [0, 1), that skip all blocks but the first two and the last two in
+            training (TREAD, Krause et al., 2025); others are chosen in each forward pass. It changes the objective.
         init: weights to start from: an exported model, a run, or a file of them (.safetensors, .pt).
     """
 
@@ -38,6 +40,7 @@ class DiTConfig:
     heads: int | None = None
     position: Literal["sincos", "rope"] = "sincos"
     qk_norm: bool = False
+    route: float = 0.0
     init: str | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +49,10 @@ class DiTConfig:
             raise ValueError(f"patch, depth and heads must be positive, got {self.patch}, {depth}, {heads}")
         if width < 1 or width % (4 * heads):
             raise ValueError(f"width must be a multiple of 4 * heads = {4 * heads}, got {width}")
+        if not 0 <= self.route < 1:
+            raise ValueError(f"route is a share of the tokens in [0, 1), got {self.route}")
+        if self.route and depth < 5:
+            raise ValueError(f"route skips all blocks but four, so it needs a depth of 5 or more, got {depth}")
 
     @property
     def dimensions(self) -> tuple[int, int, int]:
@@ -79,6 +86,7 @@ class DiTConfig:
             heads=heads,
             position=self.position,
             qk_norm=self.qk_norm,
+            route=self.route,
         )
 
 
@@ -106,7 +114,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
     Args:
         x: [..., L, d].
-        cosine, sine: float32 [L, d/2]; of the angles.
+        cosine, sine: float32 [L, d/2], or [B, 1, L, d/2] for positions that differ by image; of the angles.
 
     Returns:
         [..., L, d].
@@ -143,7 +151,8 @@ class Block(nn.Module):
         Args:
             x: float32 [B, L, D]; the tokens.
             condition: float32 [B, D].
-            cosine, sine: float32 [L, D / heads / 2]; of RoPE's angles; None: without RoPE.
+            cosine, sine: float32 [L, D / heads / 2], or [B, 1, L, D / heads / 2] for positions that differ by image;
+                of RoPE's angles; None: without RoPE.
 
         Returns:
             float32 [B, L, D].
@@ -166,7 +175,7 @@ class DiT(ModelMixin, ConfigMixin):
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes; 0: without labels.
-        patch, width, depth, heads, position, qk_norm: see `DiTConfig`.
+        patch, width, depth, heads, position, qk_norm, route: see `DiTConfig`.
     """
 
     _supports_gradient_checkpointing = True  # read by diffusers' enable_gradient_checkpointing()
@@ -186,10 +195,11 @@ class DiT(ModelMixin, ConfigMixin):
         heads: int,
         position: str,
         qk_norm: bool,
+        route: float = 0.0,
     ) -> None:
         super().__init__()
         channels, rows, columns = shape
-        self.patch, self.null_class = patch, classes
+        self.patch, self.null_class, self.route = patch, classes, route
         self.grid = (rows // patch, columns // patch)
         self.embed = nn.Linear(channels * patch**2, width)
         sincos = cosine = sine = None
@@ -221,6 +231,19 @@ class DiT(ModelMixin, ConfigMixin):
         for linear in (*(gate[1] for gate in gates), self.out):
             nn.init.zeros_(linear.weight)
 
+    def _not_routed(self, tokens: Tensor) -> Tensor:
+        """Random positions of the tokens that go through all blocks, int64 [B, K, 1] in increasing order."""
+        count = tokens.shape[1] - round(self.route * tokens.shape[1])
+        order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
+        return order[:, : max(1, count)].sort(dim=1).values[..., None]
+
+    def _angles(self, position: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """RoPE's cosines and sines at positions [B, K, 1], or at all; None, None without RoPE."""
+        if self.cosine is None or self.sine is None:
+            return None, None
+        at = slice(None) if position is None else position.mT
+        return self.cosine[at], self.sine[at]
+
     def forward(
         self, x: Tensor, time: Tensor, label: Tensor, choose: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
@@ -242,12 +265,19 @@ class DiT(ModelMixin, ConfigMixin):
             tokens = tokens + self.sincos
         label = torch.where(label < 0, self.null_class, label) if self.null_class else torch.zeros_like(label)
         condition = self.time(self.time_features(time).to(x.dtype)) + self.label(label)  # [B, D]
-        depth = len(self.blocks)
+        depth, every, position = len(self.blocks), tokens, None
         for number, block in enumerate(self.blocks):
             if choose is not None and number == min(max(1, depth // 4), depth - 1):
                 kept = choose(tokens.mean(dim=1))
                 tokens, condition = tokens[kept], condition[kept]
-            inputs = (tokens, condition, self.cosine, self.sine)
+                if position is not None:
+                    every, position = every[kept], position[kept]
+            if self.route and self.training and number == 2:
+                every, position = tokens, self._not_routed(tokens)
+                tokens = every.take_along_dim(position, dim=1)
+            elif position is not None and number == depth - 2:
+                tokens, position = every.scatter(1, position.expand_as(tokens), tokens.to(every.dtype)), None
+            inputs = (tokens, condition, *self._angles(position))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, *inputs, use_reentrant=False)
             else:

@@ -41,6 +41,7 @@ MAY_DIFFER = {  # settings of a network that change no other layer
     "num_class_embeds",
     "num_train_timesteps",
     "dropout",
+    "route",
     "shape",
     "classes",
 }

@@ -245,6 +245,13 @@ def test_another_network_is_refused_with_the_flags_that_make_it_fit(what: str, t
             assert same_outputs(ours, fresh(there, seed=1))
 
 
+def test_a_network_without_routing_starts_from_one_with_it(tmp_path: Path) -> None:
+    config = replace(DIT, depth=5)
+    path, ours = saved(replace(config, route=0.5), tmp_path, "export"), fresh(config)
+    assert start_from(ours, Flow(), path).endswith(": initialised the network")
+    assert same_outputs(ours, fresh(config, seed=1))
+
+
 def test_what_no_setting_changes_is_refused(tmp_path: Path) -> None:
     """Networks with the same shapes that compute something else, and networks of other classes."""
     theirs = fresh(UNET, seed=1)

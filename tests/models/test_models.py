@@ -1,5 +1,7 @@
 """Networks are deterministic functions of tensors, of any shape that fits, and raise for others."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,9 @@ from einops import rearrange
 from pretrain.models.dit import DiT, DiTConfig, rope_angles, rotate
 from pretrain.models.mae import MAEConfig
 from pretrain.models.unet import UNetConfig
+from programs import profile_config
+
+from pretrain.adapters.flow import Flow
 
 SMALL_DIT = {"patch": 2, "width": 16, "depth": 2, "heads": 2}
 SMALL_MAE = {"encoder": "vit_tiny_patch16_224", "width": 32, "depth": 2, "heads": 2}
@@ -120,6 +125,41 @@ def test_dit_is_saved_and_loaded(more, tmp_path) -> None:
     again = DiT.from_pretrained(tmp_path)
     x, time, label = torch.randn(2, 1, 4, 8), torch.tensor([1.0, 500.0]), torch.tensor([2, -1])
     assert torch.equal(model.eval()(x, time, label), again.eval()(x, time, label))
+
+
+@pytest.mark.parametrize("more", [{}, {"position": "rope", "qk_norm": True}], ids=["plain", "rope"])
+def test_in_training_some_tokens_skip_the_middle_blocks(more) -> None:
+    """TREAD (Krause et al. 2025): a routed token leaves the second block as it enters the last but one."""
+    config = DiTConfig(patch=2, width=16, depth=6, heads=2, route=0.25, **more)
+    model, plain = (awake(each.build((1, 8, 8), 3)) for each in (config, replace(config, route=0.0)))
+    inputs = torch.randn(3, 1, 8, 8), torch.tensor([3.0, 500.0, 700.0]), torch.tensor([0, -1, 2])
+    seen: list[tuple] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given))
+    with torch.no_grad():
+        assert torch.equal(model(*inputs), plain(*inputs)) and seen[2][0].shape[1] == 16  # not in evaluation
+        seen.clear()
+        first = model.train()(*inputs)
+        assert [tokens.shape[1] for tokens, *_ in seen] == [16, 16, 12, 12, 16, 16]
+        if more:  # each token keeps the angles of its place
+            place = [[int((row == model.cosine).all(1).nonzero()) for row in image] for image in seen[3][2][:, 0]]
+            assert all(row == sorted(set(row)) for row in place) and place[0] != place[1]
+        assert not torch.equal(first, model(*inputs))  # other tokens in each forward pass
+        for block in model.blocks[2:4]:
+            block.modulate[1].weight.zero_(), block.modulate[1].bias.zero_()  # closed gates: blocks that do nothing
+        torch.testing.assert_close(model(*inputs), model.eval()(*inputs))
+        chosen = model.train()(*inputs, choose=lambda features: torch.tensor([2, 0]))
+        torch.testing.assert_close(chosen, model(*inputs)[[2, 0]])
+    routed, all_tokens = (
+        profile_config(each, Flow(), (1, 8, 8), 3).flops for each in (config, replace(config, route=0))
+    )
+    assert routed < all_tokens  # they are counted
+
+
+@pytest.mark.parametrize("wrong", [{"route": 1.0}, {"route": -0.1}, {"route": 0.5, "depth": 4}])
+def test_routing_needs_a_share_and_blocks_between_the_outer_four(wrong) -> None:
+    with pytest.raises(ValueError, match="route"):
+        DiTConfig(**{"patch": 2, "width": 16, "depth": 6, "heads": 2} | wrong)
 
 
 NETWORKS = {
