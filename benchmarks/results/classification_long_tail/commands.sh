@@ -1,7 +1,7 @@
 # Makes the records of classification_long_tail: bash benchmarks/results/classification_long_tail/commands.sh, from the repository's root.
 # One command for each set of seeds; a comparison that was stopped goes on where it was. Written by benchmarks/proof.py.
 
-python benchmarks/compare_examples.py --program examples/classification.py --config benchmarks/recipes/classification_long_tail.yaml --output-dir runs/compare/classification_long_tail --data path/to/cifar10 --seeds 0 --arms \
+python benchmarks/compare_examples.py --program examples/classification.py --config benchmarks/recipes/classification_long_tail.yaml --output-dir runs/compare/classification_long_tail --data path/to/cifar10 --seeds 0 1 2 --arms \
   "full lr*2=--training.policy full --training.lr 0.4" \
   "full=--training.policy full" \
   "infobatch lr*1.40=--training.policy infobatch --training.lr 0.27999999999999997" \
