@@ -1,7 +1,7 @@
 # Makes the records of classification: bash benchmarks/results/classification/commands.sh, from the repository's root.
 # One command for each set of seeds; a comparison that was stopped goes on where it was. Written by benchmarks/proof.py.
 
-python benchmarks/compare_examples.py --program examples/classification.py --config benchmarks/recipes/classification.yaml --output-dir runs/compare/classification --data path/to/cifar10 --seeds 0 1 2 3 --arms \
+python benchmarks/compare_examples.py --program examples/classification.py --config benchmarks/recipes/classification.yaml --output-dir runs/compare/classification --data path/to/cifar10 --seeds 0 1 2 3 4 --arms \
   "full lr*0.5=--training.policy full --training.lr 0.1" \
   "full lr*2=--training.policy full --training.lr 0.4" \
   "full=--training.policy full" \
