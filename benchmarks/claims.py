@@ -152,7 +152,7 @@ CLAIMS = (
     Claim(
         "Coreset of 30 %, masked autoencoder",
         "InfoBatch: composes with Dataset Quantization (Zhou et al., ICCV 2023)",
-        "pretrain coreset RUN --keep 0.3 --method graphcut -o subset.json",
+        "train_mae.py --config benchmarks/recipes/coreset.yaml --data.subset runs/coresets/graphcut-0.json",
         "coreset",
         "validation_loss",
         (
@@ -232,7 +232,7 @@ def table() -> str:
         text += f"{proof.plain(claim.metric)} (`results/{claim.folder}`).\n\n"
         measured = (RESULTS / claim.folder / "records").is_dir()
         rows = proof.markdown(columns, rows_of(claim)) if measured else "Not measured yet.\n"
-        parts.append(text.replace("python pretrain", "pretrain") + rows + "\n")
+        parts.append(text + rows + "\n")
     return "".join(parts) + restoration()
 
 

@@ -16,6 +16,7 @@ import tyro
 from conftest import ROOT
 from matched_quality import parsed
 
+from pretrain.adapters import Generative
 from pretrain.config.cli import parse
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/records"))
@@ -68,7 +69,7 @@ def test_the_commands_make_the_records_and_no_others(records: Path, monkeypatch:
                 assert (record["arm"], record["family"], record["seed"]) == (arm.name, arm.family, seed)
                 assert values(record["flags"]) == values(arm.flags), name
                 folder = comparison.output_dir / "runs" / name
-                program = "train_mae.py" if "mae" in records.parent.name else "train_diffusion.py"
+                program = "train_diffusion.py" if isinstance(base.component("adapter"), Generative) else "train_mae.py"
                 again = [*recipe, *rest, *record["flags"], "--seed", str(seed), "--output-dir", str(folder)]
                 assert shlex.split(record["command"]) == ["python", program, *again]
                 generated = program == "train_diffusion.py" and comparison.images > 0
