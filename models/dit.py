@@ -49,10 +49,8 @@ class DiTConfig:
             raise ValueError(f"patch, depth and heads must be positive, got {self.patch}, {depth}, {heads}")
         if width < 1 or width % (4 * heads):
             raise ValueError(f"width must be a multiple of 4 * heads = {4 * heads}, got {width}")
-        if not 0 <= self.route < 1:
-            raise ValueError(f"route is a share of the tokens in [0, 1), got {self.route}")
-        if self.route and depth < 5:
-            raise ValueError(f"route skips all blocks but four, so it needs a depth of 5 or more, got {depth}")
+        if not 0 <= self.route < 1 or (self.route and depth < 5):  # the outer four blocks have all tokens
+            raise ValueError(f"route must be in [0, 1), 0 with fewer than five blocks, got {self.route} for {depth}")
 
     @property
     def dimensions(self) -> tuple[int, int, int]:
@@ -151,8 +149,7 @@ class Block(nn.Module):
         Args:
             x: float32 [B, L, D]; the tokens.
             condition: float32 [B, D].
-            cosine, sine: float32 [L, D / heads / 2], or [B, 1, L, D / heads / 2] for positions that differ by image;
-                of RoPE's angles; None: without RoPE.
+            cosine, sine: as for `rotate`, d = D / heads; None: without RoPE.
 
         Returns:
             float32 [B, L, D].
@@ -233,16 +230,13 @@ class DiT(ModelMixin, ConfigMixin):
 
     def _not_routed(self, tokens: Tensor) -> Tensor:
         """Random positions of the tokens that go through all blocks, int64 [B, K, 1] in increasing order."""
-        count = tokens.shape[1] - round(self.route * tokens.shape[1])
         order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
-        return order[:, : max(1, count)].sort(dim=1).values[..., None]
+        return order[:, : max(1, round((1 - self.route) * order.shape[1]))].sort(dim=1).values[..., None]
 
     def _angles(self, position: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """RoPE's cosines and sines at positions [B, K, 1], or at all; None, None without RoPE."""
-        if self.cosine is None or self.sine is None:
-            return None, None
         at = slice(None) if position is None else position.mT
-        return self.cosine[at], self.sine[at]
+        return None if self.cosine is None else self.cosine[at], None if self.sine is None else self.sine[at]
 
     def forward(
         self, x: Tensor, time: Tensor, label: Tensor, choose: Callable[[Tensor], Tensor] | None = None
@@ -269,9 +263,8 @@ class DiT(ModelMixin, ConfigMixin):
         for number, block in enumerate(self.blocks):
             if choose is not None and number == min(max(1, depth // 4), depth - 1):
                 kept = choose(tokens.mean(dim=1))
-                tokens, condition = tokens[kept], condition[kept]
-                if position is not None:
-                    every, position = every[kept], position[kept]
+                tokens, condition, every = tokens[kept], condition[kept], every[kept]
+                position = None if position is None else position[kept]
             if self.route and self.training and number == 2:
                 every, position = tokens, self._not_routed(tokens)
                 tokens = every.take_along_dim(position, dim=1)
