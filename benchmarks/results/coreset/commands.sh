@@ -1,7 +1,7 @@
 # Makes the records of coreset: bash benchmarks/results/coreset/commands.sh, from the repository's root.
 # One command for each set of seeds; a comparison that was stopped goes on where it was. Written by benchmarks/proof.py.
 
-python benchmarks/compare.py --config benchmarks/recipes/coreset.yaml --output-dir runs/compare/coreset --seeds 0 1 --arms \
+python benchmarks/compare.py --config benchmarks/recipes/coreset.yaml --output-dir runs/compare/coreset --seeds 0 1 2 --arms \
   "full=--optim.lr 2e-3" \
   "shortened@0.2 lr*1.00=--epochs 4 --optim.lr 2e-3" \
   "shortened@0.3 lr*0.50=--epochs 6 --optim.lr 1e-3" \
@@ -41,3 +41,14 @@ python benchmarks/compare.py --config benchmarks/recipes/coreset.yaml --output-d
   "random=--data.subset runs/coresets/random-1.json --optim.lr 2e-3" \
   "stratified-pruned=--data.subset runs/coresets/stratified-1.json --pruning.policy infobatch --optim.lr 2e-3" \
   "stratified=--data.subset runs/coresets/stratified-1.json --optim.lr 2e-3"
+
+python benchmarks/compare.py --config benchmarks/recipes/coreset.yaml --output-dir runs/compare/coreset --seeds 2 --arms \
+  "graphcut-pruned=--data.subset runs/coresets/graphcut-2.json --pruning.policy infobatch --optim.lr 2e-3" \
+  "graphcut=--data.subset runs/coresets/graphcut-2.json --optim.lr 2e-3" \
+  "kcenter-pruned=--data.subset runs/coresets/kcenter-2.json --pruning.policy infobatch --optim.lr 2e-3" \
+  "kcenter=--data.subset runs/coresets/kcenter-2.json --optim.lr 2e-3" \
+  "random lr*0.50=--data.subset runs/coresets/random-2.json --optim.lr 1e-3" \
+  "random-pruned=--data.subset runs/coresets/random-2.json --pruning.policy infobatch --optim.lr 2e-3" \
+  "random=--data.subset runs/coresets/random-2.json --optim.lr 2e-3" \
+  "stratified-pruned=--data.subset runs/coresets/stratified-2.json --pruning.policy infobatch --optim.lr 2e-3" \
+  "stratified=--data.subset runs/coresets/stratified-2.json --optim.lr 2e-3"
