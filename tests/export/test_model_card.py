@@ -24,6 +24,7 @@ from pretrain.adapters import _sampling, ddpm
 from pretrain.checkpoint.ema_snapshots import reconstruct
 from pretrain.checkpoint.load_run import load_run
 from pretrain.config.cli import parse
+from pretrain.config.schema import Blocking
 from pretrain.core.errors import UserError
 from pretrain.core.rng import SampleRNG
 from pretrain.data.grid import to_uint8
@@ -80,6 +81,16 @@ def test_the_card_names_no_path_of_this_machine_and_its_recipe_is_one(run: Path,
     recipe = run / "model" / "recipe.yaml"
     config = parse(["--data", str(pictures)], adapter="", model="", recipe=recipe, output_dir="x", help="")
     assert model_card.recipe(config) == told
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("topk", "Blocking, which changes the objective)"), ("unbiased", "Blocking)")]
+)
+def test_the_card_tells_of_blocked_samples(run: Path, tmp_path: Path, method, said: str) -> None:
+    config = dataclasses.replace(load_run(run).config, infobatch=False, blocking=Blocking(0.4, method))
+    model_card.write(config, json.loads((run / "summary.json").read_text()) | {"model": str(tmp_path)})
+    (sentence,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if "blocks only" in line]
+    assert "40% of each batch" in sentence and said in sentence
 
 
 def test_what_shows_the_users_own_images_is_not_in_the_card(pictures: Path, tmp_path: Path) -> None:
