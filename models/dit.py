@@ -50,7 +50,7 @@ class DiTConfig:
         if width < 1 or width % (4 * heads):
             raise ValueError(f"width must be a multiple of 4 * heads = {4 * heads}, got {width}")
         if not 0 <= self.route < 1 or (self.route and depth < 5):  # the outer four blocks have all tokens
-            raise ValueError(f"route must be in [0, 1), and 0 where depth is below 5, got {self.route} with depth {depth}")
+            raise ValueError(f"route must be in [0, 1), and 0 if depth is below 5, got {self.route}, depth {depth}")
 
     @property
     def dimensions(self) -> tuple[int, int, int]:
