@@ -253,9 +253,8 @@ def _training(config: Config, summary: dict[str, Any]) -> list[str]:
         samples = f"with dynamic data pruning (InfoBatch, policy {_code(recipe(config)['pruning']['policy'])})"
     elif config.blocking.share:
         changed = ", which changes the objective" if config.blocking.method == "topk" else ""
-        samples += (
-            f", {config.blocking.share:.0%} of each batch by the first blocks only (Partial Forward Blocking{changed})"
-        )
+        part = summary["samples_blocked"] / max(summary["samples_used"], 1)
+        samples += f", {part:.0%} of them through the first blocks only (Partial Forward Blocking{changed})"
     data = " --data FOLDER" if _is_path(config.data.source) else ""
     inits = [_code(section["init"]) for section in _models(recipe(config)) if section.get("init")]
     start = f"It started from the weights {inits[0]} and was" if inits else "It was"

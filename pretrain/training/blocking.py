@@ -86,7 +86,7 @@ class FeatureDensity:
         return 1 / ((density - density.max()).exp() + alpha)
 
 
-def inclusion_probabilities(size: Tensor, count: int) -> Tensor:
+def probabilities_above_floor(size: Tensor, count: int) -> Tensor:
     """Probabilities min(1, floor + c size), float64 [B], whose sum is `count`; `FLOOR` of the mean is the floor.
 
     Args:
@@ -127,7 +127,8 @@ class PartialForwardBlocking:
     same. With "topk" the most important ones go on and the loss is their mean, as published: it is biased. With
     "unbiased" sample i goes on with probability p_i, which increases with the square root of its importance, and its
     loss is multiplied by 1 / p_i: given the random numbers of the forward pass, the expected gradient is that of all.
-    A blocked sample's score is the mean of the others.
+    A blocked sample's score is the mean over the blocked ones, estimated from the others' scores and weights, so that
+    the mean of all scores estimates the mean loss.
 
     Args:
         objective: the adapter; it must call the model once.
@@ -157,9 +158,10 @@ class PartialForwardBlocking:
         kept, weight = chosen[0]
         score = (losses.loss if losses.score is None else losses.score).detach()
         known = score[kept]
-        mean = known[known.isfinite()].mean().nan_to_num()  # a sample whose loss is not finite is reported for itself
-        score = mean.expand_as(score).index_copy(0, kept, known)
-        return Losses(losses.loss * weight, score)
+        stands_for = (weight[kept] - 1).clamp(min=0) * known.isfinite()  # blocked samples; a bad loss for none
+        total, count = all_gather_rows([known.nan_to_num(0, 0, 0) * stands_for, stands_for])
+        mean = (total.sum() / count.sum().clamp(min=1e-12)).to(score)
+        return Losses(losses.loss * weight, mean.expand_as(score).index_copy(0, kept, known))
 
     def _choose(self, feature: Tensor, batch: Batch, rng: SampleRNG) -> tuple[Tensor, Tensor]:
         """The samples of this process that go on, int64 [K], and the weight of each sample, float32 [B]."""
@@ -192,26 +194,24 @@ class PartialForwardBlocking:
         if self.settings.method == "topk":
             kept, probability = importance.topk(count).indices, torch.tensor(count / size, dtype=torch.float64)
         else:
-            probability = inclusion_probabilities(importance.sqrt(), count)
+            probability = probabilities_above_floor(importance.sqrt(), count)
             kept = systematic_sample(probability, random[:, 1].argsort(), float(random[0, 2]))
         weight = torch.zeros(size, dtype=torch.float64)
         weight[kept] = (1 / probability).expand(size)[kept]
         return kept, weight
 
-    def around(
-        self, objective: Adapter, model: nn.Module, source: Source, flops: int
-    ) -> tuple["PartialForwardBlocking", tuple[int, int]]:
-        """This object around another form of its objective, and a sample's FLOPs on average and without blocking.
+    def around(self, objective: Adapter, model: nn.Module, source: Source) -> tuple["PartialForwardBlocking", int]:
+        """This object around another form of its objective, and the FLOPs of a blocked sample in the network.
 
         Args:
             objective: for example the adapter bound to references.
             model: the bare network.
             source: of the images.
-            flops: of a sample that goes on.
         """
-        mean = mean_flops(self.objective, model, source, flops, self.settings.share)
+        one = black_image(source.shape, source.classes, torch.device("meta"))
+        flops = blocked_flops(self.objective, model, one)
         self.objective = objective
-        return self, (mean, flops)
+        return self, flops
 
     def attach(self, model: nn.Module, device: torch.device) -> None:
         """Nothing: the density stays on the CPU."""
@@ -220,8 +220,9 @@ class PartialForwardBlocking:
         """Nothing."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The centres and the numbers of samples assigned to them."""
-        return {"centre": self.density.centre.clone(), "assigned": self.density.assigned.clone()}
+        """The centres, the numbers of samples assigned to them, and the number of samples that were blocked."""
+        density = {"centre": self.density.centre.clone(), "assigned": self.density.assigned.clone()}
+        return density | {"blocked": torch.tensor(self.blocked)}
 
     def load_state_dict(self, state: dict[str, Tensor], progress: float) -> None:
         """Continue from a `state_dict`.
@@ -233,6 +234,7 @@ class PartialForwardBlocking:
         if centre.ndim != 2 or len(centre) != CENTRES or assigned.shape != (CENTRES,):
             raise ValueError(f"the density's centres are not {CENTRES}, but of shape {tuple(centre.shape)}")
         self.density.centre, self.density.assigned = centre.clone(), assigned.clone()
+        self.blocked = int(state["blocked"])
 
 
 class _Choosing:
@@ -259,21 +261,6 @@ class _Choosing:
 
 class _Blocked(Exception):
     """Ends a forward pass after the first blocks."""
-
-
-def mean_flops(adapter: Adapter, model: nn.Module, source: Source, flops: int, share: float) -> int:
-    """FLOPs of a sample, averaged over a training in `ACTIVE` of which a share of the samples is blocked.
-
-    Args:
-        adapter: the objective.
-        model: the bare network.
-        source: of the images.
-        flops: of a sample that goes on.
-        share: of the samples that are blocked.
-    """
-    blocked = share * (ACTIVE[1] - ACTIVE[0])
-    one = black_image(source.shape, source.classes, torch.device("meta"))
-    return round((1 - blocked) * flops + blocked * blocked_flops(adapter, model, one))
 
 
 def blocked_flops(adapter: Callable[..., Any], model: nn.Module, one: Any) -> int:

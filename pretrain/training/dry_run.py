@@ -26,7 +26,7 @@ def estimate(run: Run, seconds: float) -> list[tuple[str, str]]:
     steps = math.ceil(size * config.epochs * (share or 1.0) / config.batch_size)
     flops, _ = run.state.flops
     total = flops * size * config.epochs * (share or 1.0) + step_flops(run.state.model, config.optim) * steps
-    most = "" if share else "at most "
+    most = "" if share and not config.blocking.share else "at most "
     accelerator = run.accelerator
     where = f"on {accelerator.device.type}"
     if accelerator.num_processes > 1:

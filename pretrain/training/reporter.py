@@ -74,7 +74,7 @@ class Reporter:
             "samples_used": infobatch.samples_used,
             "nominal_samples": (epoch + 1) * infobatch.size,
             "skipped": 1 - infobatch.length / infobatch.size,
-            "reliability": infobatch.reliability,
+            "reliability": None if self.config.blocking.share else infobatch.reliability,  # blocked: scores of others
             "ignores_scores": infobatch.ignores_scores,
             self.loss_name: infobatch.mean(),
             "lr": state.optimizer.param_groups[0]["lr"],

@@ -98,7 +98,8 @@ def setup(
         micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
         display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
     if blocking:
-        objective, state.flops = blocking.around(objective, state.model, source, flops)
+        objective, first = blocking.around(objective, state.model, source)
+        state.flops = (flops, first + flops - cost.flops)  # posterior means are computed for blocked samples, too
     lock = _lock_directory(config, source, resumed, main)
     metrics_length = resumed.state.values["metrics"] if resumed else 0
     reporter = Reporter(config, accelerator, display, cost.loss_name, metrics_length)

@@ -62,7 +62,7 @@ class TrainState:
         fingerprints: of the data set, see `pretrain.data.fingerprint`.
         step: optimizer steps made.
         seconds: of training so far.
-        flops: of a sample on average, and of one that goes through the whole network; optimizer steps excluded.
+        flops: of a sample, and of one that Partial Forward Blocking blocks; optimizer steps excluded.
         times_used: int32 [N]; how often each sample was used in the epochs before this one.
     """
 

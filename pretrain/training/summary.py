@@ -40,7 +40,9 @@ def summarise(
     values, size = state.values, len(state.tensors["infobatch"]["score"])
     used, seconds = values["infobatch"]["used_before"] + values["infobatch"]["seen"], values["seconds"]
     full = round(size * config.epochs * values["progress"])
-    (flops, whole), per_step = values["flops"], step_flops(model, config.optim)
+    (flops, first), per_step = values["flops"], step_flops(model, config.optim)
+    blocked = int(state.tensors["blocking"]["blocked"]) if "blocking" in state.tensors else 0
+    of_samples = flops * (used - blocked) + first * blocked
     quality = [
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
@@ -53,15 +55,16 @@ def summarise(
         "dataset_size": size,
         "subset": values["images"].get("subset"),
         "samples_used": used,
+        "samples_blocked": blocked,
         "full_samples": full,
         "saved_fraction": 1 - used / full if full else 0.0,
         "steps": values["step"],
         "seconds": seconds,
         "images_per_second": used / seconds if seconds else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_flops": flops * used + per_step * values["step"],
-        "full_train_flops": whole * full + per_step * -(-full // config.batch_size),
-        "mfu": flops * used / seconds / peak if seconds and peak else None,
+        "train_flops": of_samples + per_step * values["step"],
+        "full_train_flops": flops * full + per_step * -(-full // config.batch_size),
+        "mfu": of_samples / seconds / peak if seconds and peak else None,
         "bad_images": sorted({*values["bad_images"], *values["bad_heldout_images"]}),
         "quality_before": quality[0] if quality and not evaluations[0].get("epoch") else {},
         "quality": quality[-1] if quality else {},
