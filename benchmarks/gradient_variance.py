@@ -41,7 +41,8 @@ from pretrain.checkpoint.load_run import LoadedRun, load_run
 from pretrain.core.errors import UserError, exit_on_user_error
 from pretrain.core.rng import SampleRNG, generator
 from pretrain.infobatch.level_stats import LevelStats
-from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats
+from pretrain.infobatch.policies import POLICIES, SamplingRule, ScoreStats, inclusion_probabilities
+from pretrain.infobatch.sampler import MIN_RELIABILITY
 from pretrain.infobatch.scores import ScoreReliability
 from pretrain.training.flops import profile_sample
 from pretrain.training.optim import build_optimizer
@@ -163,22 +164,16 @@ def best_density(gradients: Gradients) -> Tensor:
     return density / density.mean(dim=0)
 
 
-def proportional(size: Tensor, share: float) -> Tensor:
-    """Probabilities proportional to `size`, at most 1, with the mean `share`."""
-    low, high = 0.0, (1 / size.min()).item()
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (middle * size).clamp(max=1).mean() < share else (low, middle)
-    return (high * size).clamp(max=1)
-
-
 def policies(run: LoadedRun, gradients: Gradients) -> dict[str, Estimate]:
     """The estimators of the policies, and of the best possible choices."""
     state = run.state.tensors["infobatch"]
     score, levels, reliability = state["score"], LevelStats(), ScoreReliability()
     levels.restore(state["levels"])
     reliability.sums = state["reliability"]
-    stats = ScoreStats(levels.mean / levels.mean.mean(), reliability.reliability or 0.0)
+    measured = reliability.reliability  # the sampler, too, takes scores of unknown reliability as they are
+    stats = ScoreStats(levels.mean / levels.mean.mean(), 1.0 if measured is None else measured)
+    if stats.reliability < MIN_RELIABILITY:  # and draws samples uniformly here
+        score = torch.full_like(score, torch.nan)
     found = {}
     raw = gradients.loss[:, 0].float()  # at a random level
     below = raw < raw.mean()
@@ -188,11 +183,12 @@ def policies(run: LoadedRun, gradients: Gradients) -> dict[str, Estimate]:
     for name, settings in (("samples", {"over": "samples"}), ("levels", {"over": "levels"}), ("importance", {})):
         policy = POLICIES["importance"]
         found[name] = by_rule(gradients, policy(score, stats, share=SHARE, **settings), score)
-    norms = gradients.square.mean(dim=1, keepdim=True).sqrt()  # [S, 1, 2]
-    ideal = torch.stack([proportional(norms[..., kind], SHARE) for kind in range(2)], dim=-1)
+    norms = gradients.square.mean(dim=1).sqrt()  # [S, 2]
+    ideal = inclusion_probabilities(norms.T, SHARE, 0.0).T[:, None]
     found["best possible choice of samples"] = Estimate(ideal, SHARE, UNIFORM)
     found["best possible choice of levels"] = Estimate(torch.ones(1, 1, 1).double(), 1.0, best_density(gradients))
-    fresh = proportional(gradients.loss.sqrt(), HALF)[..., None]
+    size = gradients.loss.sqrt()
+    fresh = inclusion_probabilities(size.flatten(), HALF, 0.0).reshape(*size.shape, 1)
     found["backward of half the batch, by fresh losses"] = Estimate(fresh, HALF, UNIFORM, (1 + 2 * HALF) / (3 * HALF))
     return found
 

@@ -41,6 +41,8 @@ def main(
     Raises:
         UserError: there are fewer than two classes, or a class has too few images.
     """
+    if most < 1 or ratio < 1:
+        raise UserError(f"--most and --ratio must be at least 1, got {most} and {ratio:g}")
     source = open_data(data, 0)
     if source.classes < 2:
         raise UserError(f"--data {data.source}: a long tail needs labels of two classes or more; give other data")

@@ -32,6 +32,7 @@ NAMES = {  # of the settings of the examples, in this project's programs
     "training.settings": "pruning.settings",
 }
 DRAWS = 4000  # of the bootstrap
+SAME_LENGTH = 1.03  # ratio of the numbers of samples
 Setup = frozenset[tuple[str, str]]  # a run's optimizer, and its flags other than of pruning, length and learning rate
 ADAMW: Setup = frozenset({("optim", "adamw")})  # and the recipe's network and objective
 
@@ -46,7 +47,7 @@ class Arm(NamedTuple):
     lr: float
     cost: dict[str, float]  # by measure; mean over seeds
     quality: dict[str, dict[int, float]]  # by metric and seed
-    levels: np.ndarray | None  # [seeds, levels]; validation loss
+    levels: dict[int, list[float]]  # diffusion: validation loss in equal ranges of the noise level, by seed
 
 
 class Curve(NamedTuple):
@@ -160,7 +161,7 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
         for run in runs:
             for metric, value in quality_of(run).items():
                 quality.setdefault(metric, {})[run["seed"]] = value
-        levels = [run["quality"][LEVELS] for run in runs if LEVELS in run["quality"]]
+        levels = {run["seed"]: run["quality"][LEVELS] for run in runs if "mean_log_loss" in quality_of(run)}
         costs = {measure: [run["cost"][measure] for run in runs] for measure in MEASURES}
         arms.append(
             Arm(
@@ -171,7 +172,7 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
                 float(settings.get("optim.lr", "nan")),
                 {m: float(np.mean(cost)) for m, cost in costs.items()},
                 quality,
-                np.array(levels) if levels else None,
+                levels,
             )
         )
     return sorted(arms, key=lambda arm: -arm.cost["samples_used"])
@@ -188,12 +189,18 @@ def ordinary(arms: Sequence[Arm], setup: Setup) -> list[Arm]:
 
 
 def by_length(arms: Sequence[Arm], metric: str) -> list[list[Arm]]:
-    """The arms that have a metric, grouped by length (two digits), shortest first; in a group by learning rate."""
-    groups: dict[float, list[Arm]] = {}
-    for arm in sorted(arms, key=lambda arm: (arm.cost["samples_used"], arm.lr)):
+    """The arms that have a metric, grouped by length, shortest first; in a group by learning rate.
+
+    Arms are of one length if each uses less than `SAME_LENGTH` times the samples of the group's first: how many samples
+    some policies use depends on the losses, and so a little on the learning rate.
+    """
+    groups: list[list[Arm]] = []
+    for arm in sorted(arms, key=lambda arm: arm.cost["samples_used"]):
         if metric in arm.quality:
-            groups.setdefault(float(f"{arm.cost['samples_used']:.2g}"), []).append(arm)
-    return [sorted(group, key=lambda arm: arm.lr) for group in groups.values()]
+            if not groups or arm.cost["samples_used"] >= SAME_LENGTH * groups[-1][0].cost["samples_used"]:
+                groups.append([])
+            groups[-1].append(arm)
+    return [sorted(group, key=lambda arm: arm.lr) for group in groups]
 
 
 def best_of(group: Sequence[Arm], draws: dict[str, np.ndarray], metric: str) -> Arm:

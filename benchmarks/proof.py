@@ -174,20 +174,24 @@ def optimizer_table(found: Results) -> str:
 
 
 def by_rate(found: Results, family: str) -> dict[str, list[Arm]]:
-    """A family's arms: all, by its name; and those of each learning rate that has several lengths, by name and rate."""
+    """A family's arms: all, by its name; and, if it has several, those of each learning rate, by name and rate."""
     arms = [arm for arm in found.others if arm.family == family]
-    rates = sorted(
-        {arm.lr for arm in arms if len(by_length([a for a in arms if a.lr == arm.lr], found.metrics[0])) > 1}
-    )
+    rates = sorted({arm.lr for arm in arms})
     groups = {f"{family}, learning rate {rate:g}": [arm for arm in arms if arm.lr == rate] for rate in rates}
-    return {family: arms} | (groups if len({arm.lr for arm in arms}) > 1 else {})
+    return {family: arms} | (groups if len(rates) > 1 else {})
 
 
 def full_table(found: Results) -> str:
-    """FLOPs at which each family reaches the quality of full training: at its best learning rates, and at each."""
+    """FLOPs at which each family reaches the quality of full training: at its best learning rates, and at each.
+
+    Families with one length at each learning rate have a single row.
+    """
     rows = []
     for family in dict.fromkeys(arm.family for arm in found.others):
-        for name, arms in by_rate(found, family).items():
+        groups = by_rate(found, family)
+        if all(len(by_length(arms, found.metrics[0])) == 1 for name, arms in groups.items() if name != family):
+            groups = {family: groups[family]}
+        for name, arms in groups.items():
             row = [name]
             for metric in found.metrics:
                 full, own = found.curve(found.baseline, metric), found.curve(arms, metric)
@@ -213,17 +217,20 @@ def prediction_table(found: Results, variance: dict[str, list[list[float]]]) -> 
 
 
 def level_table(found: Results) -> str:
-    """Each arm's validation loss by level relative to ordinary training with the same number of samples."""
+    """Each arm's validation loss by level relative to ordinary training with as many samples, over common seeds."""
     metric = HEADLINES[0]
     curve = [found.best(group, metric) for group in by_length(found.baseline, metric)]
-    columns = np.array([arm.levels.mean(axis=0) for arm in curve if arm.levels is not None]).T
-    cost, rows = [arm.cost["samples_used"] for arm in curve if arm.levels is not None], []
+    curve = [arm for arm in curve if arm.levels]
+    cost, rows, bins = [arm.cost["samples_used"] for arm in curve], [], 0
     for arm in found.others:
-        if cost and arm.levels is not None and arm.cost["samples_used"] > 0.98 * min(cost):
-            usual = [np.interp(arm.cost["samples_used"], cost, column) for column in columns]
-            rows.append([arm.name, *(f"{value:+.1%}" for value in arm.levels.mean(axis=0) / usual - 1)])
-    bins = [f"{n / len(columns):.2f}–{(n + 1) / len(columns):.2f}" for n in range(len(columns))]
-    return markdown(["arm", *bins], rows)
+        seeds = set(arm.levels).intersection(*(other.levels for other in curve))
+        if not seeds or not curve or arm.cost["samples_used"] <= 0.98 * min(cost):
+            continue
+        own, *usual = (np.mean([each.levels[seed] for seed in seeds], axis=0) for each in (arm, *curve))
+        expected = [np.interp(arm.cost["samples_used"], cost, column) for column in np.array(usual).T]
+        rows.append([arm.name, *(f"{value:+.1%}" for value in own / expected - 1)])
+        bins = len(own)
+    return markdown(["arm", *(f"{n / bins:.2f}–{(n + 1) / bins:.2f}" for n in range(bins))], rows) if rows else ""
 
 
 def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
@@ -245,7 +252,7 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
     if predicted:
         title = "Variance of the gradient relative to uniform sampling, which predicts the ratio, and the ratio"
         sections[title] = prediction_table(found, predicted)
-    if any(arm.levels is not None for arm in found.arms):
+    if any(arm.levels for arm in found.arms):
         title = "Validation loss by level, relative to ordinary training with as many samples, where there is any"
         sections[title] = level_table(found)
     whole = ", ".join(f"{found.full[measure]:.4g} {unit}" for measure, unit in MEASURES.items())
@@ -289,7 +296,7 @@ def figure(found: Results, path: Path) -> None:
             values = [list(point.quality[metric].values()) for point in points]
             axis.errorbar(
                 [point.cost["flops"] / found.full["flops"] for point in points],
-                [np.mean(each) for each in values],
+                [found.draws[metric][point.name][0] for point in points],  # expected over all seeds, as in the tables
                 [np.std(each, ddof=1) if len(each) > 1 else 0 for each in values],
                 color=colour,
                 label=name,

@@ -28,6 +28,7 @@ from pretrain.core.rng import SampleRNG
 from pretrain.data.images import Images, on_device
 from pretrain.data.preload import preload
 from pretrain.data.sources import open_data
+from pretrain.evaluation.context import labelled
 from pretrain.training.blocking import Choose
 
 SMALL = 64  # pixels; images below that have no downsampling in the first layers, as usual for CIFAR
@@ -120,13 +121,18 @@ def main(
         output: JSON file for what the run cost and reached.
 
     Raises:
-        UserError: the images have no labels, or a setting is out of its range.
+        UserError: images have no label, or a setting is out of its range.
     """
     if shift < 0 or width <= 0:
         raise UserError(f"--shift must be 0 or more and --width above 0, got {shift} and {width}")
     source = open_data(data, training.seed)
     if not source.classes:
         raise UserError(f"--data {data.source}: it has no labels; give images in class folders, or --data.label COLUMN")
+    for name, images in (("training", source.train), ("held-out", source.test)):
+        if without := len(images) - len(labelled(images)):
+            raise UserError(
+                f"--data {data.source}: {without:,} of {len(images):,} {name} images have no label; leave them out"
+            )
     preload(source.train, device(), print)
     torch.manual_seed(training.seed)
     network = ResNet(model, source.shape, source.classes, width).to(device())

@@ -72,6 +72,16 @@ class Training:
     settings: dict[str, float] = field(default_factory=dict)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, good, allowed in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("lr", self.lr > 0, "above 0"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+        ):
+            if not good:
+                raise ValueError(f"training.{name} must be {allowed}, got {getattr(self, name)}")
+
 
 class Fitted(NamedTuple):
     """What a training was.

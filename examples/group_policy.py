@@ -37,6 +37,7 @@ from pretrain.core.errors import UserError, exit_on_user_error
 from pretrain.core.rng import SampleRNG
 
 END = Bytes.eos_token_id
+HEADS = 4  # of the model's attention
 ANSWER = 8  # maximum tokens of a completion: seven letters and the end token
 LENGTH = 13 + ANSWER  # of a sequence; the longest prompts are "copy", "turn" or "sort", a space, 7 letters and "="
 WARM_UP = 0.1  # share of the training in which the learning rate increases
@@ -172,7 +173,7 @@ def warmed(settings: Settings, samples: list[Sample]) -> nn.Module:
     # No dropout, so that the samples are those of the policy that is trained.
     dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = GPT2Config(
-        vocab_size=256, n_positions=LENGTH, n_embd=settings.width, n_layer=3, n_head=4, **ends, **dropout
+        vocab_size=256, n_positions=LENGTH, n_embd=settings.width, n_layer=3, n_head=HEADS, **ends, **dropout
     )
     model: Any = GPT2LMHeadModel(config)
     model.to(device())
@@ -265,19 +266,35 @@ def train(settings: Settings, model: nn.Module, data: list[Sample], held_out: Se
     }
 
 
+def check(settings: Settings) -> None:
+    """Raise a UserError where a setting is out of its range."""
+    pruning = settings.pruning
+    for name, value, good, allowed in (
+        ("pruning.prompts", pruning.prompts, 0 <= pruning.prompts < 1, "in [0, 1)"),
+        ("epochs", settings.epochs, settings.epochs >= 1, "at least 1"),
+        ("lr", settings.lr, settings.lr > 0, "above 0"),
+        ("group", settings.group, settings.group >= 2, "at least 2 (the advantage of a single completion is 0)"),
+        ("prompts", settings.prompts, settings.prompts >= 1, "at least 1"),
+        ("batch-size", settings.batch_size, settings.batch_size >= 1, "at least 1"),
+        ("width", settings.width, settings.width >= 1 and settings.width % HEADS == 0, f"a multiple of {HEADS}"),
+        ("warm-epochs", settings.warm_epochs, settings.warm_epochs >= 1, "at least 1"),
+        ("warm-lr", settings.warm_lr, settings.warm_lr > 0, "above 0"),
+    ):
+        if not good:
+            raise UserError(f"--{name} must be {allowed}, got {value}")
+    try:
+        GroupPolicy(pruning.rule, pruning.share)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def main(settings: Settings) -> dict[str, Any]:
     """Train a language model, print its expected reward on held-out prompts and the cost, and return the record.
 
     Raises:
         UserError: a setting is out of its range.
     """
-    pruning = settings.pruning
-    if not 0 <= pruning.prompts < 1:
-        raise UserError(f"--pruning.prompts must be in [0, 1), got {pruning.prompts}")
-    try:
-        GroupPolicy(pruning.rule, pruning.share)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    check(settings)
     pairs = made(WARM + settings.prompts + HELD_OUT, settings.seed)
     ends = (0, WARM, WARM + settings.prompts, len(pairs))
     uses = zip(("warm up", "train", "evaluate"), pairwise(ends), strict=True)
@@ -297,4 +314,7 @@ def main(settings: Settings) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(Settings))
+        try:
+            main(tyro.cli(Settings))
+        except FloatingPointError as error:
+            raise UserError(f"{error}; try a smaller --lr or --warm-lr") from None

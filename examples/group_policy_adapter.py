@@ -23,6 +23,7 @@ from pretrain.core.rng import SampleRNG
 from pretrain.infobatch.policies import inclusion_probabilities
 
 RULES = ("all", "random", "cppo", "dppo", "proportional", "nonzero")
+EPS = 1e-4  # added to the standard deviation of the rewards
 FLOOR = 0.1  # least inclusion probability of rule proportional, so that no weight is above 10
 WIDTH = 64  # tokens of a row of packed sequences
 
@@ -38,12 +39,11 @@ class Rollouts(NamedTuple):
     index: Tensor  # int64 [Q]; the prompts
 
 
-def advantages(reward: Tensor, eps: float = 1e-4) -> Tensor:
-    """Rewards relative to their group: (R - mean) / (standard deviation + eps), the latter over G, not G - 1.
+def advantages(reward: Tensor) -> Tensor:
+    """Rewards relative to their group: (R - mean) / (standard deviation + EPS), the latter over G, not G - 1.
 
     Args:
         reward: [Q, G].
-        eps: added to the standard deviation.
 
     Returns:
         float32 [Q, G]; exactly 0 in a group whose rewards are all equal.
@@ -51,7 +51,7 @@ def advantages(reward: Tensor, eps: float = 1e-4) -> Tensor:
     reward = reward.float()
     centred = reward - reward.mean(dim=1, keepdim=True)
     equal = reward.amax(dim=1, keepdim=True) == reward.amin(dim=1, keepdim=True)
-    return (centred / (reward.std(dim=1, correction=0, keepdim=True) + eps)).masked_fill(equal, 0)
+    return (centred / (reward.std(dim=1, correction=0, keepdim=True) + EPS)).masked_fill(equal, 0)
 
 
 def probabilities(size: Tensor, rule: str, share: float) -> Tensor:

@@ -188,7 +188,8 @@ class SeTa(OtherMethod):
         super().__init__(size, **more)
         for name, value in (("keep", keep), ("window", window)):
             _require(0 < value <= 1, name, "in (0, 1]", value)
-        _require(groups >= 1, "groups", "at least 1", groups)
+        _require(groups >= 1 and groups == int(groups), "groups", "a whole number from 1", groups)
+        _require(0 <= anneal <= 1, "anneal", "in [0, 1]", anneal)
         self.keep, self.groups, self.window = keep, int(groups), max(1, round(groups * window))
         self.first_full = self.total_epochs - math.ceil(anneal * self.total_epochs - 1e-9)
 
@@ -234,7 +235,7 @@ class IES(OtherMethod):
     def __init__(self, size: int, *, threshold: float = 1e-3, window: float = 3, **more: Any) -> None:
         super().__init__(size, **more)
         _require(threshold > 0, "threshold", "above 0", threshold)
-        _require(window >= 1, "window", "at least 1", window)
+        _require(window >= 1 and window == int(window), "window", "a whole number from 1", window)
         self.threshold, self.window = threshold, int(window)
         self.history = torch.full((self.window + 3, size), torch.nan)  # losses, the newest last; NaN before the first
 

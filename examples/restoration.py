@@ -30,6 +30,7 @@ from pretrain.data.preload import preload
 from pretrain.data.sources import Source, open_data
 
 RANGES = 3  # of the noise level, for which the quality is printed
+DRAWS = 4  # of the noise of each held-out image
 Arm = Literal["dense", "narrow", "2:4", "level", "reversed", "image"]
 
 
@@ -104,7 +105,7 @@ def build(arm: Arm, shape: tuple[int, int, int], width: int, blocks: int, budget
 
 
 @torch.no_grad()
-def measure(network: nn.Module, adapter: Restoration, source: Source, draws: int = 4) -> dict[str, Any]:
+def measure(network: nn.Module, adapter: Restoration, source: Source) -> dict[str, Any]:
     """Peak signal-to-noise ratio in dB of restored held-out images, and the FLOPs that they cost.
 
     Returns:
@@ -114,9 +115,9 @@ def measure(network: nn.Module, adapter: Restoration, source: Source, draws: int
     found: list[Tensor] = []
     for batch in source.test.batches(range(len(source.test)), 250):
         batch = on_device(batch, device())
-        for draw in range(draws):
+        for draw in range(DRAWS):
             rng = SampleRNG(0, draw, index=batch.index)
-            level = (SampleRNG(1, index=batch.index).uniform() + draw / draws) % 1
+            level = (SampleRNG(1, index=batch.index).uniform() + draw / DRAWS) % 1
             x, noise, sigma = adapter.noisy(batch._replace(level=level), rng)
             output = network(x, 1000 * level, batch.label)
             choice = (
@@ -147,7 +148,7 @@ def train(network: nn.Module, source: Source, adapter: Restoration, training: Tr
     def objective(model: nn.Module, batch: Batch, rng: SampleRNG) -> Any:
         return adapter(model, batch, rng, used[-1].progress)
 
-    fit(training, network, objective, len(source.train), batches, over="both")
+    fit(training, network, objective, len(source.train), batches, weights=source.weights, over="both")
     return network
 
 

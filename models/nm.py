@@ -60,6 +60,19 @@ class NMConfig:
         if list(self.thresholds) != sorted(self.thresholds):
             raise ValueError(f"thresholds must be in ascending order, got {self.thresholds}")
 
+    def check_adapter(self, adapter: Any) -> None:
+        """Check that the default thresholds fit the times of an objective.
+
+        Raises:
+            ValueError: its times are not in [0, 1000].
+        """
+        other_times = hasattr(adapter, "sigma_data") or getattr(adapter, "timesteps", 1000) != 1000
+        if self.by == "level" and not self.thresholds and other_times:
+            raise ValueError(
+                "thresholds must be given for times that are not in [0, 1000], as those of edm, ln(sigma) / 4, and of "
+                "ddpm with other timesteps than 1000"
+            )
+
     def build(self, shape: tuple[int, int, int], classes: int) -> "NMNetwork":
         """Make the network for images of `shape`, (C, H, W), and `classes` classes (0: without labels).
 

@@ -78,6 +78,8 @@ def test_the_command_line_is_stronger_than_the_recipe(monkeypatch: pytest.Monkey
         (["--training.lr", "much"], "must be a number"),
         (["--training.rate", "1"], "--training.rate"),
         (["--adapter.mixup", "2"], "mixup"),
+        (["--training.batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--training.lr", "-1"], "lr must be above 0, got -1"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(
@@ -97,6 +99,8 @@ def test_a_wrong_command_line_is_one_sentence(
         (Training(policy="orderdp"), 0.0, "needs a budget"),
         (Training(policy="ies", budget=0.5), 0.0, "takes no budget"),
         (Training(policy="seta", settings={"half": 2}), 0.0, "has no setting half"),
+        (Training(policy="seta", settings={"groups": 5.5}), 0.0, "groups must be a whole number"),
+        (Training(policy="ies", settings={"window": 1.5}), 0.0, "window must be a whole number"),
         (Training(policy="infobatch", settings={"half": 2}), 0.0, "no setting 'half'"),
         (Training(policy="infobatch"), 0.4, "--training.policy full"),
         (Training(policy="full", optimizer="sdg"), 0.0, "--training.optimizer sdg"),
@@ -128,6 +132,10 @@ def test_images_without_labels_and_other_networks_are_refused(tmp_path: Path) ->
     for path in folder.rglob("*.png"):
         path.rename(flat / path.name)
     with pytest.raises(UserError, match="no labels"):
+        classification.main(data=Data(str(flat), held_out=4))
+    rows = [f"{path.name},{'' if n == 3 else n % 2}" for n, path in enumerate(sorted(flat.iterdir()))]
+    (flat / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    with pytest.raises(UserError, match=r"1 of \d (training|held-out) images have no label"):
         classification.main(data=Data(str(flat), held_out=4))
     for name in ("vit_tiny_patch16_224", "resnet", "densenet121"):
         with pytest.raises(UserError, match="no ResNet"):

@@ -294,3 +294,10 @@ def test_the_example_runs_and_reports_its_cost(tiny, tmp_path: Path, capsys) -> 
 def test_a_wrong_setting_is_an_error(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         group_policy.main(replace(SMALL, pruning=replace(SMALL.pruning, **wrong)))
+
+
+@pytest.mark.parametrize("name", ["epochs", "lr", "group", "prompts", "batch_size", "width", "warm_epochs", "warm_lr"])
+def test_a_number_out_of_its_range_is_an_error_before_any_training(name: str) -> None:
+    wrong: dict[str, Any] = {name: 97 if name == "width" else 0}
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be "):
+        group_policy.main(replace(SMALL, **wrong))

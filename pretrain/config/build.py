@@ -24,14 +24,16 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
         classes: number of labels that condition it; 0: none.
 
     Raises:
-        UserError: the network can't have these settings for such images.
+        UserError: the network can't have these settings for such images or this objective.
     """
     torch.manual_seed(fold_seed(config.seed))
+    part, adapter = config.component("model"), config.component("adapter")
     try:
-        model = config.component("model").build(shape, classes)
+        if hasattr(part, "check_adapter"):
+            part.check_adapter(adapter)
+        model = part.build(shape, classes)
     except ValueError as error:
         raise UserError(str(error)) from None
-    adapter = config.component("adapter")
     return adapter.prepare(model) if isinstance(adapter, Prepares) else model
 
 

@@ -200,18 +200,22 @@ class PartialForwardBlocking:
         weight[kept] = (1 / probability).expand(size)[kept]
         return kept, weight
 
-    def around(self, objective: Adapter, model: nn.Module, source: Source) -> tuple["PartialForwardBlocking", int]:
-        """This object around another form of its objective, and the FLOPs of a blocked sample in the network.
+    def around(
+        self, objective: Adapter, model: nn.Module, source: Source, flops: int, of_references: int
+    ) -> tuple["PartialForwardBlocking", tuple[int, int]]:
+        """This object around another form of its objective; the FLOPs of a sample that goes on, and of a blocked one.
 
         Args:
             objective: for example the adapter bound to references.
             model: the bare network.
             source: of the images.
+            flops: of a sample that goes on.
+            of_references: those of them for posterior means, which blocked samples have, too.
         """
         one = black_image(source.shape, source.classes, torch.device("meta"))
-        flops = blocked_flops(self.objective, model, one)
+        blocked = blocked_flops(self.objective, model, one) + of_references
         self.objective = objective
-        return self, flops
+        return self, (flops, blocked)
 
     def attach(self, model: nn.Module, device: torch.device) -> None:
         """Nothing: the density stays on the CPU."""

@@ -3,7 +3,8 @@
     pretrain replay RUN
 
 Such a run leaves RUN/bad-step.safetensors with the parameters, and the index and level of the samples. Images, noise
-and masks are functions of (seed, epoch, index), so the step can be repeated; here on the CPU and in float32.
+and masks are functions of (seed, epoch, index), so the step can be repeated; here on the CPU and in float32. Dropout,
+routed tokens and blocked samples are not repeated.
 """
 
 import json
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint import storage
 from pretrain.checkpoint.load_run import load_run
+from pretrain.config.schema import flat
 from pretrain.core.console import Display
 from pretrain.core.errors import UserError
 from pretrain.core.padding import sample_of
@@ -28,6 +30,7 @@ from pretrain.training.flops import profile_sample
 from pretrain.training.references import with_references
 
 FILE = "bad-step.safetensors"
+OTHER_RANDOMNESS = ("model.route", "model.dropout", "blocking.share")  # which no key (seed, epoch, index) determines
 
 
 class Replayed(NamedTuple):
@@ -39,6 +42,7 @@ class Replayed(NamedTuple):
         gradients: names of parameters whose gradient is not finite.
         module: name and class of the first module whose output is not finite, or "".
         name: of each sample's image.
+        differs: settings with which the repeated step is not the one that was made, or "".
     """
 
     index: list[int]
@@ -46,6 +50,7 @@ class Replayed(NamedTuple):
     gradients: list[str]
     module: str
     name: list[str]
+    differs: str
 
 
 def record(run: Path, parameters: Mapping[str, Tensor], samples: Sequence[tuple[int, float]], **about: Any) -> Path:
@@ -124,7 +129,9 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
         name for name, value in model.named_parameters() if value.grad is not None and not value.grad.isfinite().all()
     ]
     names = [images.name_of(sample_of(number)) for number in index.tolist()]
-    return Replayed(index.tolist(), losses, bad, first[0] if first else "", names)
+    given = flat(trained.config.to_dict())
+    differs = ", ".join(f"{name} {given[name]}" for name in OTHER_RANDOMNESS if given.get(name))
+    return Replayed(index.tolist(), losses, bad, first[0] if first else "", names, differs)
 
 
 def _tensors(output: object) -> list[Tensor]:
@@ -150,6 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = replay(given.run)
     display = Display(True)
     bad = [place for place, loss in enumerate(found.loss) if not abs(loss) < float("inf")]
+    if found.differs:
+        display.print(
+            f"the repeated step leaves out other parts of the network than the one that was made: {found.differs}"
+        )
     display.print(f"{len(found.index)} samples, the losses of {len(bad)} are not finite")
     for place in bad[:10]:
         display.print(f"  sample {sample_of(found.index[place])}: {found.name[place]}")

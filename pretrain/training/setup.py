@@ -98,8 +98,7 @@ def setup(
         micro_batch = _largest_micro_batch(config, objective, model, state, accelerator, micro_batch)
         display.print(f"--micro-batch auto: {micro_batch} images per forward pass and process")
     if blocking:
-        objective, first = blocking.around(objective, state.model, source)
-        state.flops = (flops, first + flops - cost.flops)  # posterior means are computed for blocked samples, too
+        objective, state.flops = blocking.around(objective, state.model, source, flops, flops - cost.flops)
     lock = _lock_directory(config, source, resumed, main)
     metrics_length = resumed.state.values["metrics"] if resumed else 0
     reporter = Reporter(config, accelerator, display, cost.loss_name, metrics_length)

@@ -60,14 +60,6 @@ def test_the_best_density_has_the_least_second_moment_of_each_kind() -> None:
     assert (moment(gradient_variance.UNIFORM) > moment(best)).all()
 
 
-def test_proportional_shares_sum_to_the_budget() -> None:
-    size = torch.rand(500).double() ** 4 + 1e-6
-    p = gradient_variance.proportional(size, 0.4)
-    assert p.mean().item() == pytest.approx(0.4, abs=1e-6) and p.max() <= 1
-    inside = p < 1
-    assert (p[inside] / size[inside]).std() < 1e-6 * (p[inside] / size[inside]).mean()
-
-
 def test_gradients_are_those_of_the_training_with_its_posterior_means(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,10 +100,10 @@ def test_non_finite_gradients_in_three_steps_stop_the_run(pictures: Path, tmp_pa
 
 def test_a_diverging_run_stops_and_its_step_is_replayed(pictures: Path, tmp_path: Path) -> None:
     words = [*common(pictures, tmp_path / "run"), "--optim.lr", 1e30, "--optim.clip", 0, "--optim.warmup", 0]
-    sentence = refused("train_diffusion.py", *words)
+    sentence = refused("train_diffusion.py", *words, "--model.dropout", 0.1)
     assert "not finite" in sentence
     found = replay_step.replay(tmp_path / "run")
-    assert found.module
+    assert found.module and found.differs == "model.dropout 0.1"
     assert all(value.isfinite().all() for value in final(tmp_path / "run", "ema").values())
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.adapters.ddpm import DDPM
+from pretrain.adapters.edm import EDM
 from pretrain.adapters.flow import Flow
 from pretrain.core.rng import generator
 from pretrain.export.to_diffusers import to_diffusers
@@ -217,6 +219,15 @@ def test_a_classifier_needs_an_objective_that_trains_it() -> None:
 def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NMConfig(**settings)
+
+
+def test_thresholds_must_be_given_where_times_are_not_in_0_to_1000() -> None:
+    for adapter in (EDM(), DDPM(timesteps=100)):
+        with pytest.raises(ValueError, match="thresholds must be given"):
+            NMConfig().check_adapter(adapter)
+        NMConfig(thresholds=(-0.5, 0.25)).check_adapter(adapter)
+    for adapter in (DDPM(), Flow()):
+        NMConfig().check_adapter(adapter)
 
 
 def test_thresholds_are_times_and_a_group_must_divide_the_channels() -> None:
