@@ -47,16 +47,15 @@ RUNS = {  # recipe and flags
 }
 HEAD = """# Levels by importance under each objective
 
-Made by `python benchmarks/levels.py`: one run without pruning of each objective, then the variance of the weighted
-gradient at its last parameters relative to uniform sampling at equal cost, with a 95 % interval over images. Below 1
-choosing levels by importance promises a saving. *Preconditioned*: in units of Adam's running squares. *Best possible*:
-of the density of levels for which it is least. Trainings beside
-shortened training tested four rows of the DiT: the preconditioned 0.50 of the linear schedule became a cost of 0.70 to
-0.73 (levels alone), the 0.70 of the cosine one 0.79 to 0.90 (images and levels), the 0.80 of velocities with min-SNR
-0.82 [0.76, 0.90] and the 0.90 of EDM 0.95 [0.84, 1.06] (levels alone). So a number near 0.9 promises little.
-`--infobatch`
-alone chooses levels by importance where the preconditioned number is 0.9 or less. `RUNS` in levels.py has the recipe
-and flags of each row.
+Made by `python benchmarks/levels.py`: one run without pruning of each objective; then, at its last parameters, the
+variance of the weighted gradient if levels are drawn by importance over that if they are drawn uniformly, at equal
+cost, with a 95 % interval over images. Below 1 choosing levels promises a saving. *Preconditioned*: each coordinate in
+units of Adam's running squares. *Best possible*: the least that any fixed density of levels could have. Trainings
+beside shortened training tested four rows of the DiT: the preconditioned 0.50 of the linear schedule became a cost of
+0.70 to 0.77 (levels alone), the 0.70 of the cosine one 0.79 to 0.90 (images and levels), the 0.80 of velocities with
+min-SNR 0.82 [0.76, 0.90] and the 0.90 of EDM 0.95 [0.84, 1.06] (levels alone). So a number near 0.9 promises little.
+`--infobatch` alone chooses levels by importance where the preconditioned number is 0.9 or less. `RUNS` in levels.py
+has the recipe and flags of each row.
 
 """
 

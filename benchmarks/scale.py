@@ -16,11 +16,12 @@ HEAD = """# The saving at several sizes
 
 Made by `python benchmarks/scale.py` from the records of `results/NAME/commands.sh`;
 [benchmarks/README.md](../README.md) defines metrics and intervals. A row is one learning rate of the combination, the
-same for all metrics (where a share of the samples is used times one over its root). *Seeds* are those of the row's
+same for all metrics; pruned runs divide it by the root of the share of the samples that they use. *Seeds* are those of the row's
 arms, the fewest and the most. *Against AdamW*: the FLOPs at which the combination reaches the quality of full training
 with AdamW at its best learning rate by the metric in question, as a share of that training's. *Of pruning alone*: the
 same against full training with the combination's own optimizer, network and objective; empty where the combination
-leaves no sample or level out, or where that full training was not run.
+leaves no sample or level out, or where that full training was not run. `flow_x33` trained on plain targets, as posterior
+means over 50,000 images cost too much: there it is Muon and levels alone.
 """
 
 

@@ -44,7 +44,8 @@ def with_references(
     cost = _flops(source)
     images, flip, said = source.train, source.train.data.flip, "although --adapter.posterior-mean is set"
     if obstacle := _obstacle(source, cost / flops if flops else math.inf):
-        log(f"targets are not posterior means, {said}: {obstacle}")
+        more = "; without them choosing levels saved nothing: give --pruning.policy full" if config.infobatch else ""
+        log(f"targets are not posterior means, {said}: {obstacle}{more}")
         return adapter, flops
     parts = [on_device(batch, device) for batch in images.batches(range(len(images)), BATCH)]
     image, label = torch.cat([part.image for part in parts]), torch.cat([part.label for part in parts])
