@@ -16,12 +16,12 @@ HEAD = """# The saving at several sizes
 
 Made by `python benchmarks/scale.py` from the records of `results/NAME/commands.sh`;
 [benchmarks/README.md](../README.md) defines metrics and intervals. A row is one learning rate of the combination, the
-same for all metrics; pruned runs divide it by the root of the share of the samples that they use. *Seeds* are those of the row's
-arms, the fewest and the most. *Against AdamW*: the FLOPs at which the combination reaches the quality of full training
-with AdamW at its best learning rate by the metric in question, as a share of that training's. *Of pruning alone*: the
-same against full training with the combination's own optimizer, network and objective; empty where the combination
-leaves no sample or level out, or where that full training was not run. `flow_x33` trained on plain targets, as posterior
-means over 50,000 images cost too much: there it is Muon and levels alone.
+same for all metrics; pruned runs divide it by the root of the share of the samples that they use. *Seeds* are those of
+the row's arms, the fewest and the most. *Against AdamW*: the FLOPs at which the combination reaches the quality of full
+training with AdamW at its best learning rate by the metric in question, as a share of that training's. *Of pruning
+alone*: the same against full training with the combination's own optimizer, network and objective; empty where the
+combination leaves no sample or level out, or where that full training was not run. `flow_x33` trained on plain targets,
+as posterior means over 50,000 images cost too much: there it is Muon and levels alone.
 """
 
 
@@ -45,7 +45,8 @@ SECONDS = """
 ## Seconds
 
 Training time of the combination beside full training with AdamW, one thread on a core of its own with the other core
-idle; seconds are a share of those of the same seed, the mean with the smallest and the largest.
+idle; seconds are a share of those of the same seed, the mean with the smallest and the largest. The two are not matched
+in quality: what is measured is the time of a FLOP. Full training has the recipe's learning rate.
 
 """
 OBJECTIVES = (
@@ -124,8 +125,10 @@ def seconds() -> str:
             full = [value for (name, _), value in spent.items() if name == "full"]
             name = described(folder.name.removeprefix("seconds_"))
             whole = f"{sum(full) / len(full):.0f}"
-            rows.append([name, whole, f"`{arm.name}`", str(len(shares)), found.share(arm, "flops"), share])
+            loss = " and ".join(proof.spread(each, "validation_loss") for each in (*found.baseline, arm))
+            rows.append([name, whole, f"`{arm.name}`", str(len(shares)), found.share(arm, "flops"), share, loss])
     head = ["training", "full training, seconds", "arm", "seeds", "share of the FLOPs", "share of the seconds"]
+    head.append("validation loss, full and arm")
     return SECONDS + proof.markdown(head, rows)
 
 

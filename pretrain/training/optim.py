@@ -70,8 +70,8 @@ class Muon(torch.optim.AdamW):
     The momentum of a matrix is replaced by its nearest semi-orthogonal matrix, approximately, by a Newton-Schulz
     iteration. The step is scaled by 0.2 sqrt(max(rows, columns)), so that an update is as large as AdamW's (Liu et al.
     2025, "Muon is scalable for LLM training", section 2.2); its best learning rate was 0.4 to 5 times AdamW's best one
-    on our benches. A convolution is a matrix [out, in * kernel]. timm and torch have Muon, too, but iterate in bfloat16 on
-    every device, which is 15 times slower on a CPU, and one matrix at a time.
+    on our benches. A convolution is a matrix [out, in * kernel]. timm and torch have Muon, too, but iterate in bfloat16
+    on every device, which is 15 times slower on a CPU, and one matrix at a time.
 
     Of sharded parameters each process iterates some of the matrices, which are exchanged before and after it.
     """
