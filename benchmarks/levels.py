@@ -39,11 +39,15 @@ RUNS = {  # recipe and flags
     "dit-flow-sample": ("dit", "--adapter flow --adapter.prediction sample"),
     "unet-epsilon-linear": ("epsilon", "--adapter.noise-schedule linear --epochs 10"),
     "unet-epsilon-cosine": ("epsilon", "--epochs 10"),
+    "unet-epsilon-cosine-min-snr": ("epsilon", "--adapter.min-snr 5 --epochs 10"),
+    "unet-v-linear": ("epsilon", f"--adapter.noise-schedule linear {V} --epochs 10"),
     "unet-v-cosine": ("epsilon", f"{V} --epochs 10"),
     "unet-v-cosine-min-snr": ("epsilon", f"{V} --adapter.min-snr 5 --epochs 10"),
     "unet-edm": ("epsilon", "--adapter edm --epochs 10"),
     "unet-flow": ("epsilon", "--adapter flow --epochs 10"),
     "unet-flow-logit-normal": ("epsilon", "--adapter flow --adapter.times logit_normal --epochs 10"),
+    "unet-flow-shift3": ("epsilon", "--adapter flow --adapter.shift 3 --epochs 10"),
+    "unet-flow-posterior-mean": ("epsilon", "--adapter flow --adapter.posterior-mean --epochs 10"),
 }
 HEAD = """# Levels by importance under each objective
 
