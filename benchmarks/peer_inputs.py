@@ -29,9 +29,10 @@ FLAGS = {
     ("mae", "large"): "--model.encoder vit_small_patch16_224 --model.patch 4 --model.width 384 --model.depth 12 "
     "--model.heads 6 --model.decoder-width 256 --model.decoder-depth 4 --model.decoder-heads 8",
 }
-DENOISER = "--adapter ddpm --optim.name adamw"  # the program's default recipe has another objective and optimizer
+DENOISER = "--adapter ddpm --optim.name adamw"  # the programs' default recipes have another objective or optimizer
 # As in He et al. 2022: all hidden patches are predicted by self-attention, gradients are not clipped.
-MAE = "--model.decoder self --adapter.predict 1 --optim.clip 0 --optim.betas 0.9 0.95 --optim.weight-decay 0.05"
+MAE = "--model.decoder self --adapter.predict 1 --optim.name adamw --optim.clip 0 --optim.betas 0.9 0.95"
+MAE += " --optim.weight-decay 0.05"
 HELD_OUT = 1000  # images that our program evaluates before its first step, as many as it holds out by default
 EPOCHS = 8  # of our program; the process ends before
 
