@@ -54,7 +54,7 @@ OBJECTIVES = (
         "Noise prediction, linear noise schedule",
         "Muon, levels and samples by importance",
         "muon-importance",
-        ("dit", "dit_x8", "dit_x64"),
+        ("dit", "dit_x8", "unet", "dit_x64"),
     ),
     Objective(
         "Flow matching",
@@ -74,8 +74,9 @@ OBJECTIVES = (
 def described(name: str) -> str:
     """The images of a recipe, and how often they are used."""
     found = recipe(f"benchmarks/recipes/{name}.yaml")
-    images = {"fashion-mnist": "Fashion-MNIST", "uoft-cs/cifar10": "CIFAR-10"}[found["data.source"]]
-    count = int(found.get("data.limit", 50_000))
+    source = found.get("data.source", found.get("data", ""))
+    images = {"fashion-mnist": "Fashion-MNIST", "uoft-cs/cifar10": "CIFAR-10"}[source]
+    count = int(found.get("data.limit", {"Fashion-MNIST": 6_000, "CIFAR-10": 50_000}[images]))
     return f"`{name}`: {count:,} images of {images}, {found['epochs']} epochs"
 
 
