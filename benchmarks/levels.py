@@ -60,7 +60,7 @@ beside shortened training tested four rows of the DiT: the preconditioned 0.50 o
 min-SNR 0.82 [0.76, 0.90] and the 0.90 of EDM 0.95 [0.84, 1.06] (levels alone). So a number near 0.9 promises little.
 `--infobatch` alone chooses levels by importance where the preconditioned number is 0.9 or less for the DiT. For flow
 matching with posterior means the UNet's is 0.96; there training with Muon decided, which is 0.90 [0.88, 0.94] of
-shortened training at one of two learning rates. `RUNS` in levels.py has the recipe and flags of each row.
+shortened training at one of four learning rates. `RUNS` in levels.py has the recipe and flags of each row.
 
 """
 
