@@ -11,6 +11,7 @@ python benchmarks/compare.py --config benchmarks/recipes/dit.yaml --output-dir r
   "importance@0.65 lr^0.5=--pruning.policy importance --pruning.budget 0.65 --optim.compensation 0.5" \
   "importance@0.65=--pruning.policy importance --pruning.budget 0.65" \
   "importance@0.75 lr^0.5=--pruning.policy importance --pruning.budget 0.75 --optim.compensation 0.5" \
+  "importance@0.85 lr^0.5=--pruning.policy importance --pruning.budget 0.85 --optim.compensation 0.5" \
   "infobatch lr^0.5=--pruning.policy infobatch --optim.compensation 0.5" \
   "infobatch=--pruning.policy infobatch" \
   "levels@0.55=--pruning.policy importance --pruning.over levels --pruning.budget 0.55" \
@@ -20,6 +21,7 @@ python benchmarks/compare.py --config benchmarks/recipes/dit.yaml --output-dir r
   "muon-importance@0.45 lr 1.2e-2=--optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-importance@0.55 lr 1.2e-2=--optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.55" \
   "muon-importance@0.75 lr 1.2e-2=--optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.75" \
+  "muon-importance@0.9 lr 1.2e-2=--optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.9" \
   "muon@0.35 lr 1.2e-2=--epochs 7 --optim.name muon --optim.lr 1.2e-2" \
   "muon@0.35 lr 2.4e-2=--epochs 7 --optim.name muon --optim.lr 2.4e-2" \
   "muon@0.45 lr 1.2e-2=--epochs 9 --optim.name muon --optim.lr 1.2e-2" \
