@@ -8,8 +8,10 @@ python benchmarks/compare.py --config benchmarks/recipes/dit_cosine.yaml --outpu
   "importance@0.5 lr*1.5 lr^0.5=--pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.5 --optim.lr 0.012" \
   "importance@0.65 lr*1.5 lr^0.5=--pruning.policy importance --pruning.budget 0.65 --optim.compensation 0.5 --optim.lr 0.012" \
   "importance@0.65 lr^0.5=--pruning.policy importance --pruning.budget 0.65 --optim.compensation 0.5" \
+  "importance@0.8 lr*1.5 lr^0.5=--pruning.policy importance --pruning.budget 0.8 --optim.compensation 0.5 --optim.lr 0.012" \
   "muon-importance@0.45 lr 1.2e-2=--optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-importance@0.55 lr 1.2e-2=--optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.55" \
+  "muon-importance@0.75 lr 1.2e-2=--optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.75" \
   "muon@0.55 lr 1.2e-2=--epochs 11 --optim.name muon --optim.lr 1.2e-2" \
   "muon@0.75 lr 1.2e-2=--epochs 15 --optim.name muon --optim.lr 1.2e-2" \
   "muon@1 lr 1.2e-2=--epochs 20 --optim.name muon --optim.lr 1.2e-2" \

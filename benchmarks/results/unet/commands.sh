@@ -11,6 +11,7 @@ python benchmarks/compare.py --config benchmarks/recipes/unet.yaml --output-dir 
   "shortened@0.714 lr*1.18=--epochs 5 --optim.lr 0.0035496478698597697"
 
 python benchmarks/compare.py --config benchmarks/recipes/unet.yaml --output-dir runs/compare/unet --seeds 0 --arms \
+  "full lr*0.5=--optim.lr 1.5e-3" \
   "full lr*2=--optim.lr 6e-3" \
   "muon-importance@0.65 lr 1.2e-2=--pruning.policy importance --pruning.budget 0.65 --optim.name muon --optim.lr 1.2e-2 --optim.compensation 0.5" \
   "muon-importance@0.65 lr 3e-3=--pruning.policy importance --pruning.budget 0.65 --optim.name muon --optim.lr 3e-3 --optim.compensation 0.5" \
