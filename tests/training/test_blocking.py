@@ -260,6 +260,8 @@ def test_a_run_is_resumed_to_the_same_bits_and_its_cost_is_less(
         *common(pictures, tmp_path / "run"),
         "--blocking.share",
         0.5,
+        "--optim.name",
+        "adamw",
         "--checkpoint.every",
         3,
         "--checkpoint.keep",
