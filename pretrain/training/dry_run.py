@@ -1,6 +1,5 @@
 """`--dry-run`: what a training would cost, from a few timed steps."""
 
-import math
 import resource
 import sys
 
@@ -8,7 +7,7 @@ import torch
 
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
-from pretrain.training.optim import step_flops
+from pretrain.training.optim import step_flops, steps_in_epoch
 from pretrain.training.run import Run
 
 TIMED_STEPS = 3
@@ -23,7 +22,7 @@ def estimate(run: Run, seconds: float) -> list[tuple[str, str]]:
     """
     config, size = run.config, len(run.source.train)
     share = config.pruning.budget if config.infobatch else 1.0
-    steps = math.ceil(size * config.epochs * (share or 1.0) / config.batch_size)
+    steps = config.epochs * steps_in_epoch(round(size * (share or 1.0)), config.batch_size)
     flops, _ = run.state.flops
     total = flops * size * config.epochs * (share or 1.0) + step_flops(run.state.model, config.optim) * steps
     most = "" if share and not config.blocking.share else "at most "

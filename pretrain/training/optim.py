@@ -136,6 +136,11 @@ def step_flops(model: nn.Module, optim: Optim) -> int:
     return sum(ITERATIONS * (4 * m**2 * n + 2 * m**3) for m, n in sides)
 
 
+def steps_in_epoch(samples: int, batch_size: int) -> int:
+    """Optimizer steps of an epoch; less than half a batch at its end joins the step before it (`micro_batches`)."""
+    return max(1, (2 * samples + batch_size) // (2 * batch_size))
+
+
 def warmup_cosine(progress: float, warmup: float) -> float:
     """Factor of the peak learning rate: a linear rise from 0 to 1, then a cosine decay to 0.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,9 @@ def with_references(
     cost = _flops(source)
     images, flip, said = source.train, source.train.data.flip, "although --adapter.posterior-mean is set"
     if obstacle := _obstacle(source, cost / flops if flops else math.inf):
-        more = "; without them choosing levels saved nothing: give --pruning.policy full" if config.infobatch else ""
+        best = getattr(replace(adapter, posterior_mean=False), "infobatch", {}).get("pruning.policy")
+        nothing = best == "full" != config.policy
+        more = "; without them choosing levels saved nothing: give --pruning.policy full" if nothing else ""
         log(f"targets are not posterior means, {said}: {obstacle}{more}")
         return adapter, flops
     parts = [on_device(batch, device) for batch in images.batches(range(len(images)), BATCH)]

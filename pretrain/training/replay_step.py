@@ -30,7 +30,7 @@ from pretrain.training.flops import profile_sample
 from pretrain.training.references import with_references
 
 FILE = "bad-step.safetensors"
-OTHER_RANDOMNESS = ("model.route", "model.dropout", "blocking.share")  # which no key (seed, epoch, index) determines
+NOT_REPEATED = ("model.route", "model.dropout", "blocking.share")  # settings that leave out parts of the network
 
 
 class Replayed(NamedTuple):
@@ -130,7 +130,7 @@ def replay(run: Path, micro_batch: int = 32) -> Replayed:
     ]
     names = [images.name_of(sample_of(number)) for number in index.tolist()]
     given = flat(trained.config.to_dict())
-    differs = ", ".join(f"{name} {given[name]}" for name in OTHER_RANDOMNESS if given.get(name))
+    differs = ", ".join(f"{name} {given[name]}" for name in NOT_REPEATED if given.get(name))
     return Replayed(index.tolist(), losses, bad, first[0] if first else "", names, differs)
 
 

@@ -12,7 +12,7 @@ from pretrain.adapters import bare
 from pretrain.checkpoint.storage import State
 from pretrain.config.schema import Config
 from pretrain.core.console import duration
-from pretrain.training.optim import step_flops
+from pretrain.training.optim import step_flops, steps_in_epoch
 
 
 def summarise(
@@ -43,6 +43,7 @@ def summarise(
     (flops, first), per_step = values["flops"], step_flops(model, config.optim)
     blocked = int(state.tensors["blocking"]["blocked"]) if "blocking" in state.tensors else 0
     of_samples = flops * (used - blocked) + first * blocked
+    full_steps = round(config.epochs * values["progress"] * steps_in_epoch(size, config.batch_size))
     quality = [
         {name: value for name, value in record.items() if name not in ("kind", "epoch")} for record in evaluations
     ]
@@ -63,7 +64,7 @@ def summarise(
         "images_per_second": used / seconds if seconds else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_flops": of_samples + per_step * values["step"],
-        "full_train_flops": flops * full + per_step * -(-full // config.batch_size),
+        "full_train_flops": flops * full + per_step * full_steps,
         "mfu": of_samples / seconds / peak if seconds and peak else None,
         "bad_images": sorted({*values["bad_images"], *values["bad_heldout_images"]}),
         "quality_before": quality[0] if quality and not evaluations[0].get("epoch") else {},

@@ -20,7 +20,7 @@ def test_a_dry_run_says_what_the_run_costs_and_leaves_nothing(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "temporary").mkdir()
-    settings = [*common(pictures, tmp_path / "run", 5), "--batch-size", "3", "--optim.name", "adamw", *PRUNING[pruning]]
+    settings = [*common(pictures, tmp_path / "run", 5), "--batch-size", "3", *PRUNING[pruning]]
     with pytest.raises(SystemExit) as ended:
         train(program, *settings, "--dry-run", "--tracker", "tensorboard")
     assert ended.value.code == 0

@@ -12,13 +12,15 @@ from conftest import PRUNED, read_metrics
 from PIL import Image
 from programs import PROGRAMS, common, final, same, train
 
+from pretrain.checkpoint.load_run import load_run
+from pretrain.training.optim import step_flops
+
 
 @pytest.mark.parametrize("script", PROGRAMS)
 @pytest.mark.parametrize("infobatch", [True, False])
 def test_a_run_writes_its_files(script: str, infobatch: bool, pictures: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    words = [*common(pictures, folder, 8), "--optim.name", "adamw"]  # whose steps cost no FLOPs
-    train(script, *words, *((*PRUNED, "--evaluate.at-start") if infobatch else ()))
+    train(script, *common(pictures, folder, 8), *((*PRUNED, "--evaluate.at-start") if infobatch else ()))
     printed = capsys.readouterr()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["policy"] == ("infobatch" if infobatch else "full")
@@ -27,9 +29,13 @@ def test_a_run_writes_its_files(script: str, infobatch: bool, pictures: Path, tm
     assert summary["saved_fraction"] == pytest.approx(1 - summary["samples_used"] / (8 * 43))
     assert summary["adapter"] == {"train_diffusion.py": "ddpm", "train_mae.py": "mae"}[script]
     assert summary["seconds"] > 0 and summary["bad_images"] == []
-    assert (
-        0 < summary["train_flops"] == summary["full_train_flops"] // summary["full_samples"] * summary["samples_used"]
-    )
+    found = load_run(folder)
+    per_step = step_flops(found.model, found.config.optim)
+    assert (per_step > 0) == (script == "train_mae.py")  # by Muon
+    of_samples = summary["train_flops"] - per_step * summary["steps"]
+    of_full = summary["full_train_flops"] - per_step * 8 * 4  # of 12, 12, 12 and 7 images
+    assert 0 < of_samples == of_full // summary["full_samples"] * summary["samples_used"]
+    assert infobatch or summary["train_flops"] == summary["full_train_flops"]
     if infobatch:
         assert summary["quality"]["validation_loss"] < summary["quality_before"]["validation_loss"]
     else:
