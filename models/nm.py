@@ -69,8 +69,8 @@ class NMConfig:
         other_times = hasattr(adapter, "sigma_data") or getattr(adapter, "timesteps", 1000) != 1000
         if self.by == "level" and not self.thresholds and other_times:
             raise ValueError(
-                "thresholds must be given for times that are not in [0, 1000], as those of edm, ln(sigma) / 4, and of "
-                "ddpm with other timesteps than 1000"
+                "the default thresholds are times in [0, 1000], unlike those of edm, ln(sigma) / 4, and of ddpm with "
+                "other timesteps than 1000; give --model.thresholds"
             )
 
     def build(self, shape: tuple[int, int, int], classes: int) -> "NMNetwork":

@@ -64,3 +64,19 @@ def test_images_without_a_label_beside_labelled_ones_have_no_posterior_means(pic
     source.train.batches = without  # type: ignore[method-assign]
     assert with_references(config, adapter, source, CPU, 10**12, messages.append) == (adapter, 10**12)
     assert messages[1].endswith("set: 1 images have no label")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words", "advised"),
+    [("flow", ["--infobatch"], True), ("flow", [], False), ("ddpm", ["--infobatch"], False)],
+)
+def test_a_run_without_references_says_where_choosing_levels_is_for_nothing(
+    adapter: str, words: list[str], advised: bool, pictures: Path
+) -> None:
+    """Flow matching on plain targets; noise prediction gains by levels with any targets."""
+    words = ["--data", str(pictures), "--adapter", adapter, "--adapter.posterior-mean", "--data.crop", "0.5", *words]
+    recipe = ROOT / "configs" / "fashion_mnist_flow.yaml"
+    config = parse(words, adapter="flow", model="unet", recipe=recipe, output_dir="x", help="")
+    messages: list[str] = []
+    with_references(config, config.component("adapter"), open_data(config.data, 0), CPU, 10**12, messages.append)
+    assert ("give --pruning.policy full" in messages[0]) == advised
