@@ -135,7 +135,7 @@ def test_images_without_labels_and_other_networks_are_refused(tmp_path: Path) ->
         classification.main(data=Data(str(flat), held_out=4))
     rows = [f"{path.name},{'' if n == 3 else n % 2}" for n, path in enumerate(sorted(flat.iterdir()))]
     (flat / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
-    with pytest.raises(UserError, match=r"1 of \d (training|held-out) images have no label"):
+    with pytest.raises(UserError, match="1 of 11 training images have no label"):
         classification.main(data=Data(str(flat), held_out=4))
     for name in ("vit_tiny_patch16_224", "resnet", "densenet121"):
         with pytest.raises(UserError, match="no ResNet"):
