@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 MEASURES = {"samples_used": "samples", "flops": "training FLOPs"}  # not seconds: runs shared machines
-NOT_SETUP = ("epochs", "optim.lr", "optim.compensation", "infobatch")  # nor settings of pruning
+NOT_SETUP = ("epochs", "batch-size", "optim.lr", "optim.compensation", "infobatch")  # nor settings of pruning
 LEVELS = "validation_loss_by_level"
 NAMES = {  # of the settings of the examples, in this project's programs
     "lr": "optim.lr",
@@ -33,7 +33,7 @@ NAMES = {  # of the settings of the examples, in this project's programs
 }
 DRAWS = 4000  # of the bootstrap
 SAME_LENGTH = 1.03  # ratio of the numbers of samples
-Setup = frozenset[tuple[str, str]]  # a run's optimizer, and its flags other than of pruning, length and learning rate
+Setup = frozenset[tuple[str, str]]  # a run's optimizer, and its flags but for pruning and `NOT_SETUP`
 ADAMW: Setup = frozenset({("optim", "adamw")})  # and the recipe's network and objective
 
 
@@ -45,13 +45,14 @@ class Arm(NamedTuple):
     setup: Setup
     pruned: bool
     lr: float
+    batch_size: str
     cost: dict[str, float]  # by measure; mean over seeds
     quality: dict[str, dict[int, float]]  # by metric and seed
     levels: dict[int, list[float]]  # diffusion: validation loss in equal ranges of the noise level, by seed
 
 
 class Curve(NamedTuple):
-    """Quality against FLOPs, at each length with the learning rate that is best in each draw."""
+    """Quality against FLOPs, at each length with the learning rate and batch size that are best in each draw."""
 
     cost: np.ndarray  # [P], ascending
     quality: np.ndarray  # [1 + DRAWS, P]
@@ -170,6 +171,7 @@ def arms_of(records: Sequence[dict[str, Any]]) -> list[Arm]:
                 frozenset({*own, ("optim", settings.get("optim", "adamw"))}),
                 any(prunes(key, value) for key, value in flags.items()),
                 float(settings.get("optim.lr", "nan")),
+                settings.get("batch-size", ""),
                 {m: float(np.mean(cost)) for m, cost in costs.items()},
                 quality,
                 levels,
@@ -254,11 +256,10 @@ def resampled(arms: Sequence[Arm], metric: str) -> dict[str, np.ndarray]:
 
 def curve_of(arms: Sequence[Arm], draws: dict[str, np.ndarray], metric: str) -> Curve | None:
     """The curve through arms; None if none of them has the metric."""
-    best = np.min if better_is_lower(metric) else np.max
-    points = [
-        (np.mean([arm.cost["flops"] for arm in group]), best([draws[arm.name] for arm in group], axis=0))
-        for group in by_length(arms, metric)
-    ]
+    points = []
+    for group in by_length(arms, metric):
+        quality, flops = best_in_each_draw(group, draws, metric)
+        points.append((flops[0], quality))  # an optimizer's own FLOPs depend on the batch size
     points.sort(key=lambda point: point[0])
     return Curve(np.array([p[0] for p in points]), np.stack([p[1] for p in points], axis=1)) if points else None
 

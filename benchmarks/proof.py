@@ -117,21 +117,33 @@ def described(found: Results) -> str:
     return f"Recipe {settings.get('config', 'not stated')}, objective {objective}"
 
 
+def rates(arms: Sequence[Arm]) -> str:
+    """The learning rates of arms: 0.008, 0.012; in batches of 16: 0.0056; of one batch size 0.008, 0.012."""
+    of_size: dict[str, list[str]] = {}
+    for arm in sorted(arms, key=lambda arm: -float(arm.batch_size or 0)):
+        of_size.setdefault(arm.batch_size, []).append(f"{arm.lr:.2g}")
+    several = len(of_size) > 1
+    return "; ".join(f"in batches of {size}: " * several + ", ".join(found) for size, found in of_size.items())
+
+
 def scan_table(found: Results) -> str:
-    """Ordinary training: each length with its learning rates, and the best by each metric."""
+    """Ordinary training: each length with its learning rates and batch sizes, and the best by each metric."""
     rows = []
     setups = {arm.setup for arm in found.arms if not arm.pruned}
     for setup in sorted(setups, key=lambda setup: (setup != found.base, sorted(setup))):
         flags = sorted(f"{key} {value}" for key, value in setup if key != "optim")
         for group in reversed(by_length(ordinary(found.arms, setup), found.metrics[0])):
             row = [", ".join([dict(setup)["optim"], *flags]), found.share(group[0], "flops")]
-            row.append(", ".join(f"{arm.lr:.2g}" for arm in group))
+            row.append(rates(group))
+            sizes = {arm.batch_size for arm in group}
             for metric in found.metrics:
                 measured = [arm for arm in group if metric in arm.quality]
                 best = found.best(measured, metric) if measured else None
-                edge = "†" if best in (measured[:1] + measured[-1:]) else ""
-                of = f" of {', '.join(f'{arm.lr:.2g}' for arm in measured)}" if len(measured) < len(group) else ""
-                row.append(f"{spread(best, metric)} at {best.lr:.2g}{edge}{of}" if best else "")
+                alike = [arm for arm in measured if best and arm.batch_size == best.batch_size]
+                edge = "†" if best in (alike[:1] + alike[-1:]) else ""
+                of = f" of {rates(measured)}" if len(measured) < len(group) else ""
+                size = f" in batches of {best.batch_size}" if best and len(sizes) > 1 else ""
+                row.append(f"{spread(best, metric)} at {best.lr:.2g}{edge}{size}{of}" if best else "")
             rows.append(row)
     return markdown(["training", "FLOPs", "learning rates", *map(plain, found.metrics)], rows) + f"\n{EDGE}\n"
 

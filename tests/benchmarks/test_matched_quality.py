@@ -82,6 +82,20 @@ def test_of_several_learning_rates_the_best_one_counts_at_its_own_cost(true: flo
     assert ratio_of(records, "arm", "arm lr*2") == ratio_of(records, "arm")
 
 
+@given(st.floats(0.3, 1.5), st.floats(0.4, 0.9), st.floats(1.0, 1.1))
+@settings(max_examples=30, deadline=None)
+def test_the_baseline_has_the_better_batch_size(true: float, better: float, more: float) -> None:
+    """Batches of 16 have `better` times the loss; an optimizer's own FLOPs make the run `more` times as expensive."""
+    records = bench(np.random.default_rng(0), 1.0, 0.0, 0.0, seeds=1)
+    small = ordinary(lambda _, loss: better * loss, 1, "--batch-size", "16", name="small")
+    arm = record("both", 0, 0.65 * true, better / 0.65, *PRUNED, "--batch-size", "32")
+    for run in (arm, *small):
+        run["cost"]["flops"] *= more
+    assert ratio_of([*records, *small, arm], "both").value == pytest.approx(true, abs=1e-6)
+    rows = section(proof.tables(proof.Results([*records, *small, arm]), {}), "Ordinary training")[2:]
+    assert len(rows) == len(COSTS) and all("at 0.002 in batches of 16" in row[3] for row in rows)
+
+
 @given(st.floats(0.3, 3.0), st.sampled_from(COSTS))
 @settings(max_examples=30, deadline=None)
 def test_without_noise_the_gain_is_the_distance_to_the_curve(loss: float, cost: float) -> None:
