@@ -212,6 +212,21 @@ def full_table(found: Results) -> str:
     return markdown(["family", *map(plain, found.metrics)], rows)
 
 
+def of_one_batch_size(found: Results) -> tuple[str, Results] | None:
+    """The batch size of the arm called full, and the results of the arms that have it; None if none has another."""
+    size = next((arm.batch_size for arm in found.baseline if arm.name == "full"), None)
+    names = {arm.name for arm in found.arms if arm.batch_size == size}
+    if size is None or len(names) == len(found.arms):
+        return None
+    return size, Results([record for record in found.records if record["arm"] in names])
+
+
+def short_ratio_table(found: Results) -> str:
+    """Ratio to shortened training with the recipe's optimizer, network and objective, and nothing else."""
+    rows = [[arm.name, *(found.ratio([arm], found.base, m) for m in found.metrics)] for arm in found.others]
+    return markdown(["arm", *map(plain, found.metrics)], rows)
+
+
 def prediction_table(found: Results, variance: dict[str, list[list[float]]]) -> str:
     """The variance of each policy's gradient, which predicts the ratio, and the ratio."""
     rows, metric = [], found.metrics[0]
@@ -261,6 +276,12 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
         ),
         f"FLOPs for the quality of full training with {found.optimizer}, as a share of its FLOPs": full_table(found),
     }
+    if alone := of_one_batch_size(found):
+        size, same = alone
+        title = f"In batches of {size} alone: ratio to shortened training with {found.optimizer}"
+        sections[title] = short_ratio_table(same)
+        title = f"In batches of {size} alone: FLOPs for the quality of full training with {found.optimizer}"
+        sections[title] = full_table(same)
     if predicted:
         title = "Variance of the gradient relative to uniform sampling, which predicts the ratio, and the ratio"
         sections[title] = prediction_table(found, predicted)
