@@ -3,6 +3,8 @@
 python benchmarks/scale.py      # writes benchmarks/results/scale.md
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +17,14 @@ RESULTS = Path(__file__).parent / "results"
 HEAD = """# The saving at several sizes
 
 Made by `python benchmarks/scale.py` from the records of `results/NAME/commands.sh`;
-[benchmarks/README.md](../README.md) defines metrics and intervals. A row is one learning rate of the combination, the
-same for all metrics; pruned runs divide it by the root of the share of the samples that they use. *Seeds* are those of
-the row's arms, the fewest and the most. *Against AdamW*: the FLOPs at which the combination reaches the quality of full
-training with AdamW at its best learning rate by the metric in question, as a share of that training's. *Of pruning
-alone*: the same against full training with the combination's own optimizer, network and objective; empty where the
-combination leaves no sample or level out, or where that full training was not run. `flow_x33` trained on plain targets,
-as posterior means over 50,000 images cost too much: there it is Muon and levels alone.
+[benchmarks/README.md](../README.md) defines metrics and intervals. A row is one learning rate and batch size of the
+combination, the same for all metrics; pruned runs divide the learning rate by the root of the share of the samples that
+they use. *Seeds* are those of the row's arms, the fewest and the most. *Against AdamW*: the FLOPs at which the
+combination reaches the quality of full training with AdamW at its best learning rate and batch size by the metric in
+question, as a share of that training's; those tried are in `results/NAME/table.md`. *Of pruning alone*: the same
+against full training with the combination's own optimizer, network and objective; empty where the combination leaves no
+sample or level out, or where that full training was not run. `flow_x33` trained on plain targets, as posterior means
+over 50,000 images cost too much: there it is Muon and levels alone.
 """
 
 
@@ -98,19 +101,20 @@ def rows_of(objective: Objective) -> tuple[list[str], list[list[str]]]:
     results = {name: proof.read(RESULTS / name)[0] for name in measured}
     metrics = [metric for metric in proof.HEADLINES if any(metric in found.metrics for found in results.values())]
     both = [f"{proof.plain(metric)}: {what}" for metric in metrics for what in ("against AdamW", "of pruning alone")]
-    head, rows = ["training", "full training, FLOPs", "learning rate", "seeds", *both], []
+    head, rows = ["training", "full training, FLOPs", "batch", "learning rate", "seeds", *both], []
     for name in objective.folders:
-        found = results.get(name)
-        groups = proof.by_rate(found, objective.family) if found else {}
-        if len(groups) > 1:
-            groups.pop(objective.family)  # at several rates
-        for arms in filter(None, groups.values()):
-            row = [described(name), f"{found.full['flops']:.2g}", f"{arms[0].lr:g}", proof.seeds(arms)]
+        if not (found := results.get(name)):
+            rows.append([described(name), "not measured yet"] + [""] * (len(head) - 2))
+            continue
+        groups: defaultdict[tuple[int, float], list[Arm]] = defaultdict(list)
+        for arm in found.others:
+            if re.fullmatch(rf"{objective.family}(-b\d+)?", arm.family):
+                groups[int(arm.batch_size), arm.lr].append(arm)
+        for (size, rate), arms in sorted(groups.items()):
+            row = [described(name), f"{found.full['flops']:.2g}", str(size), f"{rate:g}", proof.seeds(arms)]
             for metric in metrics:
                 row += cells_of(found, arms, metric) if metric in found.metrics else ["", ""]
             rows.append(row)
-        if not groups:
-            rows.append([described(name), "not measured yet"] + [""] * (len(head) - 2))
     return head, rows
 
 
