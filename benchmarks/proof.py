@@ -221,6 +221,18 @@ def of_one_batch_size(found: Results) -> tuple[str, Results] | None:
     return size, Results([record for record in found.records if record["arm"] in names])
 
 
+def batch_size_table(found: Results, size: str) -> str:
+    """FLOPs at which ordinary training in other batches is as good as full training in batches of `size`."""
+    of_size: dict[str, list[Arm]] = {}
+    for arm in found.baseline:
+        of_size.setdefault(arm.batch_size, []).append(arm)
+    usual, rows = of_size.pop(size), []
+    for other, arms in sorted(of_size.items(), key=lambda item: -int(item[0])):
+        curves = [(found.curve(usual, metric), found.curve(arms, metric), metric) for metric in found.metrics]
+        rows.append([f"in batches of {other}", *(str(share_of_full(a, b, m)) if a and b else "" for a, b, m in curves)])
+    return markdown(["ordinary training", *map(plain, found.metrics)], rows)
+
+
 def short_ratio_table(found: Results) -> str:
     """Ratio to shortened training with the recipe's optimizer, network and objective, and nothing else."""
     rows = [[arm.name, *(found.ratio([arm], found.base, m) for m in found.metrics)] for arm in found.others]
@@ -278,6 +290,8 @@ def tables(found: Results, predicted: dict[str, list[list[float]]]) -> str:
     }
     if alone := of_one_batch_size(found):
         size, same = alone
+        title = f"FLOPs for the quality of full training in batches of {size} with {found.optimizer}"
+        sections[title] = batch_size_table(found, size)
         title = f"In batches of {size} alone: ratio to shortened training with {found.optimizer}"
         sections[title] = short_ratio_table(same)
         title = f"In batches of {size} alone: FLOPs for the quality of full training with {found.optimizer}"

@@ -107,7 +107,10 @@ def test_the_ratio_at_the_batch_size_of_full_training_is_there_too() -> None:
     rows = {row[0]: row[4] for row in section(text, "Ratio to shortened training with AdamW")}
     alone = dict(section(text, "In batches of 32 alone: ratio"))
     assert (rows["arm@1.0"], alone["arm@0.75"]) == ("1.05", "0.68")
-    rows, alone = (dict(section(text, title)) for title in ("FLOPs for the", "In batches of 32 alone: FLOPs"))
+    sizes = dict(section(text, "FLOPs for the quality of full training in batches of 32 with AdamW"))
+    assert sizes["in batches of 16"].endswith("0.65")
+    titles = ("FLOPs for the quality of full training with", "In batches of 32 alone: FLOPs")
+    rows, alone = (dict(section(text, title)) for title in titles)
     assert (rows["arm"], alone["arm"]) == ("≥0.70", "0.69")
 
 

@@ -22,3 +22,10 @@ python benchmarks/compare.py --config benchmarks/recipes/dit_cosine.yaml --outpu
   "shortened@0.75 lr*1.15=--epochs 15 --optim.lr 0.009237604307034013" \
   "shortened@0.75 lr*1.33=--epochs 15 --optim.lr 0.010666666666666666" \
   "shortened@0.75 lr*2.00=--epochs 15 --optim.lr 0.016"
+
+python benchmarks/compare.py --config benchmarks/recipes/dit_cosine.yaml --output-dir runs/compare/dit_cosine --seeds 0 1 --arms \
+  "b16@0.6 lr 8e-3=--epochs 12 --batch-size 16 --optim.lr 8e-3" \
+  "b16@0.75 lr 8e-3=--epochs 15 --batch-size 16 --optim.lr 8e-3" \
+  "b16@1 lr 8e-3=--epochs 20 --batch-size 16 --optim.lr 8e-3" \
+  "importance-b16@0.65 lr^0.5=--batch-size 16 --optim.lr 8e-3 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.65" \
+  "muon-importance-b16@0.45 lr 8e-3=--batch-size 16 --optim.name muon --optim.lr 8e-3 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45"

@@ -90,8 +90,40 @@ python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir r
 python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir runs/compare/mae --seeds 5 6 7 8 9 --arms \
   "shortened@0.65 lr*1.54=--epochs 13 --optim.lr 0.003076923076923077"
 
+python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir runs/compare/mae --seeds 0 1 2 --arms \
+  "b16@0.45 lr 1e-3=--epochs 9 --batch-size 16 --optim.lr 1e-3" \
+  "b16@0.45 lr 2e-3=--epochs 9 --batch-size 16 --optim.lr 2e-3" \
+  "b16@0.55 lr 2e-3=--epochs 11 --batch-size 16 --optim.lr 2e-3" \
+  "b16@0.65 lr 1e-3=--epochs 13 --batch-size 16 --optim.lr 1e-3" \
+  "b16@0.65 lr 2e-3=--epochs 13 --batch-size 16 --optim.lr 2e-3" \
+  "b16@0.75 lr 2e-3=--epochs 15 --batch-size 16 --optim.lr 2e-3" \
+  "b16@0.85 lr 2e-3=--epochs 17 --batch-size 16 --optim.lr 2e-3" \
+  "b16@1 lr 1e-3=--epochs 20 --batch-size 16 --optim.lr 1e-3" \
+  "b16@1 lr 2e-3=--epochs 20 --batch-size 16 --optim.lr 2e-3" \
+  "half-b16@0.65 lr 2e-3=--epochs 13 --batch-size 16 --optim.lr 2e-3 --model.decoder cross --adapter.predict 0.5" \
+  "half-b16@0.8 lr 1e-3=--epochs 16 --batch-size 16 --optim.lr 1e-3 --model.decoder cross --adapter.predict 0.5" \
+  "half-b16@0.8 lr 2e-3=--epochs 16 --batch-size 16 --optim.lr 2e-3 --model.decoder cross --adapter.predict 0.5" \
+  "half-b16@1 lr 1e-3=--epochs 20 --batch-size 16 --optim.lr 1e-3 --model.decoder cross --adapter.predict 0.5" \
+  "half-b16@1 lr 2e-3=--epochs 20 --batch-size 16 --optim.lr 2e-3 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b16@0.4 lr 8e-3=--epochs 8 --batch-size 16 --optim.name muon --optim.lr 8e-3 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b16@0.5 lr 8e-3=--epochs 10 --batch-size 16 --optim.name muon --optim.lr 8e-3 --model.decoder cross --adapter.predict 0.5"
+
 python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir runs/compare/mae --seeds 0 1 --arms \
+  "b8@0.65 lr 1.4e-3=--epochs 13 --batch-size 8 --optim.lr 1.4e-3" \
+  "b8@1 lr 1.4e-3=--epochs 20 --batch-size 8 --optim.lr 1.4e-3" \
+  "b8@1 lr 7e-4=--epochs 20 --batch-size 8 --optim.lr 7e-4" \
+  "muon-half-b16@0.3 lr 4e-3=--epochs 6 --batch-size 16 --optim.name muon --optim.lr 4e-3 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b16@0.3 lr 8e-3=--epochs 6 --batch-size 16 --optim.name muon --optim.lr 8e-3 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b16@0.4 lr 4e-3=--epochs 8 --batch-size 16 --optim.name muon --optim.lr 4e-3 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b64@0.4 lr 1.6e-2=--epochs 8 --batch-size 64 --optim.name muon --optim.lr 1.6e-2 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b64@0.4 lr 8e-3=--epochs 8 --batch-size 64 --optim.name muon --optim.lr 8e-3 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b64@0.5 lr 8e-3=--epochs 10 --batch-size 64 --optim.name muon --optim.lr 8e-3 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b64@0.65 lr 8e-3=--epochs 13 --batch-size 64 --optim.name muon --optim.lr 8e-3 --model.decoder cross --adapter.predict 0.5" \
   "muon@0.35 lr 3e-3=--epochs 7 --optim.name muon --optim.lr 3e-3" \
   "muon@0.55 lr 3e-3=--epochs 11 --optim.name muon --optim.lr 3e-3" \
   "muon@0.75 lr 3e-3=--epochs 15 --optim.name muon --optim.lr 3e-3" \
   "muon@1 lr 3e-3=--epochs 20 --optim.name muon --optim.lr 3e-3"
+
+python benchmarks/compare.py --config benchmarks/recipes/mae.yaml --output-dir runs/compare/mae --seeds 0 --arms \
+  "muon-half-b64@0.5 lr 1.6e-2=--epochs 10 --batch-size 64 --optim.name muon --optim.lr 1.6e-2 --model.decoder cross --adapter.predict 0.5" \
+  "muon-half-b64@0.65 lr 1.6e-2=--epochs 13 --batch-size 64 --optim.name muon --optim.lr 1.6e-2 --model.decoder cross --adapter.predict 0.5"

@@ -6,4 +6,5 @@ python benchmarks/compare.py --config benchmarks/recipes/mae_x124.yaml --output-
   "shortened@0.5 lr*1.00=--epochs 4 --optim.lr 1.5e-3"
 
 python benchmarks/compare.py --config benchmarks/recipes/mae_x124.yaml --output-dir runs/compare/mae_x124 --data path/to/cifar10 --seeds 0 --arms \
+  "b64@0.5 lr 1.1e-3=--epochs 4 --batch-size 64 --optim.lr 1.1e-3" \
   full
