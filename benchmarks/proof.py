@@ -213,8 +213,8 @@ def full_table(found: Results) -> str:
 
 
 def of_one_batch_size(found: Results) -> tuple[str, Results] | None:
-    """The batch size of the arm called full, and the results of the arms that have it; None if none has another."""
-    size = next((arm.batch_size for arm in found.baseline if arm.name == "full"), None)
+    """The batch size of full training, and the results of the arms that have it; None if none has another."""
+    size = next((arm.batch_size for arm in found.baseline if arm.family == "full"), None)
     names = {arm.name for arm in found.arms if arm.batch_size == size}
     if size is None or len(names) == len(found.arms):
         return None

@@ -6,4 +6,5 @@ python benchmarks/compare.py --config benchmarks/recipes/dit_x64.yaml --output-d
   "shortened@0.5 lr*4.00=--epochs 2 --optim.lr 8e-3"
 
 python benchmarks/compare.py --config benchmarks/recipes/dit_x64.yaml --output-dir runs/compare/dit_x64 --data path/to/cifar10 --seeds 0 --arms \
+  "b64@0.5 lr 5.6e-3=--epochs 2 --batch-size 64 --optim.lr 5.6e-3" \
   "full lr*4=--optim.lr 8e-3"

@@ -47,6 +47,11 @@ python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir 
   "full lr*1.25=--optim.lr 0.00625"
 
 python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --seeds 0 1 --arms \
+  "b16@0.55 lr 3.5e-3=--epochs 11 --batch-size 16 --optim.lr 3.5e-3" \
+  "b16@1 lr 3.5e-3=--epochs 20 --batch-size 16 --optim.lr 3.5e-3" \
+  "muon-posterior-importance-b16@0.35 lr 1.1e-2=--batch-size 16 --optim.name muon --optim.lr 1.1e-2 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.35" \
+  "muon-posterior-importance-b16@0.35 lr 5.6e-3=--batch-size 16 --optim.name muon --optim.lr 5.6e-3 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.35" \
+  "muon-posterior-importance-b16@0.45 lr 5.6e-3=--batch-size 16 --optim.name muon --optim.lr 5.6e-3 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-posterior-importance@0.35 lr 3.2e-2=--optim.name muon --optim.lr 3.2e-2 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.35" \
   "muon-posterior-importance@0.35 lr 4e-3=--optim.name muon --optim.lr 4e-3 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.35" \
   "muon-posterior-importance@0.45 lr 3.2e-2=--optim.name muon --optim.lr 3.2e-2 --adapter.posterior-mean --pruning.policy importance --pruning.over levels --optim.compensation 0.5 --pruning.budget 0.45" \
@@ -60,6 +65,8 @@ python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir 
   "shortened@0.75 lr*1.33=--epochs 15 --optim.lr 0.00666666667"
 
 python benchmarks/compare.py --config benchmarks/recipes/flow.yaml --output-dir runs/compare/flow --seeds 0 --arms \
+  "b16@0.75 lr 3.5e-3=--epochs 15 --batch-size 16 --optim.lr 3.5e-3" \
+  "b16@1 lr 7e-3=--epochs 20 --batch-size 16 --optim.lr 7e-3" \
   "muon-posterior-importance@0.55 lr 1.6e-2=--optim.name muon --adapter.posterior-mean --optim.lr 1.6e-2 --pruning.policy importance --pruning.over levels --pruning.budget 0.55 --optim.compensation 0.5" \
   "muon-posterior@0.55 lr 1.6e-2=--epochs 11 --optim.name muon --adapter.posterior-mean --optim.lr 1.6e-2" \
   "muon-posterior@0.55 lr 8e-3=--epochs 11 --optim.name muon --adapter.posterior-mean --optim.lr 8e-3" \
