@@ -335,10 +335,11 @@ def figure(found: Results, path: Path) -> None:
     curves = {f"full and shortened, {found.optimizer}": found.baseline}
     for arm in found.others:
         curves.setdefault(arm.family, []).append(arm)
-    colours = ["black", *pyplot.get_cmap("tab10").colors * 3]  # type: ignore[attr-defined]
+    colours = pyplot.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    looks = [("black", "o"), *((colour, marker) for marker in "s^Dv" for colour in colours)]
     chart, axes = pyplot.subplots(1, len(found.metrics), figsize=(5 * len(found.metrics), 4.2), squeeze=False)
     for axis, metric in zip(axes[0], found.metrics, strict=True):
-        for (name, arms), colour in zip(curves.items(), colours, strict=False):
+        for (name, arms), (colour, marker) in zip(curves.items(), looks, strict=False):
             points = [found.best(group, metric) for group in by_length(arms, metric)]
             values = [list(point.quality[metric].values()) for point in points]
             axis.errorbar(
@@ -347,7 +348,7 @@ def figure(found: Results, path: Path) -> None:
                 [np.std(each, ddof=1) if len(each) > 1 else 0 for each in values],
                 color=colour,
                 label=name,
-                marker="o" if arms is found.baseline else "s",
+                marker=marker,
                 linewidth=2 if arms is found.baseline else 1,
                 capsize=2,
             )

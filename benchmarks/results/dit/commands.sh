@@ -75,7 +75,11 @@ python benchmarks/compare.py --config benchmarks/recipes/dit.yaml --output-dir r
   "b16@0.55 lr 8e-3=--epochs 11 --batch-size 16 --optim.lr 8e-3" \
   "b16@1 lr 4e-3=--epochs 20 --batch-size 16 --optim.lr 4e-3" \
   "b16@1 lr 8e-3=--epochs 20 --batch-size 16 --optim.lr 8e-3" \
+  "b8@0.65 lr 4e-3=--epochs 13 --batch-size 8 --optim.lr 4e-3" \
+  "b8@0.85 lr 4e-3=--epochs 17 --batch-size 8 --optim.lr 4e-3" \
+  "b8@1 lr 2.8e-3=--epochs 20 --batch-size 8 --optim.lr 2.8e-3" \
   "b8@1 lr 4e-3=--epochs 20 --batch-size 8 --optim.lr 4e-3" \
+  "importance-b8@0.65 lr^0.5=--batch-size 8 --optim.lr 4e-3 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.65" \
   "muon-importance-b16@0.45 lr 1.2e-2=--batch-size 16 --optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-importance-b16@0.45 lr 5.6e-3=--batch-size 16 --optim.name muon --optim.lr 5.6e-3 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-importance@0.45 lr 2.4e-2=--optim.name muon --optim.lr 2.4e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
@@ -93,8 +97,6 @@ python benchmarks/compare.py --config benchmarks/recipes/dit.yaml --output-dir r
   "muon@1 lr 6e-3=--epochs 20 --optim.name muon --optim.lr 6e-3"
 
 python benchmarks/compare.py --config benchmarks/recipes/dit.yaml --output-dir runs/compare/dit --seeds 0 --arms \
-  "b8@0.65 lr 4e-3=--epochs 13 --batch-size 8 --optim.lr 4e-3" \
-  "b8@1 lr 2.8e-3=--epochs 20 --batch-size 8 --optim.lr 2.8e-3" \
   "muon-importance-b64@0.45 lr 1.2e-2=--batch-size 64 --optim.name muon --optim.lr 1.2e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-importance-b64@0.45 lr 1.7e-2=--batch-size 64 --optim.name muon --optim.lr 1.7e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
   "muon-importance-b64@0.45 lr 2.4e-2=--batch-size 64 --optim.name muon --optim.lr 2.4e-2 --pruning.policy importance --optim.compensation 0.5 --pruning.budget 0.45" \
