@@ -75,7 +75,9 @@ python benchmarks/compare.py --config benchmarks/recipes/dit.yaml --output-dir r
   "b16@0.55 lr 8e-3=--epochs 11 --batch-size 16 --optim.lr 8e-3" \
   "b16@1 lr 4e-3=--epochs 20 --batch-size 16 --optim.lr 4e-3" \
   "b16@1 lr 8e-3=--epochs 20 --batch-size 16 --optim.lr 8e-3" \
+  "b8@0.55 lr 4e-3=--epochs 11 --batch-size 8 --optim.lr 4e-3" \
   "b8@0.65 lr 4e-3=--epochs 13 --batch-size 8 --optim.lr 4e-3" \
+  "b8@0.75 lr 4e-3=--epochs 15 --batch-size 8 --optim.lr 4e-3" \
   "b8@0.85 lr 4e-3=--epochs 17 --batch-size 8 --optim.lr 4e-3" \
   "b8@1 lr 2.8e-3=--epochs 20 --batch-size 8 --optim.lr 2.8e-3" \
   "b8@1 lr 4e-3=--epochs 20 --batch-size 8 --optim.lr 4e-3" \
