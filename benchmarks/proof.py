@@ -227,7 +227,7 @@ def batch_size_table(found: Results, size: str) -> str:
     for arm in found.baseline:
         of_size.setdefault(arm.batch_size, []).append(arm)
     usual, rows = of_size.pop(size), []
-    for other, arms in sorted(of_size.items(), key=lambda item: -int(item[0])):
+    for other, arms in sorted(of_size.items(), key=lambda item: -float(item[0] or 0)):
         curves = [(found.curve(usual, metric), found.curve(arms, metric), metric) for metric in found.metrics]
         rows.append([f"in batches of {other}", *(str(share_of_full(a, b, m)) if a and b else "" for a, b, m in curves)])
     return markdown(["ordinary training", *map(plain, found.metrics)], rows)

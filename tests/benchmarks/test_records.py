@@ -148,7 +148,7 @@ def test_the_tables_of_both_readmes_have_the_numbers_of_what_is_named(head: str,
             rows = text.partition(section)[2] or text.partition("## Ratio to")[2]  # one batch size has no such section
             expected += [VALUE.findall(rows.partition(f"| {name} |")[2].partition("\n")[0]) for name in names[:-1]]
             names = []
-    assert len(expected) > 8 and [row for line in lines if (row := VALUE.findall(line))] == expected
+    assert len(expected) > 10 and [row for line in lines if (row := VALUE.findall(line))] == expected
 
 
 def test_every_recipe_that_predicts_noise_names_its_noise_schedule() -> None:
